@@ -1,0 +1,58 @@
+"""Settings of the current context: `VICINAL_*` environment variables, and `with vicinal.using(...)` over them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Args:
+    backend: name of the backend that every call must use, or None for the first that does not refuse.
+    tf32: whether float32 products on NVIDIA tensor cores may round their inputs to TF32.
+    """
+
+    backend: str | None = None
+    tf32: bool = False
+
+
+_current: ContextVar[Settings | None] = ContextVar("vicinal_settings", default=None)
+
+
+def current() -> Settings:
+    """Settings in force here: the innermost `using`, or else the environment."""
+    return _current.get() or _environment()
+
+
+@contextmanager
+def using(*, backend: str | None = None, tf32: bool | None = None) -> Iterator[Settings]:
+    """Change settings inside a `with` block, in this thread or task alone; what is None stays as it is.
+
+    Args:
+        backend: run every call on this backend, or raise if it refuses (environment: `VICINAL_BACKEND`).
+        tf32: let float32 products on NVIDIA tensor cores round their inputs to TF32 (environment: `VICINAL_TF32`).
+
+    Raises:
+        TypeError: `backend` is not a string, or `tf32` not a bool. A name that no table holds is a ValueError of the
+            first call inside the block.
+    """
+    if backend is not None and not isinstance(backend, str):
+        raise TypeError(f"backend is {backend!r}; pass the name of a backend, or None")
+    if tf32 is not None and not isinstance(tf32, bool):
+        raise TypeError(f"tf32 is {tf32!r}; pass True, False or None")
+    changes = {name: value for name, value in (("backend", backend), ("tf32", tf32)) if value is not None}
+    settings = replace(current(), **changes)
+    token = _current.set(settings)
+    try:
+        yield settings
+    finally:
+        _current.reset(token)
+
+
+def _environment() -> Settings:
+    flag = os.environ.get("VICINAL_TF32", "0")
+    if flag not in ("0", "1"):
+        raise ValueError(f"VICINAL_TF32 is {flag!r}; set it to 0 or 1")
+    return Settings(backend=os.environ.get("VICINAL_BACKEND") or None, tf32=flag == "1")

@@ -1,0 +1,104 @@
+"""Tiles of a problem: exact counts of what they visit, and the plan that costs least.
+
+A tile is a box of rows; it visits boxes of columns, the first of which starts where the first window of the tile starts,
+not on a grid of the whole axis. Rows are outputs and columns keys, or, for the gradients of keys and values, the other
+way round. Axes are independent, so the counts of a problem are products of per-axis sums.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+from . import spans
+from .problem import Problem
+from .window import Axis
+
+
+class Counts(NamedTuple):
+    """What one axis, or a whole head, costs: tiles of rows, visited boxes of columns, and visited boxes without a mask."""
+
+    tiles: int
+    visited: int
+    full: int
+
+    @property
+    def partial(self) -> int:
+        """Visited boxes in which some row does not see some column."""
+        return self.visited - self.full
+
+
+class Plan(NamedTuple):
+    """Boxes of rows and columns, per axis, and what they cost."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    counts: Counts
+    cost: float
+
+
+Boxes = tuple[int, ...]
+
+
+@lru_cache(65536)
+def axis_counts(axis: Axis, rows: int, columns: int, inverse: bool = False) -> Counts:
+    """Counts of one axis for tiles of `rows` and boxes of `columns`, over all dilation groups."""
+    tiles = visited = full = 0
+    for span in (spans.inverse if inverse else spans.forward)(axis):
+        for first in range(0, len(span.rows), rows):
+            last = min(first + rows, len(span.rows)) - 1
+            start, stop = span.starts[first], span.stops[last]
+            boxes = -(-(stop - start) // columns)
+            tiles += 1
+            visited += boxes
+            # A box is full if the last row has started and the first has not stopped; a cut-off box is masked.
+            skipped = -(-(span.starts[last] - start) // columns)
+            full += max((span.stops[first] - start) // columns - skipped, 0)
+    return Counts(tiles, visited, full)
+
+
+def counts(problem: Problem, rows: Boxes, columns: Boxes, inverse: bool = False) -> Counts:
+    """Counts of one head of one batch entry."""
+    per_axis = [axis_counts(*numbers, inverse) for numbers in zip(problem.axes, rows, columns, strict=True)]
+    return Counts(*(prod(numbers) for numbers in zip(*per_axis, strict=True)))
+
+
+def waste(problem: Problem, rows: Boxes, columns: Boxes, inverse: bool = False) -> float:
+    """Computed over useful pairs: 1.0 where every visited box is dense."""
+    visited = counts(problem, rows, columns, inverse).visited
+    useful = problem.pairs - problem.extra * prod(problem.outputs)
+    return visited * prod(rows) * prod(columns) / max(useful, 1)
+
+
+def boxes(volume: int, rank: int, lengths: Sequence[int] | None = None) -> list[Boxes]:
+    """Boxes of `volume` elements with power-of-two sides; an axis of `lengths` is not overrun by more than a factor of 2."""
+    sides = [1 << bit for bit in range(volume.bit_length())]
+    found = [box for box in product(sides, repeat=rank) if prod(box) == volume]
+    if lengths is None:
+        return found
+    fitting = [
+        box for box in found if all(side < 2 * length for side, length in zip(box, lengths, strict=True))
+    ]
+    return fitting or found
+
+
+def boundary_cost(
+    problem: Problem, rows: Boxes, columns: Boxes, counted: Counts, masked: float = 0.35
+) -> float:
+    """Cost of a tile kernel whose time is its visited boxes, `masked` dearer where a mask is applied."""
+    return (counted.visited + masked * counted.partial) * prod(rows) * prod(columns)
+
+
+def best(
+    problem: Problem,
+    candidates: Iterable[tuple[Boxes, Boxes]],
+    cost: Callable[[Problem, Boxes, Boxes, Counts], float] = boundary_cost,
+    inverse: bool = False,
+) -> Plan:
+    """The cheapest of `candidates`, pairs of row and column boxes; the first of equals."""
+    plans = []
+    for rows, columns in candidates:
+        counted = counts(problem, rows, columns, inverse)
+        plans.append(Plan(rows, columns, counted, cost(problem, rows, columns, counted)))
+    return min(plans, key=lambda plan: plan.cost)
