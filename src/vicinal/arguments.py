@@ -6,13 +6,21 @@ from numbers import Real
 
 from .window import Axis
 
+_AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
 Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...], tuple[int, ...]]
 
 
 def window(
-    lengths: Sequence[int], kernel_size, stride=1, dilation=1, is_causal=False, output_stride=1
+    lengths: Sequence[int] | None,
+    kernel_size,
+    stride=1,
+    dilation=1,
+    is_causal=False,
+    output_stride=1,
+    rank: int | None = None,
 ) -> Window:
-    """Check a window against the spatial `lengths` of the input.
+    """Check a window, against the spatial `lengths` of the input where they are known already (else give the `rank`).
 
     Returns:
         `(kernel_size, stride, dilation, is_causal, output_stride)`, each a tuple with one entry per axis.
@@ -21,7 +29,7 @@ def window(
         TypeError: an entry is not an integer (or not a bool, for `is_causal`).
         ValueError: an entry, or two together, break a rule; the message names the axis, the values and the way out.
     """
-    rank = len(lengths)
+    rank = len(lengths or ()) if rank is None else rank
     sizes = _integers("kernel_size", kernel_size, rank)
     strides = _integers("stride", stride, rank)
     dilations = _integers("dilation", dilation, rank)
@@ -70,7 +78,11 @@ def attention(query, key, value, extra_key=None, extra_value=None) -> None:
     Raises:
         ValueError: batch, heads, head dimension or the number of additional tokens do not fit together.
     """
-    if key[:-1] != value[:-1]:
+    if len(query) != len(key):
+        raise ValueError(
+            f"key {_shape(key)} has {len(key)} axes, query {_shape(query)} has {len(query)}; pass the same"
+        )
+    if tuple(key[:-1]) != tuple(value[:-1]):
         raise ValueError(
             f"key {_shape(key)} and value {_shape(value)} differ before the last axis; they hold the same tokens and heads"
         )
@@ -82,44 +94,66 @@ def attention(query, key, value, extra_key=None, extra_value=None) -> None:
         raise ValueError(
             f"{lone} came alone; pass additional_keys and additional_values together, or neither"
         )
-    if extra_key is None:
+    if extra_key is None or extra_value is None:
         return
-    if len(extra_key) != 4 or len(extra_value) != 4:
+    extra("additional_keys", extra_key, "key", key)
+    extra("additional_values", extra_value, "value", value)
+    if extra_key[1] != extra_value[1]:
         raise ValueError(
-            f"additional_keys {_shape(extra_key)} and additional_values {_shape(extra_value)} must be "
-            "[batch, tokens, kv_heads, dim]"
+            f"additional_keys {_shape(extra_key)} and additional_values {_shape(extra_value)} differ in tokens, "
+            f"{extra_key[1]} and {extra_value[1]}; each additional key has one value"
         )
-    if extra_key[:-1] != extra_value[:-1]:
-        raise ValueError(
-            f"additional_keys {_shape(extra_key)} and additional_values {_shape(extra_value)} differ before the last "
-            "axis; they hold the same tokens and heads"
-        )
-    _batch("additional_keys", query, extra_key)
-    for name, extra, like, against in (
-        ("additional_keys", extra_key, "key", key),
-        ("additional_values", extra_value, "value", value),
-    ):
-        if extra[-2:] != against[-2:]:
-            raise ValueError(
-                f"{name} {_shape(extra)} must have the heads and head dim of {like}, {against[-2]} and {against[-1]}"
-            )
 
 
-def spatial(rank: int | None, name: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """Spatial lengths of `[batch, *spatial, heads, dim]`, for a rank that is pinned or, if None, read off the shape."""
-    found = len(shape) - 3
-    if rank is None and not 1 <= found <= 3:
+def extra(name: str, shape: Sequence[int], like_name: str, like: Sequence[int]) -> None:
+    """Additional tokens have the batch, heads and head dim of what they are added to."""
+    if len(shape) != 4 or shape[0] != like[0] or tuple(shape[-2:]) != tuple(like[-2:]):
+        raise ValueError(
+            f"{name} {_shape(shape)} must be [batch, tokens, kv_heads, dim] with the batch, heads and head dim of "
+            f"{like_name}: {_shape((like[0], 'tokens', *like[-2:]))}"
+        )
+
+
+def spatial(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """Spatial lengths of `[batch, *spatial, heads, dim]`."""
+    if not 4 <= len(shape) <= 6:
         raise ValueError(
             f"{name} {_shape(shape)} has {len(shape)} axes; pass [batch, *spatial, heads, dim] with 1 to 3 spatial axes"
         )
-    if rank is not None and found != rank:
-        spaces = ", ".join(("depth", "height", "width")[-rank:]) if rank > 1 else "length"
-        hint = f"; for this shape call the {found}-D function" if 1 <= found <= 3 else ""
-        raise ValueError(
-            f"{name} {_shape(shape)} has {len(shape)} axes; a {rank}-D operation takes {rank + 3}, "
-            f"[batch, {spaces}, heads, dim]{hint}"
-        )
+    if shape[-1] == 0:
+        raise ValueError(f"{name} {_shape(shape)} has head dim 0; pass at least one element per head")
     return tuple(shape[1:-2])
+
+
+def same_spatial(lengths: Sequence[int], key: Sequence[int]) -> None:
+    """Queries and keys of a neighborhood attention are the same tokens."""
+    if tuple(key[1:-2]) != tuple(lengths):
+        raise ValueError(
+            f"key and value have spatial shape {_shape(key[1:-2])}, query has {_shape(lengths)}; neighborhood attention "
+            "needs the same tokens in all three"
+        )
+
+
+def pinned(rank: int, name: str, shape: Sequence[int]) -> None:
+    """A function with a rank in its name takes that many spatial axes."""
+    if len(shape) == rank + 3:
+        return
+    other = len(shape) - 3
+    hint = f"; for this shape call the {other}-D function" if 1 <= other <= 3 else ""
+    raise ValueError(
+        f"{name} {_shape(shape)} has {len(shape)} axes; a {rank}-D operation takes {rank + 3}, "
+        f"[batch, {', '.join(_AXES[rank])}, heads, dim]{hint}"
+    )
+
+
+def dense(query: Sequence[int], key: Sequence[int]) -> None:
+    """Dense attention takes one axis of tokens and needs a key."""
+    if len(query) != 4:
+        raise ValueError(
+            f"query {_shape(query)} has {len(query)} axes; dense attention takes [batch, tokens, heads, dim]"
+        )
+    if key[1] == 0:
+        raise ValueError(f"key {_shape(key)} holds no tokens; pass at least one")
 
 
 def heads(query_heads: int, kv_heads: int) -> None:
@@ -156,6 +190,49 @@ def weights(
             f"{_shape((*expected, 'heads', slots))}, for {count} keys a window{tokens}"
         )
     heads(shape[-2], like[-2])
+
+
+def layer(embed_dim: int, num_heads: int, num_kv_heads: int) -> None:
+    """Channels divide into heads, and heads into groups."""
+    for name, value in (("embed_dim", embed_dim), ("num_heads", num_heads), ("num_kv_heads", num_kv_heads)):
+        _integers(name, value, 1)
+    if embed_dim % num_heads:
+        raise ValueError(
+            f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}; change one of them"
+        )
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}; change one of them"
+        )
+
+
+def channels_last(rank: int, shape: Sequence[int], embed_dim: int) -> None:
+    """A layer takes `[batch, *spatial, embed_dim]`."""
+    if len(shape) != rank + 2 or shape[-1] != embed_dim:
+        raise ValueError(
+            f"input {_shape(shape)} must be [batch, {', '.join(_AXES[rank])}, {embed_dim}], channels last; permute it or "
+            "use the layer of its rank"
+        )
+
+
+def parts(outputs: Sequence[Sequence[int]], lses: Sequence[Sequence[int]]) -> None:
+    """Parts of an attention are of one shape, and each has its log-sum-exp."""
+    if not outputs or len(outputs) != len(lses):
+        raise ValueError(
+            f"{len(outputs)} outputs and {len(lses)} log-sum-exps; pass one of each for every part"
+        )
+    for place, (output, lse) in enumerate(zip(outputs, lses, strict=True)):
+        if output != outputs[0] or lse != output[:-1]:
+            raise ValueError(
+                f"part {place} has output {_shape(output)} and log-sum-exp {_shape(lse)}; each part is "
+                f"{_shape(outputs[0])} and {_shape(outputs[0][:-1])}, as the first"
+            )
+
+
+def one_of(what: str, value: object, allowed: Sequence[object]) -> None:
+    """`value` must be among `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{what} is {value}; pass {' or '.join(dict.fromkeys(map(str, allowed)))}")
 
 
 def same(kind: str, values: dict[str, object]) -> None:

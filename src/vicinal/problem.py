@@ -18,6 +18,7 @@ class Problem:
         bias: whether a relative position bias is added to the scores.
         extra: additional key/value tokens that every query sees.
         gradients: whether a backward pass will follow.
+        tf32: whether float32 products may round their inputs to TF32.
     """
 
     axes: tuple[Axis, ...]
@@ -32,6 +33,7 @@ class Problem:
     bias: bool = False
     extra: int = 0
     gradients: bool = False
+    tf32: bool = False
 
     @property
     def rank(self) -> int:
@@ -83,7 +85,7 @@ class Problem:
             parts.append("bias")
         if self.extra:
             parts.append(f"{self.extra} additional tokens")
-        parts += [self.dtype, self.device]
+        parts += [self.dtype + " as tf32" * self.tf32, self.device]
         if self.gradients:
             parts.append("with gradients")
         return ", ".join(parts)

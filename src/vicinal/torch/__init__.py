@@ -1,0 +1,30 @@
+"""Neighborhood attention for PyTorch: `import vicinal.torch as na`."""
+
+from ..dispatch import UnsupportedProblem
+from ..settings import using
+from .functional import attention, av, neighborhood_attention, qk
+from .merge import merge_attentions
+from .modules import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
+from .ranked import na1d, na1d_av, na1d_qk, na2d, na2d_av, na2d_qk, na3d, na3d_av, na3d_qk
+
+__all__ = [
+    "NeighborhoodAttention1D",
+    "NeighborhoodAttention2D",
+    "NeighborhoodAttention3D",
+    "UnsupportedProblem",
+    "attention",
+    "av",
+    "merge_attentions",
+    "na1d",
+    "na1d_av",
+    "na1d_qk",
+    "na2d",
+    "na2d_av",
+    "na2d_qk",
+    "na3d",
+    "na3d_av",
+    "na3d_qk",
+    "neighborhood_attention",
+    "qk",
+    "using",
+]

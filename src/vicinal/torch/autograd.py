@@ -1,0 +1,386 @@
+"""Derivatives of the operators, at the Autograd dispatch key: reverse mode, forward mode, any order, `torch.func`.
+
+`torch.library.register_autograd` has no forward mode, so the formulas hang on `_SingleLevelFunction`, the piece of
+`torch.autograd.Function` that works inside one dispatch; functorch, compile and export come with the dispatcher.
+"""
+
+from typing import Any
+
+from torch._C import _after_autograd_keyset, _AutoDispatchBelowAutograd
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.autograd.function import _SingleLevelFunction
+
+import torch
+from torch import Tensor
+
+from .. import settings
+from . import composite
+from .composite import Pair, Parts, Walks
+from .ops import LIBRARY, SCHEMAS, accumulating
+
+ops = torch.ops.vicinal
+
+
+class Formula:
+    """Derivative of one operator. `inputs` are its arguments; tangents and gradients come in their order."""
+
+    tensors = 0
+
+    def save(self, ctx: Any, inputs: tuple, output: Any) -> None:
+        raise NotImplementedError
+
+    def backward(self, ctx: Any, *grads: Tensor | None) -> tuple:
+        raise NotImplementedError
+
+    def jvp(self, ctx: Any, *tangents: Tensor | None) -> Any:
+        raise NotImplementedError
+
+
+def differentiate(name: str, formula: Formula) -> None:
+    """Register `formula` for the operator `name`."""
+    operator = getattr(ops, name).default
+    others = len(operator._schema.arguments) - formula.tensors
+
+    def forward(keyset, *args):
+        # Outer levels of functorch record what runs below this one.
+        with _AutoDispatchBelowAutograd(), torch.enable_grad(), _set_fwd_grad_enabled(True):
+            return operator.redispatch(keyset & _after_autograd_keyset, *args)
+
+    def setup_context(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        formula.save(ctx, inputs[1:], output)
+
+    def backward(ctx, *grads):
+        return (None, *formula.backward(ctx, *grads), *(None,) * others)
+
+    def jvp(ctx, _, *tangents):
+        return formula.jvp(ctx, *tangents[: formula.tensors])
+
+    methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
+    members = {key: staticmethod(method) for key, method in methods.items()}
+    function = type(f"Vicinal{name.title().replace('_', '')}", (_SingleLevelFunction,), members)
+
+    def autograd(keyset, *args):
+        with enable_single_level_autograd_function():
+            return function.apply(keyset, *args)
+
+    LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
+
+
+def _keep(ctx: Any, *tensors: Tensor | None) -> None:
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
+def _run(backend: str | None, tf32: bool | None) -> tuple[str | None, bool]:
+    """The caller's settings, fixed: a backward pass may run in another thread."""
+    current = settings.current()
+    return current.backend if backend is None else backend, current.tf32 if tf32 is None else tf32
+
+
+def _zeros(tensor: Tensor | None, like: Tensor | None) -> Tensor | None:
+    return torch.zeros_like(like) if tensor is None and like is not None else tensor
+
+
+def _wide(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(accumulating(tensor.dtype))
+
+
+def _parts(operands: tuple) -> Parts:
+    query, key, value, bias, extra_key, extra_value = map(_wide, operands)
+    return Parts(query, Pair(key, extra_key), Pair(value, extra_value), bias)
+
+
+def _filled(found: tuple, like: tuple) -> Parts:
+    return _parts(tuple(_zeros(x, other) for x, other in zip(found, like, strict=True)))
+
+
+def _narrow(parts: Parts, like: tuple) -> tuple:
+    found = (
+        parts.query,
+        parts.key.window,
+        parts.value.window,
+        parts.bias,
+        parts.key.extra,
+        parts.value.extra,
+    )
+    return tuple(None if t is None else x.to(t.dtype) for x, t in zip(found, like, strict=True))
+
+
+def _walks(operands: tuple, window: tuple, run: tuple) -> Walks:
+    key = operands[1]
+    lengths, kv_heads = key.shape[1:-2], key.shape[-2]
+    slots = 1
+    for size in window[0]:
+        slots *= size
+    return Walks(
+        lambda x, y, fill: ops.dot(x, y, None, *window, 1.0, fill, *run),
+        lambda weights, y: ops.mix(weights, y, *window, *run),
+        lambda weights, x: ops.mix_back(weights, x, lengths, kv_heads, *window, *run),
+        lambda bias: ops.spread(bias, lengths, *window),
+        lambda weights: ops.tally(weights, lengths, *window),
+        slots,
+    )
+
+
+class Attend(Formula):
+    tensors = 6
+
+    def save(self, ctx, inputs, output):
+        _keep(ctx, *inputs[:6], *output)
+        *window, ctx.scale, _, backend, tf32 = inputs[6:]
+        ctx.window, ctx.run = tuple(window), _run(backend, tf32)
+
+    def backward(self, ctx, grad_out, grad_lse):
+        if grad_out is None and grad_lse is None:
+            return (None,) * 6
+        needs = ctx.needs_input_grad[1:7]
+        grads = ops.attend_back(
+            *ctx.saved_tensors, grad_out, grad_lse, *ctx.window, ctx.scale, needs, *ctx.run
+        )
+        return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+
+    def jvp(self, ctx, *tangents):
+        operands, (out, lse) = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        walks = _walks(operands, ctx.window, ctx.run)
+        tangents = _filled(tangents, operands)
+        move_out, move_lse = composite.attend_jvp(walks, _parts(operands), tangents, ctx.scale)
+        return move_out.to(out.dtype), move_lse.to(lse.dtype)
+
+
+class AttendBack(Formula):
+    """`out` and `lse` count as functions of the operands, so their own gradients are left out."""
+
+    tensors = 10
+
+    def save(self, ctx, inputs, output):
+        operands, (out, lse, grad_out, grad_lse) = inputs[:6], inputs[6:10]
+        _keep(ctx, *operands, _zeros(grad_out, out.detach()), _zeros(grad_lse, lse.detach()))
+        *window, ctx.scale, ctx.needs, backend, tf32 = inputs[10:]
+        ctx.window, ctx.run = tuple(window), _run(backend, tf32)
+        ctx.given = (grad_out is not None, grad_lse is not None)
+
+    def backward(self, ctx, *cotangents):
+        operands, grad_out, grad_lse = ctx.saved_tensors[:6], *ctx.saved_tensors[6:]
+        cotangents = tuple(x if need else None for x, need in zip(cotangents, ctx.needs, strict=True))
+        parts, to_out, to_lse = composite.attend_back_back(
+            _walks(operands, ctx.window, ctx.run),
+            _parts(operands),
+            _wide(grad_out),
+            _wide(grad_lse),
+            _filled(cotangents, operands),
+            ctx.scale,
+        )
+        found = (*_narrow(parts, operands), None, None, to_out.to(grad_out.dtype), to_lse.to(grad_lse.dtype))
+        given = (True,) * 8 + ctx.given
+        wanted = zip(found, given, ctx.needs_input_grad[1:11], strict=True)
+        return tuple(x if present and need else None for x, present, need in wanted)
+
+    def jvp(self, ctx, *tangents):
+        operands, grad_out, grad_lse = ctx.saved_tensors[:6], *ctx.saved_tensors[6:]
+        parts = composite.attend_back_jvp(
+            _walks(operands, ctx.window, ctx.run),
+            _parts(operands),
+            _wide(grad_out),
+            _wide(grad_lse),
+            _filled(tangents[:6], operands),
+            _wide(_zeros(tangents[8], grad_out)),
+            _wide(_zeros(tangents[9], grad_lse)),
+            ctx.scale,
+        )
+        moved = _narrow(parts, operands)
+        return tuple(
+            x if need and x is not None else grad_out.new_empty(0)
+            for x, need in zip(moved, ctx.needs, strict=True)
+        )
+
+
+class Dot(Formula):
+    tensors = 3
+
+    def save(self, ctx, inputs, output):
+        x, y, bias, *window, ctx.scale, _, backend, tf32 = inputs
+        _keep(ctx, x, y, bias)
+        ctx.window, ctx.run = tuple(window), _run(backend, tf32)
+
+    def backward(self, ctx, grad):
+        x, y, bias = ctx.saved_tensors
+        _, *needs = ctx.needs_input_grad[:4]
+        lengths, kv_heads = y.shape[1:-2], y.shape[-2]
+        scaled = grad * ctx.scale
+        to_x = ops.mix(scaled, y, *ctx.window, *ctx.run) if needs[0] else None
+        to_y = ops.mix_back(scaled, x, lengths, kv_heads, *ctx.window, *ctx.run) if needs[1] else None
+        to_bias = ops.tally(grad, lengths, *ctx.window).to(bias.dtype) if needs[2] else None
+        return to_x, to_y, to_bias
+
+    def jvp(self, ctx, move_x, move_y, move_bias):
+        x, y, bias = ctx.saved_tensors
+        dot = lambda a, b, c: ops.dot(a, b, c, *ctx.window, ctx.scale, 0.0, *ctx.run)  # noqa: E731
+        return dot(_zeros(move_x, x), y, _zeros(move_bias, bias)) + dot(x, _zeros(move_y, y), None)
+
+
+class Mix(Formula):
+    tensors = 2
+
+    def save(self, ctx, inputs, output):
+        weights, y, *window, backend, tf32 = inputs
+        _keep(ctx, weights, y)
+        ctx.window, ctx.run = tuple(window), _run(backend, tf32)
+
+    def backward(self, ctx, grad):
+        weights, y = ctx.saved_tensors
+        _, *needs = ctx.needs_input_grad[:3]
+        lengths, kv_heads = y.shape[1:-2], y.shape[-2]
+        to_weights = ops.dot(grad, y, None, *ctx.window, 1.0, 0.0, *ctx.run) if needs[0] else None
+        to_y = ops.mix_back(weights, grad, lengths, kv_heads, *ctx.window, *ctx.run) if needs[1] else None
+        return to_weights, to_y
+
+    def jvp(self, ctx, move_weights, move_y):
+        weights, y = ctx.saved_tensors
+        mix = lambda a, b: ops.mix(a, b, *ctx.window, *ctx.run)  # noqa: E731
+        return mix(_zeros(move_weights, weights), y) + mix(weights, _zeros(move_y, y))
+
+
+class MixBack(Formula):
+    tensors = 2
+
+    def save(self, ctx, inputs, output):
+        weights, x, ctx.lengths, ctx.kv_heads, *window, backend, tf32 = inputs
+        _keep(ctx, weights, x)
+        ctx.window, ctx.run = tuple(window), _run(backend, tf32)
+
+    def backward(self, ctx, grad):
+        weights, x = ctx.saved_tensors
+        _, *needs = ctx.needs_input_grad[:3]
+        to_weights = ops.dot(x, grad, None, *ctx.window, 1.0, 0.0, *ctx.run) if needs[0] else None
+        return to_weights, ops.mix(weights, grad, *ctx.window, *ctx.run) if needs[1] else None
+
+    def jvp(self, ctx, move_weights, move_x):
+        weights, x = ctx.saved_tensors
+        back = lambda a, b: ops.mix_back(a, b, ctx.lengths, ctx.kv_heads, *ctx.window, *ctx.run)  # noqa: E731
+        return back(_zeros(move_weights, weights), x) + back(weights, _zeros(move_x, x))
+
+
+class Spread(Formula):
+    tensors = 1
+
+    def save(self, ctx, inputs, output):
+        _, ctx.lengths, *window = inputs
+        ctx.window = tuple(window)
+
+    def backward(self, ctx, grad):
+        return (ops.tally(grad.unsqueeze(0), ctx.lengths, *ctx.window),)
+
+    def jvp(self, ctx, move):
+        return ops.spread(move, ctx.lengths, *ctx.window)
+
+
+class Tally(Formula):
+    tensors = 1
+
+    def save(self, ctx, inputs, output):
+        weights, ctx.lengths, *window = inputs
+        ctx.window, ctx.batch = tuple(window), weights.shape[0]
+
+    def backward(self, ctx, grad):
+        spread = ops.spread(grad, ctx.lengths, *ctx.window)
+        return (spread.expand(ctx.batch, *spread.shape),)
+
+    def jvp(self, ctx, move):
+        return ops.tally(move, ctx.lengths, *ctx.window)
+
+
+class Dense(Formula):
+    tensors = 3
+
+    def save(self, ctx, inputs, output):
+        _keep(ctx, *inputs[:3], *output)
+        ctx.is_causal, ctx.scale = inputs[3:]
+
+    def backward(self, ctx, grad_out, grad_lse):
+        if grad_out is None and grad_lse is None:
+            return (None,) * 3
+        return ops.dense_back(*ctx.saved_tensors, grad_out, grad_lse, ctx.is_causal, ctx.scale)
+
+    def jvp(self, ctx, *tangents):
+        operands, (out, lse) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        walks = _dense_walks(operands, ctx.is_causal)
+        at, move = (_parts((*x, None, None, None)) for x in (operands, map(_zeros, tangents, operands)))
+        move_out, move_lse = composite.attend_jvp(walks, at, move, ctx.scale)
+        return move_out.to(out.dtype), move_lse.to(lse.dtype)
+
+
+class DenseBack(Formula):
+    """As in `AttendBack`, `out` and `lse` count as functions of the operands."""
+
+    tensors = 7
+
+    def save(self, ctx, inputs, output):
+        operands, (out, lse, grad_out, grad_lse) = inputs[:3], inputs[3:7]
+        _keep(ctx, *operands, _zeros(grad_out, out.detach()), _zeros(grad_lse, lse.detach()))
+        ctx.is_causal, ctx.scale = inputs[7:]
+        ctx.given = (grad_out is not None, grad_lse is not None)
+
+    def backward(self, ctx, *cotangents):
+        operands, (grad_out, grad_lse) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        walks = _dense_walks(operands, ctx.is_causal)
+        at, pull = (_parts((*x, None, None, None)) for x in (operands, map(_zeros, cotangents, operands)))
+        parts, to_out, to_lse = composite.attend_back_back(
+            walks, at, _wide(grad_out), _wide(grad_lse), pull, ctx.scale
+        )
+        found = _narrow(parts, (*operands, None, None, None))[:3]
+        grads = (to_out.to(grad_out.dtype), to_lse.to(grad_lse.dtype))
+        return (
+            *found,
+            None,
+            None,
+            *(x if given else None for x, given in zip(grads, ctx.given, strict=True)),
+        )
+
+    def jvp(self, ctx, *tangents):
+        operands, (grad_out, grad_lse) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        walks = _dense_walks(operands, ctx.is_causal)
+        at, move = (_parts((*x, None, None, None)) for x in (operands, map(_zeros, tangents[:3], operands)))
+        moves = (_wide(_zeros(x, like)) for x, like in zip(tangents[5:], (grad_out, grad_lse), strict=True))
+        parts = composite.attend_back_jvp(
+            walks, at, _wide(grad_out), _wide(grad_lse), move, *moves, ctx.scale
+        )
+        return _narrow(parts, (*operands, None, None, None))[:3]
+
+
+def _dense_walks(operands: tuple, is_causal: bool) -> Walks:
+    """Walks of a window that is the whole input: slots are tokens."""
+    tokens, kv_heads = operands[1].shape[1], operands[1].shape[-2]
+    hidden = (
+        torch.ones(tokens, tokens, dtype=torch.bool, device=operands[1].device).triu(1) if is_causal else None
+    )
+
+    def dot(x: Tensor, y: Tensor, fill: float) -> Tensor:
+        weights = composite.dot_extra(x, y)
+        return weights if hidden is None else weights.masked_fill(hidden[:, None], fill)
+
+    def mix_back(weights: Tensor, x: Tensor) -> Tensor:
+        grouped = (t.unflatten(-2, (kv_heads, -1)) for t in (weights, x))
+        return torch.einsum("bnhge,bnhgd->behd", *grouped)
+
+    def no_bias(_: Tensor) -> Tensor:
+        raise AssertionError("dense attention has no bias")
+
+    return Walks(dot, composite.mix_extra, mix_back, no_bias, no_bias, tokens)
+
+
+FORMULAS = {
+    "attend": Attend(),
+    "attend_back": AttendBack(),
+    "dot": Dot(),
+    "mix": Mix(),
+    "mix_back": MixBack(),
+    "spread": Spread(),
+    "tally": Tally(),
+    "dense": Dense(),
+    "dense_back": DenseBack(),
+}
+assert FORMULAS.keys() == SCHEMAS.keys()
+for _name, _formula in FORMULAS.items():
+    differentiate(_name, _formula)

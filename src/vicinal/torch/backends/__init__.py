@@ -1,0 +1,7 @@
+"""The table of PyTorch backends, in order of preference."""
+
+from .base import Backend
+from .full import FULL
+from .reference import REFERENCE
+
+BACKENDS: tuple[Backend, ...] = (FULL, REFERENCE)

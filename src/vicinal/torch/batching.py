@@ -1,0 +1,63 @@
+"""`torch.func.vmap`: a batched axis becomes more heads, which every operator treats independently.
+
+Heads rather than batch, because a bias has heads and no batch. Grouped queries stay with their keys: head `v * H + h` of
+`V * H` heads belongs to key/value head `v * kv_heads + h // group`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+ops = torch.ops.vicinal
+
+# Where each tensor has its heads, counted from the end if negative; bias has them first.
+_TOKENS, _ROWS, _BIAS = -2, -1, 0
+
+
+def _fold(x: Tensor | None, batched: int | None, heads: int, size: int) -> Tensor | None:
+    """Move the batched axis, or a new one, next to the heads and merge them."""
+    if x is None:
+        return None
+    x = x.unsqueeze(0).expand(size, *x.shape) if batched is None else x.movedim(batched, 0)
+    place = heads % (x.dim() - 1)
+    return x.movedim(0, place).flatten(place, place + 1)
+
+
+def _unfold(x: Tensor, heads: int, size: int) -> Tensor:
+    if x.dim() == 1 and x.numel() == 0:
+        return x.unsqueeze(0).expand(size, 0)
+    return x.unflatten(heads, (size, -1)).movedim(heads % x.dim(), 0)
+
+
+def _rule(name: str, inputs: Sequence[int], outputs: Sequence[int], adjust: Callable | None = None) -> None:
+    operator = getattr(ops, name)
+
+    def batched(info, in_dims, *args):
+        size, count = info.batch_size, len(inputs)
+        folded = [
+            _fold(x, dim, heads, size)
+            for x, dim, heads in zip(args[:count], in_dims[:count], inputs, strict=True)
+        ]
+        rest = args[count:] if adjust is None else adjust(args[count:], size)
+        found = operator(*folded, *rest)
+        if len(outputs) == 1:
+            return _unfold(found, outputs[0], size), 0
+        unfolded = tuple(_unfold(x, heads, size) for x, heads in zip(found, outputs, strict=True))
+        return unfolded, (0,) * len(outputs)
+
+    torch.library.register_vmap(f"vicinal::{name}", batched)
+
+
+_OPERANDS = (_TOKENS, _TOKENS, _TOKENS, _BIAS, _TOKENS, _TOKENS)
+_COTANGENTS = (_TOKENS, _ROWS, _TOKENS, _ROWS)
+
+_rule("attend", _OPERANDS, (_TOKENS, _ROWS))
+_rule("attend_back", _OPERANDS + _COTANGENTS, _OPERANDS)
+_rule("dot", (_TOKENS, _TOKENS, _BIAS), (_TOKENS,))
+_rule("mix", (_TOKENS, _TOKENS), (_TOKENS,))
+_rule("mix_back", (_TOKENS, _TOKENS), (_TOKENS,), lambda rest, size: (rest[0], rest[1] * size, *rest[2:]))
+_rule("spread", (_BIAS,), (_TOKENS,))
+_rule("tally", (_TOKENS,), (_BIAS,))
+_rule("dense", (_TOKENS,) * 3, (_TOKENS, _ROWS))
+_rule("dense_back", (_TOKENS,) * 3 + _COTANGENTS, (_TOKENS,) * 3)

@@ -1,0 +1,251 @@
+"""The public functions: names, defaults, documentation. Checks are `arguments.py`'s, work is the operators'."""
+
+import torch
+from torch import Tensor
+
+from .. import arguments
+from . import autograd, batching, composite  # noqa: F401  (registers derivatives and vmap rules)
+
+ops = torch.ops.vicinal
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def neighborhood_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size,
+    stride=1,
+    dilation=1,
+    is_causal=False,
+    scale: float | None = None,
+    *,
+    output_stride=1,
+    bias: Tensor | None = None,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+):
+    """Neighborhood attention over one, two or three axes: every query attends to the window of keys around it.
+
+    A window never shrinks at a border, it shifts; a causal axis lets a query see only keys at or before itself. Several
+    axes combine as a product. Any window argument is one value for all axes, or a tuple or list with one per axis.
+
+    Args:
+        query: `[batch, *spatial, heads, dim]`, one to three spatial axes; float64, float32, float16 or bfloat16.
+        key: `[batch, *spatial, kv_heads, dim]`. `heads` is a multiple of `kv_heads`: query head `h` uses key/value head
+            `h // (heads // kv_heads)`.
+        value: `[batch, *spatial, kv_heads, value_dim]`.
+        kernel_size: keys of a window per axis, at least 1; `kernel_size * dilation` fits the axis.
+        stride: neighboring queries that share one window, at most `kernel_size`; the output keeps its shape.
+        dilation: distance between the keys of a window.
+        is_causal: per axis, whether keys after the query are hidden.
+        scale: factor on the products of queries and keys; `dim ** -0.5` if None.
+        output_stride: distance between the queries that are computed, from 0; the output has `ceil(length / output_stride)`
+            of them.
+        bias: `[heads, *(2 * kernel_size - 1)]` relative position bias in the query's dtype or float32, added to the scaled
+            scores; the entry on an axis is `(key - query) / dilation + kernel_size - 1`.
+        additional_keys: `[batch, tokens, kv_heads, dim]` keys that every query sees besides its window, in one softmax.
+        additional_values: `[batch, tokens, kv_heads, value_dim]`.
+        return_lse: also return the natural log-sum-exp of the scaled scores.
+        backend: name of the backend to use; None takes the first that does not refuse.
+
+    Returns:
+        `[batch, *outputs, heads, value_dim]` in the query's dtype; with `return_lse`, a pair with the log-sum-exp
+        `[batch, *outputs, heads]` in float32 (float64 for float64). Both carry gradients.
+
+    Raises:
+        TypeError, ValueError: an argument is not what is said above; raised before anything is computed.
+        UnsupportedProblem: no backend, or not the one asked for, can run this here; the message says why.
+
+    Source: Hassani et al., "Neighborhood Attention Transformer" (2023) and "Generalized Neighborhood Attention" (2025).
+    """
+    operands = _checked(query, key, value, bias, additional_keys, additional_values)
+    query, key, value, bias, extra_key, extra_value = operands
+    lengths = arguments.spatial("query", query.shape)
+    arguments.attention(
+        *(None if x is None else x.shape for x in (query, key, value, extra_key, extra_value))
+    )
+    arguments.same_spatial(lengths, key.shape)
+    window = arguments.window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
+    if bias is not None:
+        arguments.bias(bias.shape, query.shape[-2], window[0])
+    scale = arguments.default_scale(scale, query.shape[-1])
+    gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    query = _sampled(query, window[4])
+    out, lse = ops.attend(query, *operands[1:], *window, scale, gradients, backend, None)
+    return (out, lse) if return_lse else out
+
+
+def qk(
+    query: Tensor,
+    key: Tensor,
+    kernel_size,
+    stride=1,
+    dilation=1,
+    is_causal=False,
+    scale: float | None = None,
+    *,
+    output_stride=1,
+    bias: Tensor | None = None,
+    additional_keys: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Scores of every query with the keys of its window, before the softmax: the first half of the split operation.
+
+    `av(qk(...).softmax(-1), ...)` is `neighborhood_attention(...)`. Arguments are those of `neighborhood_attention`, and so is
+    the default scale.
+
+    Returns:
+        `[batch, *outputs, heads, prod(kernel_size) + tokens]` in the query's dtype: the window's keys in row-major order, last
+        axis fastest, `-inf` where causality hides a slot, then the additional tokens.
+
+    Raises:
+        TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`.
+    """
+    query, key, _, bias, extra, _ = _checked(query, key, None, bias, additional_keys, None)
+    lengths = arguments.spatial("query", query.shape)
+    extra_shape = None if extra is None else extra.shape
+    arguments.attention(query.shape, key.shape, key.shape, extra_shape, extra_shape)
+    arguments.same_spatial(lengths, key.shape)
+    window = arguments.window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
+    if bias is not None:
+        arguments.bias(bias.shape, query.shape[-2], window[0])
+    scale = arguments.default_scale(scale, query.shape[-1])
+    query = _sampled(query, window[4])
+    weights = ops.dot(query, key, bias, *window, scale, -torch.inf, backend, None)
+    if extra is None:
+        return weights
+    return torch.cat([weights, composite.dot_extra(query * scale, extra)], -1)
+
+
+def av(
+    attention_weights: Tensor,
+    value: Tensor,
+    kernel_size,
+    stride=1,
+    dilation=1,
+    is_causal=False,
+    *,
+    output_stride=1,
+    additional_values: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Values of every window summed with given weights: the second half of the split operation.
+
+    Args:
+        attention_weights: `[batch, *outputs, heads, prod(kernel_size) + tokens]`, slots as `qk` returns them. Weights of
+            slots that causality hides are ignored.
+        value: `[batch, *spatial, kv_heads, value_dim]`.
+        additional_values: `[batch, tokens, kv_heads, value_dim]` for the trailing weights.
+
+    The other arguments are those of `neighborhood_attention`.
+
+    Returns:
+        `[batch, *outputs, heads, value_dim]` in the value's dtype.
+
+    Raises:
+        TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`.
+    """
+    given = {"attention_weights": attention_weights, "value": value, "additional_values": additional_values}
+    weights, value, extra = _tensors(given)
+    lengths = arguments.spatial("value", value.shape)
+    window = arguments.window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
+    outputs = [-(-length // step) for length, step in zip(lengths, window[4], strict=True)]
+    tokens = 0 if extra is None else extra.shape[1]
+    arguments.weights(weights.shape, outputs, value.shape, window[0], tokens)
+    if extra is None:
+        return ops.mix(weights, value, *window, backend, None)
+    arguments.extra("additional_values", extra.shape, "value", value.shape)
+    slots = weights.shape[-1] - tokens
+    out = ops.mix(weights[..., :slots], value, *window, backend, None)
+    return out + composite.mix_extra(weights[..., slots:], extra)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    return_lse: bool = False,
+):
+    """Dense attention of every query to every key, through PyTorch's fused kernels.
+
+    Args:
+        query: `[batch, queries, heads, dim]`; float64, float32, float16 or bfloat16.
+        key: `[batch, keys, kv_heads, dim]`; `heads` is a multiple of `kv_heads`.
+        value: `[batch, keys, kv_heads, value_dim]`.
+        is_causal: whether query `i` sees only keys `j <= i`, counted from the first of each.
+        scale: factor on the products; `dim ** -0.5` if None.
+        return_lse: also return the natural log-sum-exp of the scaled scores.
+
+    Returns:
+        `[batch, queries, heads, value_dim]`; with `return_lse`, a pair with `[batch, queries, heads]` in float32 (float64 for
+        float64). Both carry gradients.
+
+    Raises:
+        TypeError, ValueError: an argument is not what is said above.
+    """
+    query, key, value, *_ = _checked(query, key, value, None, None, None)
+    arguments.attention(query.shape, key.shape, value.shape)
+    arguments.dense(query.shape, key.shape)
+    if not isinstance(is_causal, bool):
+        raise TypeError(f"is_causal is {is_causal!r}; dense attention takes True or False")
+    scale = arguments.default_scale(scale, query.shape[-1])
+    rows, columns = query.shape[1], key.shape[1]
+    if not is_causal or rows == columns:
+        out, lse = ops.dense(query, key, value, is_causal, scale)
+    elif rows < columns:
+        out, lse = ops.dense(query, key[:, :rows], value[:, :rows], True, scale)
+    else:
+        # Queries past the last key see all keys.
+        square = ops.dense(query[:, :columns], key, value, True, scale)
+        rest = ops.dense(query[:, columns:], key, value, False, scale)
+        out, lse = (torch.cat(both, 1) for both in zip(square, rest, strict=True))
+    return (out, lse) if return_lse else out
+
+
+def _checked(query, key, value, bias, extra_key, extra_value):
+    """Operands that agree in dtype and device, cast where autocast says so."""
+    names = ("query", "key", "value", "additional_keys", "additional_values")
+    operands = dict(zip(names, (query, key, value, extra_key, extra_value), strict=True))
+    query, key, value, extra_key, extra_value = _tensors(operands)
+    if bias is not None:
+        if not isinstance(bias, Tensor):
+            raise TypeError(f"bias is of type {type(bias).__name__}; pass a tensor")
+        if bias.dtype not in (query.dtype, torch.float32):
+            bias = bias.to(query.dtype) if torch.is_autocast_enabled(query.device.type) else bias
+        arguments.one_of("bias dtype", bias.dtype, (query.dtype, torch.float32))
+        arguments.same("device", {"query": query.device, "bias": bias.device})
+    return query, key, value, bias, extra_key, extra_value
+
+
+def _tensors(operands: dict[str, Tensor | None]) -> tuple[Tensor | None, ...]:
+    given = {name: x for name, x in operands.items() if x is not None}
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is of type {type(x).__name__}; pass a tensor")
+        if x.is_nested or x.layout != torch.strided:
+            kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+            raise TypeError(f"{name} is a {kind} tensor; pass a dense one, such as {name}.to_dense()")
+    arguments.same("device", {name: x.device for name, x in given.items()})
+    device = next(iter(given.values())).device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        narrow = {name: x.to(dtype) if x.dtype in DTYPES[1:] else x for name, x in given.items()}
+        given = narrow
+    for name, x in given.items():
+        if x.dtype not in DTYPES:
+            raise TypeError(f"{name} has dtype {x.dtype}; pass float64, float32, float16 or bfloat16")
+    arguments.same("dtype", {name: x.dtype for name, x in given.items()})
+    return tuple(given.get(name) for name in operands)
+
+
+def _sampled(query: Tensor, steps: tuple[int, ...]) -> Tensor:
+    if all(step == 1 for step in steps):
+        return query
+    return query[(slice(None), *(slice(None, None, step) for step in steps))]

@@ -1,0 +1,263 @@
+"""The operators `torch.ops.vicinal.*`: schemas, what they compute, their shapes and FLOPs.
+
+One schema serves all ranks. The window travels as five lists, one entry per axis, in the order of `arguments.Window`;
+`backend` and `tf32` are None where the settings of the caller decide. Tensors are in the layouts of `backends/base.py`.
+"""
+
+from functools import lru_cache
+
+from torch.utils.flop_counter import register_flop_formula
+
+import torch
+from torch import Tensor
+
+from .. import arguments, settings
+from ..dispatch import choose
+from ..problem import Problem
+from ..window import Axis
+from . import dense, relative
+from .backends.base import Backend, Operands
+
+LIBRARY = torch.library.Library("vicinal", "DEF")
+
+_WINDOW = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, int[] output_stride"
+_ATTEND = "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? extra_key, Tensor? extra_value"
+_RUN = "str? backend, bool? tf32"
+
+SCHEMAS = {
+    "attend": f"({_ATTEND}, {_WINDOW}, float scale, bool gradients, {_RUN}) -> (Tensor out, Tensor lse)",
+    "attend_back": f"({_ATTEND}, Tensor out, Tensor lse, Tensor? grad_out, Tensor? grad_lse, {_WINDOW}, float scale, "
+    f"bool[] needs, {_RUN}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "dot": f"(Tensor x, Tensor y, Tensor? bias, {_WINDOW}, float scale, float fill, {_RUN}) -> Tensor",
+    "mix": f"(Tensor weights, Tensor y, {_WINDOW}, {_RUN}) -> Tensor",
+    "mix_back": f"(Tensor weights, Tensor x, SymInt[] lengths, SymInt kv_heads, {_WINDOW}, {_RUN}) -> Tensor",
+    "spread": f"(Tensor bias, SymInt[] lengths, {_WINDOW}) -> Tensor",
+    "tally": f"(Tensor weights, SymInt[] lengths, {_WINDOW}) -> Tensor",
+    "dense": "(Tensor query, Tensor key, Tensor value, bool is_causal, float scale) -> (Tensor out, Tensor lse)",
+    "dense_back": "(Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor? grad_out, "
+    "Tensor? grad_lse, bool is_causal, float scale) -> (Tensor, Tensor, Tensor)",
+}
+for _name, _schema in SCHEMAS.items():
+    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def accumulating(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a log-sum-exp: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@lru_cache(4096)
+def _problem(lengths: tuple[int, ...], window: arguments.Window, rest: tuple) -> Problem:
+    return Problem(arguments.axes(lengths, window), *rest)
+
+
+@lru_cache(4096)
+def _backend(problem: Problem, wanted: str | None) -> Backend:
+    from .backends import BACKENDS
+
+    return choose(BACKENDS, problem, wanted)
+
+
+def problem(operation: str, like: Tensor, widths: tuple, lengths, window, *rest) -> Problem:
+    """The problem of one call; `widths` is `(heads, kv_heads, dim, value_dim)`, `rest` what follows in `Problem`."""
+    *others, tf32 = rest
+    if tf32 is None:
+        tf32 = settings.current().tf32
+    dtype, device = str(like.dtype).removeprefix("torch."), like.device.type
+    tf32 = tf32 and dtype == "float32" and device == "cuda"
+    key = tuple(map(tuple, window))
+    return _problem(tuple(lengths), key, (like.shape[0], *widths, dtype, device, operation, *others, tf32))
+
+
+def backend_of(found: Problem, wanted: str | None) -> Backend:
+    """The backend that runs it: the one asked for, by argument or setting, or the first that does not refuse."""
+    return _backend(found, settings.current().backend if wanted is None else wanted)
+
+
+def _attend(query, key, value, bias, extra_key, extra_value, *rest):
+    *window, scale, gradients, backend, tf32 = rest
+    operands = Operands(query, key, value, bias, extra_key, extra_value)
+    if not query.shape[0] * query.shape[-2]:
+        return _attend_shapes(*operands, *rest)
+    found = _attend_problem(operands, window, gradients, tf32)
+    return backend_of(found, backend).attend(found, operands, scale)
+
+
+def _attend_back(query, key, value, bias, extra_key, extra_value, out, lse, grad_out, grad_lse, *rest):
+    *window, scale, needs, backend, tf32 = rest
+    operands = Operands(query, key, value, bias, extra_key, extra_value)
+    if not query.shape[0] * query.shape[-2]:
+        blank = _attend_back_shapes(*operands, out, lse, grad_out, grad_lse, *rest)
+        return tuple(x.zero_() for x in blank)
+    found = _attend_problem(operands, window, True, tf32)
+    grads = backend_of(found, backend).attend_back(
+        found, operands, out, lse, grad_out, grad_lse, scale, tuple(needs)
+    )
+    return tuple(query.new_empty(0) if grad is None else grad for grad in grads)
+
+
+def _attend_problem(operands: Operands, window, gradients: bool, tf32: bool | None) -> Problem:
+    query, key, value, bias, extra_key, _ = operands
+    widths = (query.shape[-2], key.shape[-2], query.shape[-1], value.shape[-1])
+    extra = 0 if extra_key is None else extra_key.shape[1]
+    return problem("attend", query, widths, key.shape[1:-2], window, bias is not None, extra, gradients, tf32)
+
+
+def _dot(x, y, bias, *rest):
+    *window, scale, fill, backend, tf32 = rest
+    if not x.shape[0] * x.shape[-2]:
+        return _dot_shapes(x, y, bias, *rest)
+    widths = (x.shape[-2], y.shape[-2], x.shape[-1], y.shape[-1])
+    found = problem("dot", x, widths, y.shape[1:-2], window, bias is not None, 0, False, tf32)
+    return backend_of(found, backend).dot(found, x, y, bias, scale, fill)
+
+
+def _mix(weights, y, *rest):
+    *window, backend, tf32 = rest
+    if not y.shape[0] * weights.shape[-2]:
+        return _mix_shapes(weights, y, *rest)
+    widths = (weights.shape[-2], y.shape[-2], y.shape[-1], y.shape[-1])
+    found = problem("mix", y, widths, y.shape[1:-2], window, False, 0, False, tf32)
+    return backend_of(found, backend).mix(found, weights, y)
+
+
+def _mix_back(weights, x, lengths, kv_heads, *rest):
+    *window, backend, tf32 = rest
+    if not x.shape[0] * x.shape[-2]:
+        return _mix_back_shapes(weights, x, lengths, kv_heads, *rest).zero_()
+    widths = (x.shape[-2], kv_heads, x.shape[-1], x.shape[-1])
+    found = problem("mix_back", x, widths, lengths, window, False, 0, False, tf32)
+    return backend_of(found, backend).mix_back(found, weights, x)
+
+
+@lru_cache(1024)
+def _axes(lengths: tuple[int, ...], window: arguments.Window) -> tuple[Axis, ...]:
+    return arguments.axes(lengths, window)
+
+
+def _spread(bias, lengths, *window):
+    return relative.spread(bias, _axes(tuple(lengths), tuple(map(tuple, window))))
+
+
+def _tally(weights, lengths, *window):
+    total = relative.tally(weights, _axes(tuple(lengths), tuple(map(tuple, window))))
+    return total.to(weights.dtype).contiguous()
+
+
+# Shapes, also of fake tensors: results are contiguous.
+
+
+def _attend_shapes(query, key, value, *_):
+    out = query.new_empty((*query.shape[:-1], value.shape[-1]))
+    return out, query.new_empty(query.shape[:-1], dtype=accumulating(query.dtype))
+
+
+def _attend_back_shapes(query, key, value, bias, extra_key, extra_value, *rest):
+    needs = rest[-3]
+    operands = (query, key, value, bias, extra_key, extra_value)
+    return tuple(
+        x.new_empty(x.shape) if need and x is not None else query.new_empty(0)
+        for x, need in zip(operands, needs, strict=True)
+    )
+
+
+def _volume(sizes) -> int:
+    volume = 1
+    for size in sizes:
+        volume *= size
+    return volume
+
+
+def _dot_shapes(x, y, bias, kernel_size, *_):
+    return x.new_empty((*x.shape[:-1], _volume(kernel_size)))
+
+
+def _mix_shapes(weights, y, *_):
+    return y.new_empty((*weights.shape[:-1], y.shape[-1]))
+
+
+def _mix_back_shapes(weights, x, lengths, kv_heads, *_):
+    return x.new_empty((x.shape[0], *lengths, kv_heads, x.shape[-1]))
+
+
+def _spread_shapes(bias, lengths, *window):
+    outputs = [-(-length // step) for length, step in zip(lengths, window[4], strict=True)]
+    return bias.new_empty((*outputs, bias.shape[0], _volume(window[0])))
+
+
+def _tally_shapes(weights, lengths, kernel_size, *_):
+    return weights.new_empty((weights.shape[-2], *(2 * size - 1 for size in kernel_size)))
+
+
+def _dense_shapes(query, key, value, *_):
+    return _attend_shapes(query, key, value)
+
+
+def _dense_back_shapes(query, key, value, *_):
+    return tuple(x.new_empty(x.shape) for x in (query, key, value))
+
+
+_KERNELS = {
+    "attend": (_attend, _attend_shapes),
+    "attend_back": (_attend_back, _attend_back_shapes),
+    "dot": (_dot, _dot_shapes),
+    "mix": (_mix, _mix_shapes),
+    "mix_back": (_mix_back, _mix_back_shapes),
+    "spread": (_spread, _spread_shapes),
+    "tally": (_tally, _tally_shapes),
+    "dense": (dense.attend, _dense_shapes),
+    "dense_back": (dense.attend_back, _dense_back_shapes),
+}
+for _name, (_kernel, _shapes) in _KERNELS.items():
+    LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"vicinal::{_name}", _shapes, lib=LIBRARY)
+
+
+# FLOPs: useful ones. Two a visible pair and element of each matrix product, twice as many backward.
+
+
+def _pair_flops(operation: str, row_shape, heads, dim, value_dim, lengths, window, extra=0) -> int:
+    axes = _axes(tuple(lengths), tuple(map(tuple, window)))
+    return Problem(axes, row_shape[0], heads, heads, dim, value_dim, operation=operation, extra=extra).flops
+
+
+@register_flop_formula(torch.ops.vicinal.attend)
+def _attend_flops(query, key, value, bias, extra_key, extra_value, *rest, out_shape=None, **_) -> int:
+    extra = 0 if extra_key is None else extra_key[1]
+    return _pair_flops("attend", query, query[-2], query[-1], value[-1], key[1:-2], rest[:5], extra)
+
+
+@register_flop_formula(torch.ops.vicinal.attend_back)
+def _attend_back_flops(query, key, value, bias, extra_key, extra_value, *rest, out_shape=None, **_) -> int:
+    # Scores again, their gradient, and one product for each of query, key and value.
+    extra = 0 if extra_key is None else extra_key[1]
+    window = rest[4:9]
+    width = 3 * query[-1], 2 * value[-1]
+    return _pair_flops("attend", query, query[-2], *width, key[1:-2], window, extra)
+
+
+@register_flop_formula(torch.ops.vicinal.dot)
+def _dot_flops(x, y, bias, *rest, out_shape=None, **_) -> int:
+    return _pair_flops("dot", x, x[-2], x[-1], x[-1], y[1:-2], rest[:5])
+
+
+@register_flop_formula(torch.ops.vicinal.mix)
+def _mix_flops(weights, y, *rest, out_shape=None, **_) -> int:
+    return _pair_flops("mix", weights, weights[-2], y[-1], y[-1], y[1:-2], rest[:5])
+
+
+@register_flop_formula(torch.ops.vicinal.mix_back)
+def _mix_back_flops(weights, x, lengths, kv_heads, *rest, out_shape=None, **_) -> int:
+    return _pair_flops("mix_back", weights, x[-2], x[-1], x[-1], lengths, rest[:5])
+
+
+@register_flop_formula(torch.ops.vicinal.dense)
+def _dense_flops(query, key, value, is_causal, *_, out_shape=None, **__) -> int:
+    pairs = query[1] * (query[1] + 1) // 2 if is_causal else query[1] * key[1]
+    return 2 * query[0] * query[-2] * pairs * (query[-1] + value[-1])
+
+
+@register_flop_formula(torch.ops.vicinal.dense_back)
+def _dense_back_flops(query, key, value, *rest, out_shape=None, **_) -> int:
+    pairs = query[1] * (query[1] + 1) // 2 if rest[4] else query[1] * key[1]
+    return 2 * query[0] * query[-2] * pairs * (3 * query[-1] + 2 * value[-1])
