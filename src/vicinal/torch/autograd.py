@@ -6,7 +6,7 @@
 
 from typing import Any
 
-from torch._C import _after_autograd_keyset, _AutoDispatchBelowAutograd
+from torch._C import _after_ADInplaceOrView_keyset, _AutoDispatchBelowADInplaceOrView
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction
@@ -44,14 +44,16 @@ def differentiate(name: str, formula: Formula) -> None:
 
     def forward(keyset, *args):
         # Outer levels of functorch record what runs below this one.
-        with _AutoDispatchBelowAutograd(), torch.enable_grad(), _set_fwd_grad_enabled(True):
-            return operator.redispatch(keyset & _after_autograd_keyset, *args)
+        with _AutoDispatchBelowADInplaceOrView(), torch.enable_grad(), _set_fwd_grad_enabled(True):
+            return operator.redispatch(keyset & _after_ADInplaceOrView_keyset, *args)
 
     def setup_context(ctx, inputs, output):
         ctx.set_materialize_grads(False)
         formula.save(ctx, inputs[1:], output)
 
     def backward(ctx, *grads):
+        if all(grad is None for grad in grads):
+            return (None,) * (1 + formula.tensors + others)
         return (None, *formula.backward(ctx, *grads), *(None,) * others)
 
     def jvp(ctx, _, *tangents):
@@ -133,8 +135,6 @@ class Attend(Formula):
         ctx.window, ctx.run = tuple(window), _run(backend, tf32)
 
     def backward(self, ctx, grad_out, grad_lse):
-        if grad_out is None and grad_lse is None:
-            return (None,) * 6
         needs = ctx.needs_input_grad[1:7]
         grads = ops.attend_back(
             *ctx.saved_tensors, grad_out, grad_lse, *ctx.window, ctx.scale, needs, *ctx.run
@@ -299,8 +299,6 @@ class Dense(Formula):
         ctx.is_causal, ctx.scale = inputs[3:]
 
     def backward(self, ctx, grad_out, grad_lse):
-        if grad_out is None and grad_lse is None:
-            return (None,) * 3
         return ops.dense_back(*ctx.saved_tensors, grad_out, grad_lse, ctx.is_causal, ctx.scale)
 
     def jvp(self, ctx, *tangents):

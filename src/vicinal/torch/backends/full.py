@@ -47,8 +47,8 @@ class Full(Backend):
             dk[:, :tokens].unflatten(1, problem.lengths),
             dv[:, :tokens].unflatten(1, problem.lengths),
             None,
-            dk[:, tokens:] if problem.extra else None,
-            dv[:, tokens:] if problem.extra else None,
+            dk[:, tokens:].clone() if problem.extra else None,
+            dv[:, tokens:].clone() if problem.extra else None,
         )
         return Operands(
             *(
