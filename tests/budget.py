@@ -1,0 +1,28 @@
+"""How far a result may be from the float64 oracle: a small multiple of what rounding alone does in its dtype.
+
+A result is a sum of rounded products, so its error scales with the largest exact value, not with each one. `float32` work
+accumulates over a window and gets a factor for that; 16-bit results are float32 work rounded once at the end, unless the
+kernel rounds the weights too before it multiplies them with values, as matrix units want: `rounded_weights`.
+"""
+
+import numpy as np
+
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+MULTIPLE = {"float64": 2.0**8, "float32": 2.0**6, "float16": 1.0, "bfloat16": 1.0}
+
+
+def allowed(exact: np.ndarray, dtype: str, rounded_weights: bool = False) -> float:
+    """Largest absolute error of a result whose exact value is `exact`."""
+    largest = float(np.max(np.abs(exact), initial=0.0))
+    return EPSILON[dtype] * MULTIPLE[dtype] * (4.0 if rounded_weights else 1.0) * max(largest, 2.0**-6)
+
+
+def check(name: str, actual: np.ndarray, exact: np.ndarray, dtype: str, rounded_weights: bool = False) -> None:
+    """Assert that `actual` has the shape of `exact` and is within the budget; NaN never is."""
+    assert actual.shape == exact.shape, f"{name}: shape {actual.shape}, expected {exact.shape}"
+    finite = np.isfinite(exact)
+    same = np.array_equal(actual[~finite], exact[~finite])
+    assert same, f"{name}: infinities are not where they belong"
+    error = float(np.max(np.abs(actual[finite] - exact[finite]), initial=0.0))
+    limit = allowed(exact[finite], dtype, rounded_weights)
+    assert error <= limit, f"{name}: error {error:.3g} is over {limit:.3g}"
