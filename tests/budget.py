@@ -1,8 +1,9 @@
 """How far a result may be from the float64 oracle: a small multiple of what rounding alone does in its dtype.
 
-A result is a sum of rounded products, so its error scales with the largest exact value, not with each one. `float32` work
-accumulates over a window and gets a factor for that; 16-bit results are float32 work rounded once at the end, unless the
-kernel rounds the weights too before it multiplies them with values, as matrix units want: `rounded_weights`.
+A result is a sum of rounded products, so its error scales with the largest exact value, not with each one.
+`float32` work accumulates over a window and gets a factor for that; 16-bit results are float32 work rounded
+once at the end, unless the kernel rounds the weights too before it multiplies them with values, as matrix
+units want: `rounded_weights`.
 """
 
 import numpy as np
@@ -17,7 +18,9 @@ def allowed(exact: np.ndarray, dtype: str, rounded_weights: bool = False) -> flo
     return EPSILON[dtype] * MULTIPLE[dtype] * (4.0 if rounded_weights else 1.0) * max(largest, 2.0**-6)
 
 
-def check(name: str, actual: np.ndarray, exact: np.ndarray, dtype: str, rounded_weights: bool = False) -> None:
+def check(
+    name: str, actual: np.ndarray, exact: np.ndarray, dtype: str, rounded_weights: bool = False
+) -> None:
     """Assert that `actual` has the shape of `exact` and is within the budget; NaN never is."""
     assert actual.shape == exact.shape, f"{name}: shape {actual.shape}, expected {exact.shape}"
     finite = np.isfinite(exact)

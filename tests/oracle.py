@@ -1,6 +1,7 @@
 """Neighborhood attention by brute force in float64, from the definition; imports nothing of the library.
 
-Layout is `[batch, *spatial, heads, dim]`. Everything goes through a dense table of visible pairs, so keep inputs small.
+Layout is `[batch, *spatial, heads, dim]`. Everything goes through a dense table of visible pairs, so keep
+inputs small.
 """
 
 from itertools import product
@@ -29,7 +30,7 @@ def visible(length, kernel_size, stride, dilation, is_causal, token):
     """Keys that the query at `token` sees on one axis, in order: slot `s` of its window is entry `s`."""
     siblings = [other for other in range(length) if other % dilation == token % dilation]
     at = siblings.index(token)
-    # Queries come in blocks of `stride`; the leader is the middle of the block, or its end where time has a direction.
+    # Queries come in blocks of `stride`; the leader is the block's middle, or its end where axes are causal.
     block = [at // stride * stride + step for step in range(stride)]
     leader = min(block[-1] if is_causal else block[stride // 2], len(siblings) - 1)
     if is_causal:
@@ -77,12 +78,17 @@ class Answer(NamedTuple):
     extra_value: np.ndarray | None = None
 
 
-def attend(query, key, value, win, scale, bias=None, extra_key=None, extra_value=None, grad_out=None, grad_lse=None):
+def attend(
+    query, key, value, win, scale, bias=None, extra_key=None, extra_value=None, grad_out=None, grad_lse=None
+):
     """Fused attention. `query` holds all tokens; only those at multiples of `output_stride` give outputs.
 
     With `grad_out` (and `grad_lse`) the gradients of `sum(out * grad_out) + sum(lse * grad_lse)` come too.
     """
-    arrays = [None if x is None else np.asarray(x, np.float64) for x in (query, key, value, bias, extra_key, extra_value)]
+    arrays = [
+        None if x is None else np.asarray(x, np.float64)
+        for x in (query, key, value, bias, extra_key, extra_value)
+    ]
     query, key, value, bias, extra_key, extra_value = arrays
     batch, *lengths, heads, dim = query.shape
     kv_heads, value_dim = value.shape[-2:]
@@ -113,7 +119,9 @@ def attend(query, key, value, win, scale, bias=None, extra_key=None, extra_value
     slope = weights * (do @ v.swapaxes(-1, -2))
     slope -= weights * slope.sum(-1, keepdims=True)
     if grad_lse is not None:
-        slope += weights * np.asarray(grad_lse, np.float64).reshape(batch, -1, heads).transpose(0, 2, 1)[..., None]
+        slope += (
+            weights * np.asarray(grad_lse, np.float64).reshape(batch, -1, heads).transpose(0, 2, 1)[..., None]
+        )
     dq = np.zeros_like(query)
     dq[(slice(None), *(slice(None, None, step) for step in win.output_stride))] = shape(scale * (slope @ k))
     tokens = prod(lengths)
@@ -131,7 +139,7 @@ def attend(query, key, value, win, scale, bias=None, extra_key=None, extra_value
 
 
 def dot(x, y, win, scale=1.0, bias=None, fill=-np.inf):
-    """`[batch, *outputs, heads, slots]`: scaled products of each output's row of `x` with the keys of its window."""
+    """`[batch, *outputs, heads, slots]`: scaled products of each row of `x` with the keys of its window."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     batch, *lengths, _, dim = y.shape
     outputs, heads = x.shape[1:-2], x.shape[-2]
@@ -159,7 +167,7 @@ def mix(w, y, win):
 
 
 def mix_back(w, x, lengths, kv_heads, win):
-    """`[batch, *spatial, kv_heads, dim]`: rows of `x`, summed over the outputs that see each key with weights `w`."""
+    """`[batch, *spatial, kv_heads, dim]`: rows of `x` that see each key, summed with weights `w`."""
     w, x = np.asarray(w, np.float64), np.asarray(x, np.float64)
     batch, heads, dim = x.shape[0], x.shape[-2], x.shape[-1]
     rows, flat = x.reshape(batch, -1, heads, dim), w.reshape(batch, -1, heads, w.shape[-1])

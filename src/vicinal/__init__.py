@@ -1,4 +1,4 @@
-"""Neighborhood attention for PyTorch and MLX on every machine. `import vicinal.torch` or `import vicinal.mlx`."""
+"""Neighborhood attention for PyTorch and MLX anywhere: `import vicinal.torch` or `import vicinal.mlx`."""
 
 from .dispatch import UnsupportedProblem
 from .problem import Problem

@@ -3,31 +3,36 @@
 from collections.abc import Sequence
 from math import prod
 from numbers import Real
+from typing import TypeVar, cast
 
 from .window import Axis
 
 _AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
+Sizes = int | tuple[int, ...] | list[int]
+Flags = bool | tuple[bool, ...] | list[bool]
+Shape = Sequence[int]
+Entry = TypeVar("Entry", int, bool)
 Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...], tuple[int, ...]]
 
 
 def window(
     lengths: Sequence[int] | None,
-    kernel_size,
-    stride=1,
-    dilation=1,
-    is_causal=False,
-    output_stride=1,
+    kernel_size: Sizes,
+    stride: Sizes = 1,
+    dilation: Sizes = 1,
+    is_causal: Flags = False,
+    output_stride: Sizes = 1,
     rank: int | None = None,
 ) -> Window:
-    """Check a window, against the spatial `lengths` of the input where they are known already (else give the `rank`).
+    """Check a window, against the `lengths` of the input where they are known already; else give the `rank`.
 
     Returns:
         `(kernel_size, stride, dilation, is_causal, output_stride)`, each a tuple with one entry per axis.
 
     Raises:
         TypeError: an entry is not an integer (or not a bool, for `is_causal`).
-        ValueError: an entry, or two together, break a rule; the message names the axis, the values and the way out.
+        ValueError: an entry, or two together, break a rule; the message names axis, values and way out.
     """
     rank = len(lengths or ()) if rank is None else rank
     sizes = _integers("kernel_size", kernel_size, rank)
@@ -35,16 +40,18 @@ def window(
     dilations = _integers("dilation", dilation, rank)
     outputs = _integers("output_stride", output_stride, rank)
     causal = _per_axis("is_causal", is_causal, rank, bool)
-    for axis, length in enumerate(lengths):
-        size, step, apart = sizes[axis], strides[axis], dilations[axis]
-        if length == 0:
-            raise ValueError(
-                f"axis {axis} is empty: spatial shape {_shape(lengths)}; pass at least one token per axis"
-            )
+    for axis, (size, step) in enumerate(zip(sizes, strides, strict=True)):
         if step > size:
             raise ValueError(
-                f"stride {step} is over kernel_size {size} on axis {axis}; some keys would be seen by no query, "
-                "so lower stride or raise kernel_size"
+                f"stride {step} is over kernel_size {size} on axis {axis}; some keys would be seen by "
+                "no query, so lower stride or raise kernel_size"
+            )
+    for axis, length in enumerate(lengths or ()):
+        size, apart = sizes[axis], dilations[axis]
+        if length == 0:
+            raise ValueError(
+                f"axis {axis} is empty: spatial shape {_shape(lengths or ())}; "
+                "pass at least one token per axis"
             )
         if size * apart > length:
             product = f"kernel_size {size}" + (
@@ -65,14 +72,16 @@ def default_scale(scale: float | None, dim: int) -> float:
     """`scale`, or `dim ** -0.5` where it is None. Zero is a scale like any other."""
     if scale is None:
         return float(dim) ** -0.5 if dim else 1.0
-    if isinstance(scale, bool) or not isinstance(scale, Real):
+    if isinstance(scale, bool) or not isinstance(scale, Real):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"scale is {scale!r}, of type {type(scale).__name__}; pass a float, or None for dim ** -0.5"
         )
     return float(scale)
 
 
-def attention(query, key, value, extra_key=None, extra_value=None) -> None:
+def attention(
+    query: Shape, key: Shape, value: Shape, extra_key: Shape | None = None, extra_value: Shape | None = None
+) -> None:
     """Check the shapes `[batch, ..., heads, dim]` of an attention's operands against one another.
 
     Raises:
@@ -84,7 +93,8 @@ def attention(query, key, value, extra_key=None, extra_value=None) -> None:
         )
     if tuple(key[:-1]) != tuple(value[:-1]):
         raise ValueError(
-            f"key {_shape(key)} and value {_shape(value)} differ before the last axis; they hold the same tokens and heads"
+            f"key {_shape(key)} and value {_shape(value)} differ before the last axis; "
+            "they hold the same tokens and heads"
         )
     _batch("key", query, key)
     _dim("key", query, key)
@@ -100,8 +110,8 @@ def attention(query, key, value, extra_key=None, extra_value=None) -> None:
     extra("additional_values", extra_value, "value", value)
     if extra_key[1] != extra_value[1]:
         raise ValueError(
-            f"additional_keys {_shape(extra_key)} and additional_values {_shape(extra_value)} differ in tokens, "
-            f"{extra_key[1]} and {extra_value[1]}; each additional key has one value"
+            f"additional_keys {_shape(extra_key)} and additional_values {_shape(extra_value)} differ in "
+            f"tokens, {extra_key[1]} and {extra_value[1]}; each additional key has one value"
         )
 
 
@@ -109,8 +119,8 @@ def extra(name: str, shape: Sequence[int], like_name: str, like: Sequence[int]) 
     """Additional tokens have the batch, heads and head dim of what they are added to."""
     if len(shape) != 4 or shape[0] != like[0] or tuple(shape[-2:]) != tuple(like[-2:]):
         raise ValueError(
-            f"{name} {_shape(shape)} must be [batch, tokens, kv_heads, dim] with the batch, heads and head dim of "
-            f"{like_name}: {_shape((like[0], 'tokens', *like[-2:]))}"
+            f"{name} {_shape(shape)} must be [batch, tokens, kv_heads, dim] with the batch, heads and head dim "
+            f"of {like_name}: {_shape((like[0], 'tokens', *like[-2:]))}"
         )
 
 
@@ -118,7 +128,8 @@ def spatial(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     """Spatial lengths of `[batch, *spatial, heads, dim]`."""
     if not 4 <= len(shape) <= 6:
         raise ValueError(
-            f"{name} {_shape(shape)} has {len(shape)} axes; pass [batch, *spatial, heads, dim] with 1 to 3 spatial axes"
+            f"{name} {_shape(shape)} has {len(shape)} axes; pass [batch, *spatial, heads, dim] "
+            "with 1 to 3 spatial axes"
         )
     if shape[-1] == 0:
         raise ValueError(f"{name} {_shape(shape)} has head dim 0; pass at least one element per head")
@@ -129,8 +140,8 @@ def same_spatial(lengths: Sequence[int], key: Sequence[int]) -> None:
     """Queries and keys of a neighborhood attention are the same tokens."""
     if tuple(key[1:-2]) != tuple(lengths):
         raise ValueError(
-            f"key and value have spatial shape {_shape(key[1:-2])}, query has {_shape(lengths)}; neighborhood attention "
-            "needs the same tokens in all three"
+            f"key and value have spatial shape {_shape(key[1:-2])}, query has {_shape(lengths)}; "
+            "neighborhood attention needs the same tokens in all three"
         )
 
 
@@ -179,7 +190,7 @@ def bias(shape: Sequence[int], query_heads: int, sizes: Sequence[int]) -> None:
 def weights(
     shape: Sequence[int], outputs: Sequence[int], like: Sequence[int], sizes: Sequence[int], extra: int
 ) -> None:
-    """Attention weights `[batch, *outputs, heads, window + extra]` for values `like` `[batch, *spatial, kv_heads, dim]`."""
+    """Weights `[batch, *outputs, heads, slots]` for values `like` `[batch, *spatial, kv_heads, dim]`."""
     count = prod(sizes)
     slots = count + extra
     expected = (like[0], *outputs)
@@ -210,8 +221,8 @@ def channels_last(rank: int, shape: Sequence[int], embed_dim: int) -> None:
     """A layer takes `[batch, *spatial, embed_dim]`."""
     if len(shape) != rank + 2 or shape[-1] != embed_dim:
         raise ValueError(
-            f"input {_shape(shape)} must be [batch, {', '.join(_AXES[rank])}, {embed_dim}], channels last; permute it or "
-            "use the layer of its rank"
+            f"input {_shape(shape)} must be [batch, {', '.join(_AXES[rank])}, {embed_dim}], channels last; "
+            "permute it or use the layer of its rank"
         )
 
 
@@ -253,7 +264,7 @@ def _dim(name: str, query: Sequence[int], other: Sequence[int]) -> None:
         raise ValueError(f"{name} has head dim {other[-1]}, query has {query[-1]}; only value's may differ")
 
 
-def _integers(name: str, value, rank: int) -> tuple[int, ...]:
+def _integers(name: str, value: object, rank: int) -> tuple[int, ...]:
     values = _per_axis(name, value, rank, int)
     for axis, entry in enumerate(values):
         if entry < 1:
@@ -261,12 +272,13 @@ def _integers(name: str, value, rank: int) -> tuple[int, ...]:
     return values
 
 
-def _per_axis(name: str, value, rank: int, kind: type) -> tuple:
+def _per_axis(name: str, value: object, rank: int, kind: type[Entry]) -> tuple[Entry, ...]:
     if isinstance(value, (tuple, list)):
-        values = tuple(value)
+        values = tuple(cast("Sequence[object]", value))
         if len(values) != rank:
             raise ValueError(
-                f"{name} {values} has {len(values)} entries for {rank} spatial axes; pass one, or one per axis"
+                f"{name} {values} has {len(values)} entries for {rank} spatial axes; pass one, or one per "
+                "axis"
             )
     else:
         values = (value,) * rank
@@ -276,8 +288,8 @@ def _per_axis(name: str, value, rank: int, kind: type) -> tuple:
             raise TypeError(
                 f"{name} is {value!r}; each entry is {article}, this one is of type {type(entry).__name__}"
             )
-    return values
+    return cast("tuple[Entry, ...]", values)
 
 
-def _shape(shape: Sequence) -> str:
+def _shape(shape: Sequence[object]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"

@@ -1,10 +1,11 @@
 """Named problems: what tests, benchmarks, the tuner and the support table run over."""
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from . import arguments
+from .arguments import Flags, Sizes
 from .problem import Problem
-from .window import Axis
 
 
 class Case(NamedTuple):
@@ -16,30 +17,27 @@ class Case(NamedTuple):
 
 
 def _case(
-    name,
-    source,
-    lengths,
-    size,
+    name: str,
+    source: str,
+    lengths: tuple[int, ...],
+    size: Sizes,
     *,
-    stride=1,
-    dilation=1,
-    causal=False,
-    output_stride=1,
-    kv_heads=None,
-    value_dim=None,
-    heads=1,
-    dim=32,
-    **rest,
+    stride: Sizes = 1,
+    dilation: Sizes = 1,
+    causal: Flags = False,
+    output_stride: Sizes = 1,
+    heads: int = 1,
+    kv_heads: int | None = None,
+    dim: int = 32,
+    value_dim: int | None = None,
+    **rest: Any,
 ) -> Case:
-    rank = len(lengths)
-    per_axis = [
-        x if isinstance(x, tuple) else (x,) * rank for x in (size, stride, dilation, causal, output_stride)
-    ]
-    axes = tuple(Axis(*numbers) for numbers in zip(lengths, *per_axis, strict=True))
-    kv_heads, value_dim = kv_heads or heads, value_dim or dim
-    return Case(
-        name, Problem(axes, heads=heads, kv_heads=kv_heads, dim=dim, value_dim=value_dim, **rest), source
-    )
+    window = arguments.window(lengths, size, stride, dilation, causal, output_stride)
+    kv_heads = heads if kv_heads is None else kv_heads
+    value_dim = dim if value_dim is None else value_dim
+    axes = arguments.axes(lengths, window)
+    problem = Problem(axes, heads=heads, kv_heads=kv_heads, dim=dim, value_dim=value_dim, **rest)
+    return Case(name, problem, source)
 
 
 # fmt: off

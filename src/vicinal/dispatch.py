@@ -36,7 +36,7 @@ def choose(backends: Sequence[B], problem: Problem, wanted: str | None = None) -
         if not candidates:
             names = ", ".join(backend.name for backend in backends)
             raise ValueError(f"backend {wanted!r} is unknown; pass None or one of {names}")
-    reasons = {}
+    reasons: dict[str, str] = {}
     for backend in candidates:
         reason = backend.refusal(problem)
         if reason is None:

@@ -1,5 +1,6 @@
 """What is computed, without tensors."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -14,7 +15,7 @@ class Problem:
     Args:
         axes: one `Axis` per spatial axis.
         dim, value_dim: head dimension of queries and keys, and of values.
-        operation: `attend`, or one of the walks `dot`, `mix`, `mix_back` that the split operations are made of.
+        operation: `attend`, or one of the walks `dot`, `mix`, `mix_back` that split operations are made of.
         bias: whether a relative position bias is added to the scores.
         extra: additional key/value tokens that every query sees.
         gradients: whether a backward pass will follow.
@@ -91,7 +92,7 @@ class Problem:
         return ", ".join(parts)
 
 
-def _by(numbers) -> str:
+def _by(numbers: Iterable[int]) -> str:
     return "x".join(map(str, numbers))
 
 

@@ -1,7 +1,7 @@
-"""Settings of the current context: `VICINAL_*` environment variables, and `with vicinal.using(...)` over them."""
+"""Settings of the current context: `VICINAL_*` variables, and `with vicinal.using(...)` over them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -27,20 +27,20 @@ def current() -> Settings:
 
 
 @contextmanager
-def using(*, backend: str | None = None, tf32: bool | None = None) -> Iterator[Settings]:
+def using(*, backend: str | None = None, tf32: bool | None = None) -> Generator[Settings, None, None]:
     """Change settings inside a `with` block, in this thread or task alone; what is None stays as it is.
 
     Args:
         backend: run every call on this backend, or raise if it refuses (environment: `VICINAL_BACKEND`).
-        tf32: let float32 products on NVIDIA tensor cores round their inputs to TF32 (environment: `VICINAL_TF32`).
+        tf32: let float32 products on NVIDIA tensor cores round inputs to TF32 (environment: `VICINAL_TF32`).
 
     Raises:
-        TypeError: `backend` is not a string, or `tf32` not a bool. A name that no table holds is a ValueError of the
-            first call inside the block.
+        TypeError: `backend` is not a string, or `tf32` not a bool. A name that no table holds is a ValueError
+            of the first call inside the block.
     """
-    if backend is not None and not isinstance(backend, str):
+    if backend is not None and not isinstance(backend, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"backend is {backend!r}; pass the name of a backend, or None")
-    if tf32 is not None and not isinstance(tf32, bool):
+    if tf32 is not None and not isinstance(tf32, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"tf32 is {tf32!r}; pass True, False or None")
     changes = {name: value for name, value in (("backend", backend), ("tf32", tf32)) if value is not None}
     settings = replace(current(), **changes)

@@ -1,5 +1,6 @@
 """Windows as tables: the rows of one dilation group and the interval of columns that each row touches."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ from .window import Axis
 
 
 class Span(NamedTuple):
-    """One dilation group of an axis: `rows[i]` touches `columns[starts[i]:stops[i]]`; both tables never decrease."""
+    """One dilation group of an axis: `rows[i]` touches `columns[starts[i]:stops[i]]`; no table decreases."""
 
     rows: range
     columns: range
@@ -40,7 +41,7 @@ def windows(axis: Axis) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 @lru_cache(256)
 def relative(axis: Axis) -> tuple[int, ...]:
-    """Entry of the relative position table that slot 0 of every output's window uses; slot `s` uses the entry `s` later."""
+    """Entry of the relative position table that each output's slot 0 uses; slot `s` uses one `s` later."""
     first = windows(axis)[0]
     return tuple(
         (first[output] - output * axis.output_stride) // axis.dilation + axis.size - 1
@@ -48,8 +49,9 @@ def relative(axis: Axis) -> tuple[int, ...]:
     )
 
 
-def _span(rows: range, columns: range, touched) -> Span:
-    starts, stops = [], []
+def _span(rows: range, columns: range, touched: Callable[[int], range]) -> Span:
+    starts: list[int] = []
+    stops: list[int] = []
     for row in rows:
         seen = touched(row)
         # An unseen key keeps the tables monotone with an empty interval where its neighbor ended.

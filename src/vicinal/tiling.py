@@ -1,8 +1,8 @@
 """Tiles of a problem: exact counts of what they visit, and the plan that costs least.
 
-A tile is a box of rows; it visits boxes of columns, the first of which starts where the first window of the tile starts,
-not on a grid of the whole axis. Rows are outputs and columns keys, or, for the gradients of keys and values, the other
-way round. Axes are independent, so the counts of a problem are products of per-axis sums.
+A tile is a box of rows; it visits boxes of columns, the first of which starts where the first window of the
+tile starts, not on a grid of the whole axis. Rows are outputs and columns keys, or, for the gradients of keys
+and values, the other way round. Axes are independent: counts of a problem are products of per-axis sums.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +17,7 @@ from .window import Axis
 
 
 class Counts(NamedTuple):
-    """What one axis, or a whole head, costs: tiles of rows, visited boxes of columns, and visited boxes without a mask."""
+    """Cost of an axis, or of a head: tiles of rows, visited boxes of columns, and those without a mask."""
 
     tiles: int
     visited: int
@@ -52,7 +52,7 @@ def axis_counts(axis: Axis, rows: int, columns: int, inverse: bool = False) -> C
             boxes = -(-(stop - start) // columns)
             tiles += 1
             visited += boxes
-            # A box is full if the last row has started and the first has not stopped; a cut-off box is masked.
+            # A box is full if the last row has started and the first not stopped; a cut-off box is masked.
             skipped = -(-(span.starts[last] - start) // columns)
             full += max((span.stops[first] - start) // columns - skipped, 0)
     return Counts(tiles, visited, full)
@@ -72,7 +72,7 @@ def waste(problem: Problem, rows: Boxes, columns: Boxes, inverse: bool = False) 
 
 
 def boxes(volume: int, rank: int, lengths: Sequence[int] | None = None) -> list[Boxes]:
-    """Boxes of `volume` elements with power-of-two sides; an axis of `lengths` is not overrun by more than a factor of 2."""
+    """Boxes of `volume` elements with power-of-two sides, each under twice its axis in `lengths`."""
     sides = [1 << bit for bit in range(volume.bit_length())]
     found = [box for box in product(sides, repeat=rank) if prod(box) == volume]
     if lengths is None:
@@ -97,7 +97,7 @@ def best(
     inverse: bool = False,
 ) -> Plan:
     """The cheapest of `candidates`, pairs of row and column boxes; the first of equals."""
-    plans = []
+    plans: list[Plan] = []
     for rows, columns in candidates:
         counted = counts(problem, rows, columns, inverse)
         plans.append(Plan(rows, columns, counted, cost(problem, rows, columns, counted)))

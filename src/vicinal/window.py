@@ -7,7 +7,7 @@ from math import gcd
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of a neighborhood attention problem. `arguments.py` guarantees the constraints between its numbers.
+    """One axis of a neighborhood attention problem, in numbers that `arguments.py` has checked.
 
     Args:
         length: tokens on the axis.
@@ -15,7 +15,8 @@ class Axis:
         stride: queries that share one window's leader; the output keeps its shape.
         dilation: distance between neighboring keys of a window.
         causal: whether a query sees only keys at or before itself.
-        output_stride: distance between the queries that are computed; output `o` belongs to token `o * output_stride`.
+        output_stride: distance between the queries that are computed; output `o` is of token
+            `o * output_stride`.
     """
 
     length: int
@@ -61,7 +62,7 @@ class Axis:
         return range(next(members, self.outputs), self.outputs, self.period)
 
     def queries(self, key: int) -> range:
-        """Outputs that see `key`, `period` apart: both ends of a window never move back, so they form one range."""
+        """Outputs that see `key`, `period` apart: one range, since no end of a window ever moves back."""
         outputs = self.group(key)
         start = bisect_left(outputs, key, key=lambda output: self.keys(output)[-1])
         stop = bisect_right(outputs, key, key=lambda output: self.keys(output)[0])

@@ -1,18 +1,18 @@
-"""Derivatives of the operators, at the Autograd dispatch key: reverse mode, forward mode, any order, `torch.func`.
+"""Derivatives of the operators, at the Autograd key: reverse and forward mode, any order, `torch.func`.
 
-`torch.library.register_autograd` has no forward mode, so the formulas hang on `_SingleLevelFunction`, the piece of
-`torch.autograd.Function` that works inside one dispatch; functorch, compile and export come with the dispatcher.
+`torch.library.register_autograd` has no forward mode, so the formulas hang on `_SingleLevelFunction`, the
+piece of `torch.autograd.Function` that works inside one dispatch; functorch, compile and export come with the
+dispatcher.
 """
 
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch._C import _after_ADInplaceOrView_keyset, _AutoDispatchBelowADInplaceOrView
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction
-
-import torch
-from torch import Tensor
 
 from .. import settings
 from . import composite

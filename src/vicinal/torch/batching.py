@@ -1,7 +1,7 @@
 """`torch.func.vmap`: a batched axis becomes more heads, which every operator treats independently.
 
-Heads rather than batch, because a bias has heads and no batch. Grouped queries stay with their keys: head `v * H + h` of
-`V * H` heads belongs to key/value head `v * kv_heads + h // group`.
+Heads rather than batch, because a bias has heads and no batch. Grouped queries stay with their keys: head
+`v * H + h` of `V * H` heads belongs to key/value head `v * kv_heads + h // group`.
 """
 
 from collections.abc import Callable, Sequence

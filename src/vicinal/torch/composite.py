@@ -1,7 +1,8 @@
-"""Attention and its derivatives written out over the three walks: weights of every window are kept, so memory grows with them.
+"""Attention and its derivatives written out over the three walks. Every window's weights are kept in memory.
 
-The `reference` backend is this module over gathers; second derivatives and forward mode are this module over the walks of
-whichever backend runs. All tensors are in the dtype that accumulates; every function is differentiable again.
+The `reference` backend is this module over gathers; second derivatives and forward mode are this module over
+the walks of whichever backend runs. All tensors are in the dtype that accumulates; every function is
+differentiable again.
 """
 
 from collections.abc import Callable
@@ -65,7 +66,7 @@ class Walks(NamedTuple):
 
 
 def dot_extra(x: Tensor, extra: Tensor) -> Tensor:
-    """Products of rows `[batch, *outputs, heads, dim]` with additional tokens `[batch, extra, kv_heads, dim]`."""
+    """Products of `[batch, *outputs, heads, dim]` with additional tokens `[batch, extra, kv_heads, dim]`."""
     weights = torch.einsum("bnhgd,behd->bnhge", _grouped(x, extra.shape[-2]), extra)
     return weights.reshape(*x.shape[:-1], extra.shape[1])
 
@@ -109,7 +110,7 @@ def attend_back_jvp(
     move_lse: Tensor,
     scale: float,
 ) -> Parts:
-    """Tangents of the gradients along `move` of the operands and `move_out`, `move_lse` of their cotangents."""
+    """Tangents of the gradients along `move` of the operands and `move_out`, `move_lse` of the cotangents."""
     p = _probabilities(walks, at, scale)
     scores = _score_tangent(walks, at, move, scale)
     p_move = p * (scores - _row_sum(p * scores))
@@ -176,4 +177,5 @@ def _add(one: Pair, other: Pair) -> Pair:
 
 def _grouped(x: Tensor, kv_heads: int) -> Tensor:
     """`[batch, *outputs, heads, width]` to `[batch, tokens, kv_heads, group, width]`."""
-    return x.flatten(1, -3).unflatten(-2, (kv_heads, -1))
+    group = x.shape[-2] // kv_heads if kv_heads else 0
+    return x.flatten(1, -3).unflatten(-2, (kv_heads, group))

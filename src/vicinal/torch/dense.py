@@ -5,10 +5,9 @@ Layout is `[batch, tokens, heads, dim]`. Causal attention here is square; `funct
 
 from typing import NamedTuple
 
-from torch.nn.functional import pad
-
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 aten = torch.ops.aten
 
@@ -56,8 +55,9 @@ def attend_back(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value.
 
-    The kernels know no gradient of the log-sum-exp. Its part is `scale * grad_lse * (P k)` for the query, an attention whose
-    values are the keys, and `scale * P^T (grad_lse * q)` for the key, which is that attention's gradient of the values.
+    The kernels know no gradient of the log-sum-exp. Its part is `scale * grad_lse * (P k)` for the query, an
+    attention whose values are the keys, and `scale * P^T (grad_lse * q)` for the key, which is that
+    attention's gradient of the values.
     """
     group = _Group(query, key, is_causal)
     folded = [group.fold(x) for x in (query, out)]
@@ -111,7 +111,7 @@ class _Group:
 
 
 def _aligned(*tensors: Tensor) -> list[Tensor]:
-    """Heads first, and zero padded to one head dim, which no product of queries and keys and no useful value notices."""
+    """Heads first, zero padded to one head dim, which changes no score and no value that is kept."""
     widest = max(x.shape[-1] for x in tensors)
     if tensors[0].device.type == "cuda":
         widest = -(-widest // 8) * 8

@@ -1,4 +1,4 @@
-"""The public functions: names, defaults, documentation. Checks are `arguments.py`'s, work is the operators'."""
+"""The public functions: names, defaults, documentation. `arguments.py` checks, the operators work."""
 
 import torch
 from torch import Tensor
@@ -28,39 +28,42 @@ def neighborhood_attention(
     return_lse: bool = False,
     backend: str | None = None,
 ):
-    """Neighborhood attention over one, two or three axes: every query attends to the window of keys around it.
+    """Neighborhood attention over one to three axes: every query attends to the window of keys around it.
 
-    A window never shrinks at a border, it shifts; a causal axis lets a query see only keys at or before itself. Several
-    axes combine as a product. Any window argument is one value for all axes, or a tuple or list with one per axis.
+    A window never shrinks at a border, it shifts; a causal axis lets a query see only keys at or before
+    itself. Several axes combine as a product. Any window argument is one value for all axes, or a tuple or
+    list with one per axis.
 
     Args:
-        query: `[batch, *spatial, heads, dim]`, one to three spatial axes; float64, float32, float16 or bfloat16.
-        key: `[batch, *spatial, kv_heads, dim]`. `heads` is a multiple of `kv_heads`: query head `h` uses key/value head
-            `h // (heads // kv_heads)`.
+        query: `[batch, *spatial, heads, dim]`, 1 to 3 spatial axes; float64, float32, float16 or bfloat16.
+        key: `[batch, *spatial, kv_heads, dim]`. `heads` is a multiple of `kv_heads`: query head `h` uses
+            key/value head `h // (heads // kv_heads)`.
         value: `[batch, *spatial, kv_heads, value_dim]`.
         kernel_size: keys of a window per axis, at least 1; `kernel_size * dilation` fits the axis.
         stride: neighboring queries that share one window, at most `kernel_size`; the output keeps its shape.
         dilation: distance between the keys of a window.
         is_causal: per axis, whether keys after the query are hidden.
         scale: factor on the products of queries and keys; `dim ** -0.5` if None.
-        output_stride: distance between the queries that are computed, from 0; the output has `ceil(length / output_stride)`
-            of them.
-        bias: `[heads, *(2 * kernel_size - 1)]` relative position bias in the query's dtype or float32, added to the scaled
-            scores; the entry on an axis is `(key - query) / dilation + kernel_size - 1`.
-        additional_keys: `[batch, tokens, kv_heads, dim]` keys that every query sees besides its window, in one softmax.
+        output_stride: distance between the queries that are computed, from 0; the output has
+            `ceil(length / output_stride)` of them.
+        bias: `[heads, *(2 * kernel_size - 1)]` relative position bias in the query's dtype or float32, added
+            to the scaled scores; the entry on an axis is `(key - query) / dilation + kernel_size - 1`.
+        additional_keys: `[batch, tokens, kv_heads, dim]` keys all queries see besides their windows, in one
+            softmax.
         additional_values: `[batch, tokens, kv_heads, value_dim]`.
         return_lse: also return the natural log-sum-exp of the scaled scores.
         backend: name of the backend to use; None takes the first that does not refuse.
 
     Returns:
-        `[batch, *outputs, heads, value_dim]` in the query's dtype; with `return_lse`, a pair with the log-sum-exp
-        `[batch, *outputs, heads]` in float32 (float64 for float64). Both carry gradients.
+        `[batch, *outputs, heads, value_dim]` in the query's dtype; with `return_lse`, a pair with the
+        log-sum-exp `[batch, *outputs, heads]` in float32 (float64 for float64). Both carry gradients.
 
     Raises:
         TypeError, ValueError: an argument is not what is said above; raised before anything is computed.
         UnsupportedProblem: no backend, or not the one asked for, can run this here; the message says why.
 
-    Source: Hassani et al., "Neighborhood Attention Transformer" (2023) and "Generalized Neighborhood Attention" (2025).
+    Source: Hassani et al., "Neighborhood Attention Transformer" (2023) and "Generalized Neighborhood
+    Attention" (2025).
     """
     operands = _checked(query, key, value, bias, additional_keys, additional_values)
     query, key, value, bias, extra_key, extra_value = operands
@@ -93,14 +96,14 @@ def qk(
     additional_keys: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Scores of every query with the keys of its window, before the softmax: the first half of the split operation.
+    """Scores of every query with its window's keys, before the softmax: the first split operation.
 
-    `av(qk(...).softmax(-1), ...)` is `neighborhood_attention(...)`. Arguments are those of `neighborhood_attention`, and so is
-    the default scale.
+    `av(qk(...).softmax(-1), ...)` is `neighborhood_attention(...)`. Arguments are those of
+    `neighborhood_attention`, and so is the default scale.
 
     Returns:
-        `[batch, *outputs, heads, prod(kernel_size) + tokens]` in the query's dtype: the window's keys in row-major order, last
-        axis fastest, `-inf` where causality hides a slot, then the additional tokens.
+        `[batch, *outputs, heads, prod(kernel_size) + tokens]` in the query's dtype: the window's keys in
+        row-major order, last axis fastest, `-inf` where causality hides a slot, then the additional tokens.
 
     Raises:
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`.
@@ -133,11 +136,11 @@ def av(
     additional_values: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Values of every window summed with given weights: the second half of the split operation.
+    """Values of every window, summed with given weights: the second split operation.
 
     Args:
-        attention_weights: `[batch, *outputs, heads, prod(kernel_size) + tokens]`, slots as `qk` returns them. Weights of
-            slots that causality hides are ignored.
+        attention_weights: `[batch, *outputs, heads, prod(kernel_size) + tokens]`, slots as `qk` returns them.
+            Weights of slots that causality hides are ignored.
         value: `[batch, *spatial, kv_heads, value_dim]`.
         additional_values: `[batch, tokens, kv_heads, value_dim]` for the trailing weights.
 
@@ -184,8 +187,8 @@ def attention(
         return_lse: also return the natural log-sum-exp of the scaled scores.
 
     Returns:
-        `[batch, queries, heads, value_dim]`; with `return_lse`, a pair with `[batch, queries, heads]` in float32 (float64 for
-        float64). Both carry gradients.
+        `[batch, queries, heads, value_dim]`; with `return_lse`, a pair with `[batch, queries, heads]` in
+        float32 (float64 for float64). Both carry gradients.
 
     Raises:
         TypeError, ValueError: an argument is not what is said above.

@@ -13,12 +13,12 @@ def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple
 
     Args:
         outputs: any number of `[batch, *tokens, heads, dim]`.
-        lses: their natural log-sum-exps `[batch, *tokens, heads]`. A part that saw no key has `-inf` and counts for nothing,
-            whatever its output holds.
+        lses: their natural log-sum-exps `[batch, *tokens, heads]`. A part that saw no key has `-inf` and
+            counts for nothing, whatever its output holds.
 
     Returns:
-        Output, in the outputs' dtype, and log-sum-exp of the whole, in the dtype of the parts'. Where no part saw a key they
-        are 0 and `-inf`. Differentiable, any number of times, in outputs and log-sum-exps.
+        Output, in the outputs' dtype, and log-sum-exp of the whole, in the dtype of the parts'. Where no part
+        saw a key they are 0 and `-inf`. Differentiable, any number of times, in outputs and log-sum-exps.
 
     Raises:
         TypeError, ValueError: the parts are none, or differ in number, shape, dtype or device.

@@ -16,18 +16,21 @@ class _NeighborhoodAttention(nn.Module):
         embed_dim: channels in and out, a multiple of `num_heads`.
         num_heads: query heads.
         kernel_size, stride, dilation, is_causal, output_stride: the window, as in `neighborhood_attention`.
-        num_kv_heads: key/value heads, a divisor of `num_heads`; `num_heads` if None. If fewer, the projections are `q_proj`
-            and `kv_proj` instead of `qkv`.
+        num_kv_heads: key/value heads, a divisor of `num_heads`; `num_heads` if None. If fewer, the
+            projections are `q_proj` and `kv_proj` instead of `qkv`.
         qkv_bias: whether the input projections have a bias.
         qk_scale: factor on the products of queries and keys; `head_dim ** -0.5` if None.
-        attn_drop: dropout of attention weights in training. It keeps the weights of every window, so memory grows with them.
+        attn_drop: dropout of attention weights in training. It keeps the weights of every window, so memory
+            grows with them.
         proj_drop: dropout of the output in training.
         rel_pos_bias: whether there is a learned relative position bias, the parameter `rpb`.
 
-    Shape: `[batch, *spatial, embed_dim]` to `[batch, *outputs, embed_dim]`. Parameters load from NATTEN 0.20 and later.
+    Shape: `[batch, *spatial, embed_dim]` to `[batch, *outputs, embed_dim]`. Parameters load from NATTEN 0.20
+    and later.
 
     Raises:
-        TypeError, ValueError: an argument is not what is said above; windows are checked against the input in `forward`.
+        TypeError, ValueError: an argument is not what is said above; windows are checked against the input in
+            `forward`.
     """
 
     rank: ClassVar[int]

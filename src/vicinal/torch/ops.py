@@ -1,15 +1,15 @@
 """The operators `torch.ops.vicinal.*`: schemas, what they compute, their shapes and FLOPs.
 
-One schema serves all ranks. The window travels as five lists, one entry per axis, in the order of `arguments.Window`;
-`backend` and `tf32` are None where the settings of the caller decide. Tensors are in the layouts of `backends/base.py`.
+One schema serves all ranks. The window travels as five lists, one entry per axis, in the order of
+`arguments.Window`; `backend` and `tf32` are None where the caller's settings decide. Tensors are in the
+layouts of `backends/base.py`.
 """
 
 from functools import lru_cache
 
-from torch.utils.flop_counter import register_flop_formula
-
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .. import arguments, settings
 from ..dispatch import choose
@@ -26,14 +26,15 @@ _RUN = "str? backend, bool? tf32"
 
 SCHEMAS = {
     "attend": f"({_ATTEND}, {_WINDOW}, float scale, bool gradients, {_RUN}) -> (Tensor out, Tensor lse)",
-    "attend_back": f"({_ATTEND}, Tensor out, Tensor lse, Tensor? grad_out, Tensor? grad_lse, {_WINDOW}, float scale, "
-    f"bool[] needs, {_RUN}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "attend_back": f"({_ATTEND}, Tensor out, Tensor lse, Tensor? grad_out, Tensor? grad_lse, {_WINDOW}, "
+    f"float scale, bool[] needs, {_RUN}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "dot": f"(Tensor x, Tensor y, Tensor? bias, {_WINDOW}, float scale, float fill, {_RUN}) -> Tensor",
     "mix": f"(Tensor weights, Tensor y, {_WINDOW}, {_RUN}) -> Tensor",
     "mix_back": f"(Tensor weights, Tensor x, SymInt[] lengths, SymInt kv_heads, {_WINDOW}, {_RUN}) -> Tensor",
     "spread": f"(Tensor bias, SymInt[] lengths, {_WINDOW}) -> Tensor",
     "tally": f"(Tensor weights, SymInt[] lengths, {_WINDOW}) -> Tensor",
-    "dense": "(Tensor query, Tensor key, Tensor value, bool is_causal, float scale) -> (Tensor out, Tensor lse)",
+    "dense": "(Tensor query, Tensor key, Tensor value, bool is_causal, float scale) "
+    "-> (Tensor out, Tensor lse)",
     "dense_back": "(Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor? grad_out, "
     "Tensor? grad_lse, bool is_causal, float scale) -> (Tensor, Tensor, Tensor)",
 }
@@ -59,7 +60,7 @@ def _backend(problem: Problem, wanted: str | None) -> Backend:
 
 
 def problem(operation: str, like: Tensor, widths: tuple, lengths, window, *rest) -> Problem:
-    """The problem of one call; `widths` is `(heads, kv_heads, dim, value_dim)`, `rest` what follows in `Problem`."""
+    """The problem of one call; `widths` is `(heads, kv_heads, dim, value_dim)`, `rest` is `Problem`'s."""
     *others, tf32 = rest
     if tf32 is None:
         tf32 = settings.current().tf32
@@ -70,7 +71,7 @@ def problem(operation: str, like: Tensor, widths: tuple, lengths, window, *rest)
 
 
 def backend_of(found: Problem, wanted: str | None) -> Backend:
-    """The backend that runs it: the one asked for, by argument or setting, or the first that does not refuse."""
+    """The backend that runs it: the one that argument or setting names, or the first that does not refuse."""
     return _backend(found, settings.current().backend if wanted is None else wanted)
 
 

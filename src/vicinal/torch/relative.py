@@ -1,4 +1,4 @@
-"""Relative position bias: from a table to the slots of every window, and the sum that carries a gradient back."""
+"""Relative position bias: from a table to every window's slots, and the sum that carries a gradient back."""
 
 from functools import lru_cache
 
@@ -23,9 +23,10 @@ def spread(bias: Tensor, axes: tuple[Axis, ...]) -> Tensor:
 
 
 def tally(weights: Tensor, axes: tuple[Axis, ...]) -> Tensor:
-    """Adjoint of `spread`, summed over the batch: `[batch, *outputs, heads, prod(size)]` to `[heads, *(2 * size - 1)]`.
+    """Adjoint of `spread`: `[batch, *outputs, heads, prod(size)]` to `[heads, *(2 * size - 1)]`.
 
-    Matrix products with tables of zeros and ones add in a fixed order; index_add on a GPU would not.
+    Sums over the batch too. Matrix products with tables of zeros and ones add in a fixed order; index_add on a
+    GPU would not.
     """
     rank = len(axes)
     visible = tables.visible_slots(axes, weights.device)
@@ -45,7 +46,7 @@ def tally(weights: Tensor, axes: tuple[Axis, ...]) -> Tensor:
 
 @lru_cache(256)
 def _summing(axis: Axis, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`[offsets, outputs]` and `[2 * size - 1, offsets * size]` tables of ones that group outputs, then slots."""
+    """`[offsets, outputs]` and `[2 * size - 1, offsets * size]` tables of ones, for outputs, then slots."""
     offsets, group = torch.unique(tables.relative(axis, device), return_inverse=True)
     first = torch.nn.functional.one_hot(group, len(offsets)).T.to(dtype)
     entries = (offsets[:, None] + torch.arange(axis.size, device=device)).flatten()

@@ -10,9 +10,10 @@ from ...problem import Problem
 class Operands(NamedTuple):
     """Tensors of an attention, or their gradients.
 
-    Shapes: query `[batch, *outputs, heads, dim]` (already sampled at `output_stride`), key `[batch, *lengths, kv_heads,
-    dim]`, value `[batch, *lengths, kv_heads, value_dim]`, bias `[heads, *(2 * size - 1)]` in the query's dtype or float32,
-    extra_key and extra_value `[batch, extra, kv_heads, dim or value_dim]`. Any strides, unless a backend says otherwise.
+    Shapes: query `[batch, *outputs, heads, dim]` (already sampled at `output_stride`), key
+    `[batch, *lengths, kv_heads, dim]`, value `[batch, *lengths, kv_heads, value_dim]`, bias
+    `[heads, *(2 * size - 1)]` in the query's dtype or float32, extra_key and extra_value
+    `[batch, extra, kv_heads, dim or value_dim]`. Any strides, unless a backend says otherwise.
     """
 
     query: Tensor | None
@@ -29,16 +30,18 @@ Needs = tuple[bool, bool, bool, bool, bool, bool]
 class Backend(Protocol):
     """One way to run a problem. `refusal` is the only place that says no; below it, everything is possible.
 
-    `attend` returns `out` `[batch, *outputs, heads, value_dim]` in the query's dtype and `lse` `[batch, *outputs, heads]`,
-    natural log, in float32 (float64 for float64). `attend_back` returns gradients in the dtypes and shapes of the operands,
-    None where `needs` is false; `grad_out` or `grad_lse` may be None, which means zero. The walks work on weights
-    `[batch, *outputs, heads, prod(window)]`, slots row-major from each window's first key:
+    `attend` returns `out` `[batch, *outputs, heads, value_dim]` in the query's dtype and `lse`
+    `[batch, *outputs, heads]`, natural log, in float32 (float64 for float64). `attend_back` returns gradients
+    in the dtypes and shapes of the operands, None where `needs` is false; `grad_out` or `grad_lse` may be
+    None, which means zero. The walks work on weights `[batch, *outputs, heads, prod(window)]`, slots
+    row-major from each window's first key:
 
-        dot       w[i, s] = scale * x[i] . y[key s of i] (+ bias); `fill` where the window has no key in slot s
+        dot       w[i, s] = scale * x[i] . y[key s of i] (+ bias); `fill` in slots that hold no key
         mix       sum over s of w[i, s] * y[key s of i]
         mix_back  sum over the outputs i that see key j of w[i, s] * x[i]
 
-    `mix` and `mix_back` never read a weight whose slot holds no key. All results are contiguous and deterministic.
+    `mix` and `mix_back` never read a weight whose slot holds no key. Results are contiguous and
+    deterministic.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Neighborhood attention as its definition reads: every window gathered, every weight kept. Any device, any dtype."""
+"""Neighborhood attention by its definition: every window gathered, every weight kept. On any device."""
 
 from functools import lru_cache
 
@@ -13,7 +13,7 @@ from .base import Backend, Needs, Operands
 
 
 class Reference(Backend):
-    """The readable backend: memory grows with tokens times window. A non-finite token reaches only who sees it."""
+    """Readable; memory grows with tokens times window. A non-finite token reaches only those who see it."""
 
     name = "reference"
 
@@ -124,7 +124,7 @@ def _gather(y: Tensor, axes: tuple[Axis, ...]) -> Tensor:
 
 @lru_cache(64)
 def _inverse(axes: tuple[Axis, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For every key, `[tokens, seen]`: an output that sees it, the slot it fills there, and whether the entry counts."""
+    """For every key, `[tokens, seen]`: an output that sees it, its slot there, whether the entry counts."""
     rank = len(axes)
     output, slot, holds = 0, 0, True
     for place, axis in enumerate(axes):
