@@ -1,0 +1,85 @@
+"""Choosing a backend, and settings."""
+
+import threading
+from dataclasses import dataclass
+
+import pytest
+
+import vicinal
+from vicinal import UnsupportedProblem, settings
+from vicinal.catalog import named
+from vicinal.dispatch import choose
+
+
+@dataclass
+class Stub:
+    name: str
+    reason: str | None
+
+    def refusal(self, problem):
+        return self.reason
+
+
+PROBLEM = named("odd_1d").problem
+PICKY, WILLING, OTHER = Stub("picky", "it is too odd"), Stub("willing", None), Stub("other", None)
+
+
+def test_first_that_does_not_refuse():
+    assert choose((PICKY, WILLING, OTHER), PROBLEM) is WILLING
+    assert choose((PICKY, WILLING, OTHER), PROBLEM, "other") is OTHER
+
+
+def test_refusals_of_all_are_in_the_error():
+    with pytest.raises(UnsupportedProblem) as caught:
+        choose((PICKY, Stub("shy", "not today")), PROBLEM)
+    assert str(caught.value) == f"no backend can run {PROBLEM}\n  picky  it is too odd\n  shy    not today"
+    assert isinstance(caught.value, NotImplementedError)
+
+
+def test_backend_asked_for_refuses():
+    with pytest.raises(UnsupportedProblem, match="backend picky was asked for and cannot run") as caught:
+        choose((PICKY, WILLING), PROBLEM, "picky")
+    assert "it is too odd" in str(caught.value)
+    assert "willing" not in str(caught.value)
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="backend 'fast' is unknown; pass None or one of picky, willing"):
+        choose((PICKY, WILLING), PROBLEM, "fast")
+
+
+def test_using_nests_and_ends(monkeypatch):
+    monkeypatch.delenv("VICINAL_BACKEND", raising=False)
+    assert settings.current() == settings.Settings()
+    with vicinal.using(backend="blocked"):
+        with vicinal.using(tf32=True) as inner:
+            assert inner == settings.current() == settings.Settings("blocked", True)
+        assert settings.current() == settings.Settings("blocked", False)
+    assert settings.current().backend is None
+
+
+def test_using_is_of_its_thread():
+    seen = []
+    with vicinal.using(backend="reference"):
+        thread = threading.Thread(target=lambda: seen.append(settings.current().backend))
+        thread.start()
+        thread.join()
+    assert seen == [None]
+
+
+def test_environment(monkeypatch):
+    monkeypatch.setenv("VICINAL_BACKEND", "reference")
+    monkeypatch.setenv("VICINAL_TF32", "1")
+    assert settings.current() == settings.Settings("reference", True)
+    with vicinal.using(backend="full"):
+        assert settings.current().backend == "full"
+    monkeypatch.setenv("VICINAL_TF32", "yes")
+    with pytest.raises(ValueError, match="VICINAL_TF32 is 'yes'; set it to 0 or 1"):
+        settings.current()
+
+
+def test_using_rejects_wrong_types():
+    with pytest.raises(TypeError, match="backend is 3"), vicinal.using(backend=3):
+        pass
+    with pytest.raises(TypeError, match="tf32 is 'on'"), vicinal.using(tf32="on"):
+        pass

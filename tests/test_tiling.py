@@ -1,0 +1,65 @@
+"""Tile counts against tiles walked one by one, and the plan against all others."""
+
+from dataclasses import replace
+from math import prod
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.torch.problems import axes
+from vicinal import spans, tiling
+from vicinal.catalog import CASES, named
+from vicinal.window import Axis
+
+
+@given(axes(20), st.integers(1, 6), st.integers(1, 6), st.booleans())
+def test_counts_of_an_axis(axis, rows, columns, inverse):
+    tiles = visited = full = 0
+    for span in (spans.inverse if inverse else spans.forward)(axis):
+        for first in range(0, len(span.rows), rows):
+            tile = range(first, min(first + rows, len(span.rows)))
+            start, stop = min(span.starts[row] for row in tile), max(span.stops[row] for row in tile)
+            tiles += 1
+            for box in range(start, stop, columns):
+                visited += 1
+                full += all(span.starts[row] <= box and box + columns <= span.stops[row] for row in tile)
+    counted = tiling.axis_counts(axis, rows, columns, inverse)
+    assert counted == (tiles, visited, full)
+    assert counted.partial == visited - full
+
+
+def test_counts_of_a_problem_are_products():
+    problem = named("odd_2d").problem
+    rows, columns = (2, 4), (4, 2)
+    per_axis = [tiling.axis_counts(*numbers) for numbers in zip(problem.axes, rows, columns, strict=True)]
+    assert tiling.counts(problem, rows, columns) == tuple(map(prod, zip(*per_axis, strict=True)))
+
+
+def test_published_waste_of_large_windows():
+    """The 2-D 256x256 window of 80 computes 1.23 times what it needs with 8x16 queries and 8x16 keys; blocked, 1.0."""
+    plain = replace(named("odd_2d").problem, axes=(Axis(256, 80), Axis(256, 80)))
+    assert tiling.waste(plain, (8, 16), (8, 16)) == pytest.approx(1.23, abs=0.05)
+    blocked = replace(plain, axes=(Axis(256, 80, 16), Axis(256, 80, 16)))
+    assert tiling.waste(blocked, (16, 16), (8, 16)) == 1.0
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if max(case.problem.lengths) < 500], ids=lambda case: case.name)
+def test_best_plan_is_the_cheapest(case):
+    problem = case.problem
+    candidates = [
+        (rows, columns)
+        for rows in tiling.boxes(16, problem.rank, problem.outputs)
+        for columns in tiling.boxes(32, problem.rank, problem.lengths)
+    ]
+    plan = tiling.best(problem, candidates)
+    costs = [tiling.boundary_cost(problem, *pair, tiling.counts(problem, *pair)) for pair in candidates]
+    assert plan.cost == min(costs)
+    assert (plan.rows, plan.columns) == candidates[costs.index(plan.cost)]
+
+
+def test_boxes():
+    assert tiling.boxes(4, 2) == [(1, 4), (2, 2), (4, 1)]
+    assert tiling.boxes(16, 1) == [(16,)]
+    assert tiling.boxes(16, 2, (100, 3)) == [(4, 4), (8, 2), (16, 1)]
+    assert tiling.boxes(16, 1, (3,)) == [(16,)]

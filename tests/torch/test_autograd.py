@@ -1,0 +1,165 @@
+"""Derivatives of every order and mode, on small float64 problems with every option."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import vicinal.torch as na
+from tests.torch import problems
+from vicinal import Axis, Problem, using
+from vicinal.catalog import named
+
+FUSED = {
+    "everything": Problem(
+        (Axis(3, 2, 2, 1, True), Axis(4, 2, 1, 2, False, 2)),
+        heads=2,
+        dim=2,
+        value_dim=1,
+        bias=True,
+        extra=1,
+        dtype="float64",
+    ),
+    "full": Problem((Axis(2, 2), Axis(2, 2)), heads=2, dim=2, value_dim=3, extra=1, dtype="float64"),
+    "line": Problem((Axis(5, 3),), heads=1, dim=2, value_dim=2, dtype="float64"),
+}
+fused_problem = pytest.mark.parametrize("problem", FUSED.values(), ids=FUSED)
+
+
+def fused(problem, **options):
+    """The function of positional tensors, and its arguments."""
+    tensors = problems.operands(problem)
+    names = tuple(tensors)
+
+    def function(*args):
+        return problems.call(problem, dict(zip(names, args, strict=True)), return_lse=True, **options)
+
+    return function, tuple(tensors.values())
+
+
+def split(problem):
+    tensors = problems.operands(problem)
+    names = tuple(tensors)
+    options = problems.window(problem)
+
+    def function(*args):
+        given = dict(zip(names, args, strict=True))
+        scores = na.qk(
+            given["query"],
+            given["key"],
+            bias=given.get("bias"),
+            additional_keys=given.get("extra_key"),
+            **options,
+        )
+        return na.av(scores.softmax(-1), given["value"], additional_values=given.get("extra_value"), **options)
+
+    return function, tuple(tensors.values())
+
+
+@fused_problem
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_gradcheck(problem, backend):
+    function, args = fused(problem, backend=backend)
+    assert gradcheck(function, args, check_forward_ad=True, check_batched_grad=True)
+
+
+@fused_problem
+def test_gradgradcheck(problem):
+    function, args = fused(problem)
+    assert gradgradcheck(function, args, check_fwd_over_rev=True)
+    assert gradgradcheck(lambda *args: function(*args)[0], args, check_fwd_over_rev=True)
+    assert gradgradcheck(lambda *args: function(*args)[1], args, check_fwd_over_rev=True)
+
+
+@fused_problem
+def test_split_gradcheck(problem):
+    function, args = split(problem)
+    assert gradcheck(function, args, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(function, args, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(("queries", "keys"), [(3, 3), (2, 4), (4, 2)])
+def test_dense_gradcheck(queries, keys, is_causal):
+    make = lambda *shape: torch.randn(shape, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    args = make(1, queries, 2, 3), make(1, keys, 1, 3), make(1, keys, 1, 2)
+    function = lambda *args: na.attention(*args, is_causal, return_lse=True)  # noqa: E731
+    assert gradcheck(function, args, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(function, args, check_fwd_over_rev=True)
+
+
+def test_third_derivative():
+    """The derivative of a second derivative along a direction, against a central difference."""
+    function, (start, *others) = fused(FUSED["line"])
+    direction = torch.ones_like(start)
+
+    def second(query):
+        out = function(query, *others)[0].pow(2).sum()
+        (first,) = torch.autograd.grad(out, query, create_graph=True)
+        (again,) = torch.autograd.grad((first * direction).sum(), query, create_graph=True)
+        return (again * direction).sum()
+
+    (third,) = torch.autograd.grad(second(start), start)
+    ahead, behind = ((start.detach() + step * direction).requires_grad_() for step in (1e-4, -1e-4))
+    numeric = (second(ahead) - second(behind)) / 2e-4
+    torch.testing.assert_close((third * direction).sum(), numeric, rtol=1e-5, atol=1e-7)
+
+
+@fused_problem
+def test_functional_transforms(problem):
+    """`torch.func` agrees with autograd: grad, jvp, vmap, and what is made of them."""
+    function, args = fused(problem)
+    detached = tuple(x.detach() for x in args)
+    loss = lambda *args: sum(x.square().sum() for x in function(*args))  # noqa: E731
+    every = tuple(range(len(args)))
+    expected = torch.autograd.grad(loss(*args), args)
+    for got, want in zip(torch.func.grad(loss, every)(*detached), expected, strict=True):
+        torch.testing.assert_close(got, want)
+    tangents = tuple(torch.randn_like(x) for x in args)
+    _, moved = torch.func.jvp(loss, detached, tangents)
+    torch.testing.assert_close(moved, sum((g * t).sum() for g, t in zip(expected, tangents, strict=True)))
+    stacked = tuple(torch.stack([x, 2 * x, -x]) for x in detached)
+    for got, place in zip(torch.func.vmap(loss)(*stacked), range(3), strict=True):
+        torch.testing.assert_close(got, loss(*(x[place] for x in stacked)))
+    per_sample = torch.func.vmap(torch.func.grad(loss, every))(*stacked)
+    for place in range(3):
+        single = torch.func.grad(loss, every)(*(x[place] for x in stacked))
+        for got, want in zip(per_sample, single, strict=True):
+            torch.testing.assert_close(got[place], want)
+    rows = torch.func.jacrev(lambda q: function(q, *detached[1:])[0])(detached[0])
+    columns = torch.func.jacfwd(lambda q: function(q, *detached[1:])[0])(detached[0])
+    torch.testing.assert_close(rows, columns)
+    hessian = torch.func.hessian(lambda q: loss(q, *detached[1:]))(detached[0])
+    flat = hessian.reshape(detached[0].numel(), -1)
+    torch.testing.assert_close(flat, flat.T)
+
+
+def test_vmap_over_some_operands():
+    problem = named("bias").problem
+    tensors = problems.operands(problem, gradients=False)
+    biases = torch.stack([tensors["bias"], 2 * tensors["bias"]])
+    got = torch.func.vmap(lambda bias: problems.call(problem, {**tensors, "bias": bias}))(biases)
+    for place in range(2):
+        want = problems.call(problem, {**tensors, "bias": biases[place]})
+        torch.testing.assert_close(got[place], want)
+    queries = torch.stack([tensors["query"], -tensors["query"]], 2)
+    got = torch.func.vmap(lambda query: problems.call(problem, {**tensors, "query": query}), in_dims=2, out_dims=1)(queries)
+    torch.testing.assert_close(got[:, 1], problems.call(problem, {**tensors, "query": -tensors["query"]}))
+
+
+def test_half_precision_second_derivatives():
+    """They run in float32 inside and come back in the operands' dtype."""
+    problem = Problem((Axis(6, 3),), heads=2, kv_heads=2, dim=4, value_dim=4, dtype="bfloat16")
+    tensors = problems.operands(problem)
+    out = problems.call(problem, tensors)
+    grads = torch.autograd.grad(out.square().sum(), tuple(tensors.values()), create_graph=True)
+    sum(g.square().sum() for g in grads).backward()
+    assert all(x.grad.dtype == torch.bfloat16 and x.grad.isfinite().all() for x in tensors.values())
+
+
+def test_explicit_backend_holds_for_second_derivatives():
+    problem = FUSED["line"]
+    function, args = fused(problem, backend="reference")
+    (first,) = torch.autograd.grad(function(*args)[0].square().sum(), args[0], create_graph=True)
+    with using(backend="full"):  # rules calls made here, not the graph of the one above
+        (second,) = torch.autograd.grad(first.sum(), args[0])
+    assert second.isfinite().all()
