@@ -1,0 +1,1 @@
+"""Triton and Gluon kernels, one file per kernel family. Importing a module of this package needs Triton."""

@@ -1,0 +1,146 @@
+"""Attention, forward: softmax over the boxes of keys a tile visits, then over additional tokens."""
+
+# pyright: reportAttributeAccessIssue=false
+import triton
+import triton.language as tl
+
+from .tile import (
+    Point,
+    bias_places,
+    box_start,
+    boxes,
+    columns_at,
+    hide_box,
+    is_empty,
+    lanes,
+    load_rows,
+    offsets,
+    query_tile,
+    rows_inside,
+    store_rows,
+)
+
+
+@triton.jit
+def box_scores(
+    q, k, scale, first, lane, tile, bias,
+    T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
+    COLUMNS: tl.constexpr, COUNT: tl.constexpr,
+    SCALED: tl.constexpr, ALWAYS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`[queries, keys]` scores in powers of two (not yet scaled unless SCALED), invisible ones hidden."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if SCALED:
+        scores = scores * scale
+    if bias is not None:
+        row = Point(tile.t.place[:, None], tile.h.place[:, None], tile.w.place[:, None])
+        column = Point((first.t + lane.t)[None, :], (first.h + lane.h)[None, :], (first.w + lane.w)[None, :])
+        place = bias_places(row, column, T_RULE, H_RULE, W_RULE)
+        scores += tl.load(bias + place).to(tl.float32) * 1.4426950408889634
+    return hide_box(scores, first, lane, tile, COLUMNS, COUNT, ALWAYS)
+
+
+@triton.jit
+def _accumulate(scores, v, scale, top, total, out, PRECISION: tl.constexpr):
+    """One step of the running softmax: `top` unscaled, `total` and `out` relative to it."""
+    new = tl.maximum(top, tl.max(scores, 1))
+    base = new * scale
+    shrink = tl.exp2(top * scale - base)
+    weights = tl.exp2(scores * scale - base[:, None])
+    out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
+    return new, total * shrink + tl.sum(weights, 1), out
+
+
+@triton.jit
+def attend(
+    query, key, value, bias, extra_key, extra_value, out, lse,
+    scale, heads, group, T, H, W, extras,
+    qb, qt, qh, qw, qn, kb, kt, kh, kw, kn, vb, vt, vh, vw, vn, ekb, eks, ekn, evb, evs, evn,
+    T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    DIM: tl.constexpr, PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
+    SINGLE: tl.constexpr, HEADS_FIRST: tl.constexpr,
+    SCALED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of `M` queries of one head against boxes of `N` keys.
+
+    `scale` holds log2(e). Strides are those of batch, three axes and heads (`n`). With SINGLE one box holds
+    all keys that the tile sees, so that the softmax needs no running maximum. `out` and `lse` are contiguous.
+    """
+    tile = query_tile(heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
+    if is_empty(tile):
+        return
+    kv_head = (tile.head // group).to(tl.int64)
+    row = Point(tile.t.index, tile.h.index, tile.w.index)
+    lane = lanes(N, COLUMNS)
+    q = load_rows(
+        query + tile.batch * qb + tile.head.to(tl.int64) * qn, offsets(row, qt, qh, qw, WIDE), DIM, PAD
+    )
+    keys = key + tile.batch * kb + kv_head * kn
+    values = value + tile.batch * vb + kv_head * vn
+    if bias is not None:
+        bias += tile.head * (2 * T_RULE.size - 1) * (2 * H_RULE.size - 1) * (2 * W_RULE.size - 1)
+    rest = scale
+    if SCALED:
+        rest = 1.0
+    top = tl.full([M], -1.0e30, tl.float32)
+    total = tl.zeros([M], tl.float32)
+    acc = tl.zeros([M, VALUE_PAD], tl.float32)
+    if SINGLE:
+        first = Point(tile.t.low, tile.h.low, tile.w.low)
+        at = columns_at(first, lane, tile, T_RULE.dilation, H_RULE.dilation, W_RULE.dilation)
+        k = load_rows(keys, offsets(at, kt, kh, kw, WIDE), DIM, PAD)
+        v = load_rows(values, offsets(at, vt, vh, vw, WIDE), VALUE_DIM, VALUE_PAD)
+        scores = box_scores(
+            q, k, scale, first, lane, tile, bias, T_RULE, H_RULE, W_RULE, COLUMNS, N, SCALED, True, PRECISION
+        )
+        top = tl.max(scores, 1)
+        weights = tl.exp2(scores * rest - (top * rest)[:, None])
+        total = tl.sum(weights, 1)
+        acc = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+    else:
+        count = boxes(tile, COLUMNS)
+        for number in range(0, count.t * count.h * count.w):
+            first = box_start(number, count, tile, COLUMNS)
+            at = columns_at(first, lane, tile, T_RULE.dilation, H_RULE.dilation, W_RULE.dilation)
+            k = load_rows(keys, offsets(at, kt, kh, kw, WIDE), DIM, PAD)
+            v = load_rows(values, offsets(at, vt, vh, vw, WIDE), VALUE_DIM, VALUE_PAD)
+            scores = box_scores(
+                q,
+                k,
+                scale,
+                first,
+                lane,
+                tile,
+                bias,
+                T_RULE,
+                H_RULE,
+                W_RULE,
+                COLUMNS,
+                N,
+                SCALED,
+                False,
+                PRECISION,
+            )
+            top, total, acc = _accumulate(scores, v, rest, top, total, acc, PRECISION)
+    if extra_key is not None:
+        extra_keys = extra_key + tile.batch * ekb + kv_head * ekn
+        extra_values = extra_value + tile.batch * evb + kv_head * evn
+        for start in range(0, extras, N):
+            token = start + tl.arange(0, N)
+            at = tl.minimum(token, extras - 1).to(tl.int64)
+            k = load_rows(extra_keys, at * eks, DIM, PAD)
+            v = load_rows(extra_values, at * evs, VALUE_DIM, VALUE_PAD)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            if SCALED:
+                scores = scores * scale
+            scores = tl.where((token < extras)[None, :], scores, -1.0e30)
+            top, total, acc = _accumulate(scores, v, rest, top, total, acc, PRECISION)
+    inside = rows_inside(tile)
+    Ho = tl.cdiv(H, H_RULE.output_stride)
+    Wo = tl.cdiv(W, W_RULE.output_stride)
+    tokens = tl.cdiv(T, T_RULE.output_stride).to(tl.int64) * Ho * Wo
+    base = tile.batch * tokens * heads + tile.head
+    flat = offsets(row, Ho * Wo * heads, Wo * heads, heads, WIDE)
+    tl.store(lse + base + flat, (top * rest + tl.log2(total)) * 0.6931471805599453, mask=inside)
+    store_rows(out + base * VALUE_DIM, flat * VALUE_DIM, acc / total[:, None], inside, VALUE_DIM, VALUE_PAD)

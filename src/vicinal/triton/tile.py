@@ -1,0 +1,192 @@
+"""Tiles of rows, the boxes of columns they visit, and their addresses: what every kernel here walks over.
+
+An input of fewer than three axes has leading axes of length 1.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .window import hide, key_span, key_tiles, query_span, query_tiles, visible
+
+
+class Point(NamedTuple):
+    """One number, or block of numbers, per axis."""
+
+    t: Any
+    h: Any
+    w: Any
+
+
+class Tile(NamedTuple):
+    """The rows of one program, one head and one batch entry."""
+
+    batch: Any
+    head: Any
+    t: Any
+    h: Any
+    w: Any
+
+
+@triton.jit
+def lanes(COUNT: tl.constexpr, BOX: tl.constexpr):
+    """Coordinates in `BOX` of `COUNT` elements, last axis fastest; those past it overrun the first axis."""
+    flat = tl.arange(0, COUNT)
+    return Point(flat // (BOX[1] * BOX[2]), flat // BOX[2] % BOX[1], flat % BOX[2])
+
+
+@triton.jit
+def _group_tile(number, tiles, groups):
+    """Tile, dilation group, and what is left of a program's number."""
+    return Point(number % tiles, number // tiles % groups, number // tiles // groups)
+
+
+@triton.jit
+def query_tile(
+    heads, T, H, W, ROWS: tl.constexpr, COUNT: tl.constexpr,
+    T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr, HEADS_FIRST: tl.constexpr,
+):  # fmt: skip
+    """The tile of outputs that this program computes; `HEADS_FIRST` makes heads the fastest number."""
+    lane = lanes(COUNT, ROWS)
+    number = tl.program_id(0)
+    head = number % heads
+    if HEADS_FIRST:
+        number = number // heads
+    w = _group_tile(number, query_tiles(W, ROWS[2], W_RULE), W_RULE.period)
+    h = _group_tile(w.w, query_tiles(H, ROWS[1], H_RULE), H_RULE.period)
+    t = _group_tile(h.w, query_tiles(T, ROWS[0], T_RULE), T_RULE.period)
+    batch = t.w
+    if not HEADS_FIRST:
+        head = t.w % heads
+        batch = t.w // heads
+    return Tile(
+        batch.to(tl.int64),
+        head,
+        query_span(t.t, t.h, T, lane.t, ROWS[0], T_RULE),
+        query_span(h.t, h.h, H, lane.h, ROWS[1], H_RULE),
+        query_span(w.t, w.h, W, lane.w, ROWS[2], W_RULE),
+    )
+
+
+@triton.jit
+def key_tile(
+    heads, T, H, W, ROWS: tl.constexpr, COUNT: tl.constexpr,
+    T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr, HEADS_FIRST: tl.constexpr,
+):  # fmt: skip
+    """The tile of keys that this program computes; its columns are outputs."""
+    lane = lanes(COUNT, ROWS)
+    number = tl.program_id(0)
+    head = number % heads
+    if HEADS_FIRST:
+        number = number // heads
+    w = _group_tile(number, key_tiles(W, ROWS[2], W_RULE), W_RULE.dilation)
+    h = _group_tile(w.w, key_tiles(H, ROWS[1], H_RULE), H_RULE.dilation)
+    t = _group_tile(h.w, key_tiles(T, ROWS[0], T_RULE), T_RULE.dilation)
+    batch = t.w
+    if not HEADS_FIRST:
+        head = t.w % heads
+        batch = t.w // heads
+    return Tile(
+        batch.to(tl.int64),
+        head,
+        key_span(t.t, t.h, T, lane.t, ROWS[0], T_RULE),
+        key_span(h.t, h.h, H, lane.h, ROWS[1], H_RULE),
+        key_span(w.t, w.h, W, lane.w, ROWS[2], W_RULE),
+    )
+
+
+@triton.jit
+def is_empty(tile):
+    """Whether no row of the tile exists: a ragged dilation group ended before it."""
+    return tile.t.empty | tile.h.empty | tile.w.empty
+
+
+@triton.jit
+def rows_inside(tile):
+    return tile.t.inside & tile.h.inside & tile.w.inside
+
+
+@triton.jit
+def boxes(tile, COLUMNS: tl.constexpr):
+    """Boxes of columns that the tile visits, per axis."""
+    return Point(
+        tl.cdiv(tile.t.high - tile.t.low, COLUMNS[0]),
+        tl.cdiv(tile.h.high - tile.h.low, COLUMNS[1]),
+        tl.cdiv(tile.w.high - tile.w.low, COLUMNS[2]),
+    )
+
+
+@triton.jit
+def box_start(number, count, tile, COLUMNS: tl.constexpr):
+    """First column, per axis, of a box; `count` is what `boxes` returned."""
+    return Point(
+        tile.t.low + number // (count.h * count.w) * COLUMNS[0],
+        tile.h.low + number // count.w % count.h * COLUMNS[1],
+        tile.w.low + number % count.w * COLUMNS[2],
+    )
+
+
+@triton.jit
+def columns_at(first, lane, tile, T_PITCH: tl.constexpr, H_PITCH: tl.constexpr, W_PITCH: tl.constexpr):
+    """Where the columns of a box lie in their tensors; columns past the end repeat the last one."""
+    return Point(
+        tile.t.origin + tl.minimum(first.t + lane.t, tile.t.count - 1) * T_PITCH,
+        tile.h.origin + tl.minimum(first.h + lane.h, tile.h.count - 1) * H_PITCH,
+        tile.w.origin + tl.minimum(first.w + lane.w, tile.w.count - 1) * W_PITCH,
+    )
+
+
+@triton.jit
+def offsets(point, t, h, w, WIDE: tl.constexpr):
+    """Offsets inside one batch entry of points at strides `t`, `h`, `w`."""
+    if WIDE:
+        return point.t.to(tl.int64) * t + point.h.to(tl.int64) * h + point.w.to(tl.int64) * w
+    else:
+        return point.t * t + point.h * h + point.w * w
+
+
+@triton.jit
+def hide_box(scores, first, lane, tile, COLUMNS: tl.constexpr, COUNT: tl.constexpr, ALWAYS: tl.constexpr):
+    """Hide the columns of a box that a row does not see, one axis at a time."""
+    # Lanes past the end of a box that is no power of two overrun its first axis.
+    if COLUMNS[0] * COLUMNS[1] * COLUMNS[2] < COUNT:
+        scores = tl.where(visible(first.t + lane.t, tile.t), scores, -1.0e30)
+    else:
+        scores = hide(scores, first.t, lane.t, tile.t, COLUMNS[0], ALWAYS)
+    scores = hide(scores, first.h, lane.h, tile.h, COLUMNS[1], ALWAYS)
+    return hide(scores, first.w, lane.w, tile.w, COLUMNS[2], ALWAYS)
+
+
+@triton.jit
+def load_rows(base, offset, DIM: tl.constexpr, PAD: tl.constexpr):
+    """`[rows, PAD]`, zero from `DIM` on."""
+    dims = tl.arange(0, PAD)
+    if DIM == PAD:
+        return tl.load(base + offset[:, None] + dims[None, :])
+    else:
+        return tl.load(base + offset[:, None] + dims[None, :], mask=(dims < DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(base, offset, rows, inside, DIM: tl.constexpr, PAD: tl.constexpr):
+    dims = tl.arange(0, PAD)
+    mask = inside[:, None]
+    if DIM < PAD:
+        mask = mask & (dims < DIM)[None, :]
+    tl.store(base + offset[:, None] + dims[None, :], rows.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def bias_places(row, column, T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr):
+    """Entries of a relative position table; in range also where a row does not see a column."""
+    return (
+        _relative(row.t, column.t, T_RULE.size) * (2 * H_RULE.size - 1)
+        + _relative(row.h, column.h, H_RULE.size)
+    ) * (2 * W_RULE.size - 1) + _relative(row.w, column.w, W_RULE.size)
+
+
+@triton.jit
+def _relative(query, key, SIZE: tl.constexpr):
+    return tl.minimum(tl.maximum(key - query + SIZE - 1, 0), 2 * SIZE - 2)
