@@ -128,8 +128,8 @@ def spatial(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     """Spatial lengths of `[batch, *spatial, heads, dim]`."""
     if not 4 <= len(shape) <= 6:
         raise ValueError(
-            f"{name} {_shape(shape)} has {len(shape)} axes; pass [batch, *spatial, heads, dim] "
-            "with 1 to 3 spatial axes"
+            f"{name} {_shape(shape)} has {len(shape)} axes; "
+            "pass [batch, *spatial, heads, dim] with 1 to 3 spatial axes"
         )
     if shape[-1] == 0:
         raise ValueError(f"{name} {_shape(shape)} has head dim 0; pass at least one element per head")

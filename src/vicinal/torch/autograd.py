@@ -30,10 +30,10 @@ class Formula:
     def save(self, ctx: Any, inputs: tuple, output: Any) -> None:
         raise NotImplementedError
 
-    def backward(self, ctx: Any, *grads: Tensor | None) -> tuple:
+    def backward(self, ctx: Any, *args: Any, **kwargs: Any) -> tuple:
         raise NotImplementedError
 
-    def jvp(self, ctx: Any, *tangents: Tensor | None) -> Any:
+    def jvp(self, ctx: Any, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
 
@@ -61,7 +61,7 @@ def differentiate(name: str, formula: Formula) -> None:
 
     methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
     members = {key: staticmethod(method) for key, method in methods.items()}
-    function = type(f"Vicinal{name.title().replace('_', '')}", (_SingleLevelFunction,), members)
+    function: Any = type(f"Vicinal{name.title().replace('_', '')}", (_SingleLevelFunction,), members)
 
     def autograd(keyset, *args):
         with enable_single_level_autograd_function():
@@ -81,11 +81,11 @@ def _run(backend: str | None, tf32: bool | None) -> tuple[str | None, bool]:
     return current.backend if backend is None else backend, current.tf32 if tf32 is None else tf32
 
 
-def _zeros(tensor: Tensor | None, like: Tensor | None) -> Tensor | None:
+def _zeros(tensor: Tensor | None, like: Tensor | None) -> Any:
     return torch.zeros_like(like) if tensor is None and like is not None else tensor
 
 
-def _wide(tensor: Tensor | None) -> Tensor | None:
+def _wide(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.to(accumulating(tensor.dtype))
 
 
@@ -99,15 +99,9 @@ def _filled(found: tuple, like: tuple) -> Parts:
 
 
 def _narrow(parts: Parts, like: tuple) -> tuple:
-    found = (
-        parts.query,
-        parts.key.window,
-        parts.value.window,
-        parts.bias,
-        parts.key.extra,
-        parts.value.extra,
-    )
-    return tuple(None if t is None else x.to(t.dtype) for x, t in zip(found, like, strict=True))
+    (key, extra_key), (value, extra_value) = parts.key, parts.value
+    found = (parts.query, key, value, parts.bias, extra_key, extra_value)
+    return tuple(x if x is None or t is None else x.to(t.dtype) for x, t in zip(found, like, strict=True))
 
 
 def _walks(operands: tuple, window: tuple, run: tuple) -> Walks:
@@ -340,9 +334,9 @@ class DenseBack(Formula):
         operands, (grad_out, grad_lse) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
         walks = _dense_walks(operands, ctx.is_causal)
         at, move = (_parts((*x, None, None, None)) for x in (operands, map(_zeros, tangents[:3], operands)))
-        moves = (_wide(_zeros(x, like)) for x, like in zip(tangents[5:], (grad_out, grad_lse), strict=True))
+        move_out, move_lse = (_wide(_zeros(*x)) for x in zip(tangents[5:], (grad_out, grad_lse), strict=True))
         parts = composite.attend_back_jvp(
-            walks, at, _wide(grad_out), _wide(grad_lse), move, *moves, ctx.scale
+            walks, at, _wide(grad_out), _wide(grad_lse), move, move_out, move_lse, ctx.scale
         )
         return _narrow(parts, (*operands, None, None, None))[:3]
 

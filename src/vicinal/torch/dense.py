@@ -36,8 +36,8 @@ def refusal(device: str, dtype: str, dim: int) -> str | None:
 def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """`out` `[batch, tokens, heads, value_dim]` and `lse` `[batch, tokens, heads]`."""
     width, group = value.shape[-1], _Group(query, key, is_causal)
-    inputs = _aligned(group.fold(query), group.share(key), group.share(value))
-    found = _forward(*inputs, is_causal, scale)
+    q, k, v = _aligned(group.fold(query), group.share(key), group.share(value))
+    found = _forward(q, k, v, is_causal, scale)
     out = group.unfold(found.out.transpose(1, 2))[..., :width]
     return out.contiguous(), group.unfold(found.lse.unsqueeze(-1).transpose(1, 2)).squeeze(-1).contiguous()
 

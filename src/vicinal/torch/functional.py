@@ -1,9 +1,12 @@
 """The public functions: names, defaults, documentation. `arguments.py` checks, the operators work."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import arguments
+from ..arguments import Flags, Sizes
 from . import autograd, batching, composite  # noqa: F401  (registers derivatives and vmap rules)
 
 ops = torch.ops.vicinal
@@ -15,19 +18,19 @@ def neighborhood_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    kernel_size,
-    stride=1,
-    dilation=1,
-    is_causal=False,
+    kernel_size: Sizes,
+    stride: Sizes = 1,
+    dilation: Sizes = 1,
+    is_causal: Flags = False,
     scale: float | None = None,
     *,
-    output_stride=1,
+    output_stride: Sizes = 1,
     bias: Tensor | None = None,
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
-):
+) -> Any:
     """Neighborhood attention over one to three axes: every query attends to the window of keys around it.
 
     A window never shrinks at a border, it shifts; a causal axis lets a query see only keys at or before
@@ -68,9 +71,8 @@ def neighborhood_attention(
     operands = _checked(query, key, value, bias, additional_keys, additional_values)
     query, key, value, bias, extra_key, extra_value = operands
     lengths = arguments.spatial("query", query.shape)
-    arguments.attention(
-        *(None if x is None else x.shape for x in (query, key, value, extra_key, extra_value))
-    )
+    extra_shapes = (None if x is None else x.shape for x in (extra_key, extra_value))
+    arguments.attention(query.shape, key.shape, value.shape, *extra_shapes)
     arguments.same_spatial(lengths, key.shape)
     window = arguments.window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
     if bias is not None:
@@ -85,13 +87,13 @@ def neighborhood_attention(
 def qk(
     query: Tensor,
     key: Tensor,
-    kernel_size,
-    stride=1,
-    dilation=1,
-    is_causal=False,
+    kernel_size: Sizes,
+    stride: Sizes = 1,
+    dilation: Sizes = 1,
+    is_causal: Flags = False,
     scale: float | None = None,
     *,
-    output_stride=1,
+    output_stride: Sizes = 1,
     bias: Tensor | None = None,
     additional_keys: Tensor | None = None,
     backend: str | None = None,
@@ -127,12 +129,12 @@ def qk(
 def av(
     attention_weights: Tensor,
     value: Tensor,
-    kernel_size,
-    stride=1,
-    dilation=1,
-    is_causal=False,
+    kernel_size: Sizes,
+    stride: Sizes = 1,
+    dilation: Sizes = 1,
+    is_causal: Flags = False,
     *,
-    output_stride=1,
+    output_stride: Sizes = 1,
     additional_values: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -175,7 +177,7 @@ def attention(
     scale: float | None = None,
     *,
     return_lse: bool = False,
-):
+) -> Any:
     """Dense attention of every query to every key, through PyTorch's fused kernels.
 
     Args:
@@ -212,10 +214,15 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def _checked(query, key, value, bias, extra_key, extra_value):
+def _checked(query, key, value, bias, extra_key, extra_value) -> tuple[Any, ...]:
     """Operands that agree in dtype and device, cast where autocast says so."""
-    names = ("query", "key", "value", "additional_keys", "additional_values")
-    operands = dict(zip(names, (query, key, value, extra_key, extra_value), strict=True))
+    operands = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "additional_keys": extra_key,
+        "additional_values": extra_value,
+    }
     query, key, value, extra_key, extra_value = _tensors(operands)
     if bias is not None:
         if not isinstance(bias, Tensor):
@@ -227,7 +234,7 @@ def _checked(query, key, value, bias, extra_key, extra_value):
     return query, key, value, bias, extra_key, extra_value
 
 
-def _tensors(operands: dict[str, Tensor | None]) -> tuple[Tensor | None, ...]:
+def _tensors(operands: dict[str, Any]) -> tuple[Any, ...]:
     given = {name: x for name, x in operands.items() if x is not None}
     for name, x in given.items():
         if not isinstance(x, Tensor):

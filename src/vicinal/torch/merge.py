@@ -1,6 +1,7 @@
 """Attention over parts of the keys, put together."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -37,9 +38,9 @@ def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple
     total = powers.sum(0)
     weights = powers / total.masked_fill(none, 1)
     wide = torch.promote_types(outputs[0].dtype, lses[0].dtype)
-    out = sum(
+    weighted = (
         weight.unsqueeze(-1) * part.to(wide).masked_fill(gone.unsqueeze(-1), 0)
         for weight, part, gone in zip(weights, outputs, empty, strict=True)
     )
     lse = (top.masked_fill(none, 0) + total.masked_fill(none, 1).log()).masked_fill(none, -torch.inf)
-    return out.to(outputs[0].dtype), lse
+    return reduce(torch.add, weighted).to(outputs[0].dtype), lse

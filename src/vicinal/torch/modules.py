@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import arguments
+from ..arguments import Flags, Sizes
 from .functional import av, neighborhood_attention, qk
 
 
@@ -39,10 +40,10 @@ class _NeighborhoodAttention(nn.Module):
         self,
         embed_dim: int,
         num_heads: int,
-        kernel_size,
-        stride=1,
-        dilation=1,
-        is_causal=False,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        dilation: Sizes = 1,
+        is_causal: Flags = False,
         *,
         num_kv_heads: int | None = None,
         qkv_bias: bool = True,
@@ -50,7 +51,7 @@ class _NeighborhoodAttention(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         rel_pos_bias: bool = False,
-        output_stride=1,
+        output_stride: Sizes = 1,
     ) -> None:
         super().__init__()
         kv_heads = num_heads if num_kv_heads is None else num_kv_heads

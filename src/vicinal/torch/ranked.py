@@ -14,8 +14,9 @@ def _pin(rank: int, name: str, function: F, first: str) -> F:
     @wraps(function)
     def pinned(*args, **kwargs):
         tensor = args[0] if args else kwargs.get(first)
-        if hasattr(tensor, "shape"):
-            arguments.pinned(rank, first, tensor.shape)
+        shape = getattr(tensor, "shape", None)
+        if shape is not None:
+            arguments.pinned(rank, first, shape)
         return function(*args, **kwargs)
 
     pinned.__name__ = pinned.__qualname__ = name

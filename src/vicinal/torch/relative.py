@@ -25,8 +25,8 @@ def spread(bias: Tensor, axes: tuple[Axis, ...]) -> Tensor:
 def tally(weights: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     """Adjoint of `spread`: `[batch, *outputs, heads, prod(size)]` to `[heads, *(2 * size - 1)]`.
 
-    Sums over the batch too. Matrix products with tables of zeros and ones add in a fixed order; index_add on a
-    GPU would not.
+    Sums over the batch too. Products with tables of zeros and ones add in a fixed order; index_add on a GPU
+    would not.
     """
     rank = len(axes)
     visible = tables.visible_slots(axes, weights.device)

@@ -8,13 +8,24 @@ from ...problem import Problem
 
 
 class Operands(NamedTuple):
-    """Tensors of an attention, or their gradients.
+    """Tensors of an attention.
 
     Shapes: query `[batch, *outputs, heads, dim]` (already sampled at `output_stride`), key
     `[batch, *lengths, kv_heads, dim]`, value `[batch, *lengths, kv_heads, value_dim]`, bias
     `[heads, *(2 * size - 1)]` in the query's dtype or float32, extra_key and extra_value
     `[batch, extra, kv_heads, dim or value_dim]`. Any strides, unless a backend says otherwise.
     """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None = None
+    extra_key: Tensor | None = None
+    extra_value: Tensor | None = None
+
+
+class Grads(NamedTuple):
+    """Gradients of the operands, in their dtypes and shapes; None for those that need none."""
 
     query: Tensor | None
     key: Tensor | None
@@ -60,7 +71,7 @@ class Backend(Protocol):
         grad_lse: Tensor | None,
         scale: float,
         needs: Needs,
-    ) -> Operands: ...
+    ) -> Grads: ...
 
     def dot(
         self, problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float

@@ -1,11 +1,13 @@
 """Windows that cover every axis: dense attention by PyTorch's fused kernels."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ...problem import Problem
 from .. import dense
-from .base import Backend, Needs, Operands
+from .base import Backend, Grads, Needs, Operands
 
 
 class Full(Backend):
@@ -37,12 +39,15 @@ class Full(Backend):
         grad_lse: Tensor | None,
         scale: float,
         needs: Needs,
-    ) -> Operands:
+    ) -> Grads:
         rank = problem.rank
-        rows = [None if x is None else x.flatten(1, rank) for x in (out, lse, grad_out, grad_lse)]
-        dq, dk, dv = dense.attend_back(*_tokens(operands), *rows, False, scale)
+        grad_out = None if grad_out is None else grad_out.flatten(1, rank)
+        grad_lse = None if grad_lse is None else grad_lse.flatten(1, rank)
+        out, lse = out.flatten(1, rank), lse.flatten(1, rank)
+        query, key, value = _tokens(operands)
+        dq, dk, dv = dense.attend_back(query, key, value, out, lse, grad_out, grad_lse, False, scale)
         tokens = dk.shape[1] - problem.extra
-        grads = Operands(
+        grads = Grads(
             dq.unflatten(1, problem.outputs),
             dk[:, :tokens].unflatten(1, problem.lengths),
             dv[:, :tokens].unflatten(1, problem.lengths),
@@ -50,18 +55,23 @@ class Full(Backend):
             dk[:, tokens:].clone() if problem.extra else None,
             dv[:, tokens:].clone() if problem.extra else None,
         )
-        return Operands(
+        return Grads(
             *(
                 x.contiguous() if need and x is not None else None
                 for x, need in zip(grads, needs, strict=True)
             )
         )
 
+    def _walk(self, *_: Any, **__: Any) -> Tensor:
+        raise AssertionError("a walk was not refused")
+
+    dot = mix = mix_back = _walk
+
 
 def _tokens(operands: Operands) -> list[Tensor]:
     """Query, key and value as `[batch, tokens, heads, dim]`, additional tokens at the end."""
     query, key, value, _, *extras = operands
-    flat = [x.flatten(1, -3) for x in (query, key, value)]
+    flat = (x.flatten(1, -3) for x in (query, key, value))
     return [
         x if extra is None else torch.cat([x, extra], 1)
         for x, extra in zip(flat, (None, *extras), strict=True)

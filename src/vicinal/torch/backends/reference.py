@@ -9,7 +9,7 @@ from ... import spans
 from ...problem import Problem
 from ...window import Axis
 from .. import composite, relative, tables
-from .base import Backend, Needs, Operands
+from .base import Backend, Grads, Needs, Operands
 
 
 class Reference(Backend):
@@ -34,16 +34,16 @@ class Reference(Backend):
         grad_lse: Tensor | None,
         scale: float,
         needs: Needs,
-    ) -> Operands:
+    ) -> Grads:
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
         query, key, value, bias = composite.attend_back(
             _walks(problem), _parts(operands), wide(grad_out), wide(grad_lse), scale
         )
         grads = (query, key.window, value.window, bias, key.extra, value.extra)
-        return Operands(
+        return Grads(
             *(
-                grad.to(operand.dtype).contiguous() if need and grad is not None else None
+                _narrow(grad, operand.dtype) if need and grad is not None and operand is not None else None
                 for grad, operand, need in zip(grads, operands, needs, strict=True)
             )
         )
@@ -69,8 +69,13 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype).contiguous()
+
+
 def _parts(operands: Operands) -> composite.Parts:
-    query, key, value, bias, extra_key, extra_value = (None if x is None else wide(x) for x in operands)
+    query, key, value = map(wide, operands[:3])
+    bias, extra_key, extra_value = (None if x is None else wide(x) for x in operands[3:])
     return composite.Parts(query, composite.Pair(key, extra_key), composite.Pair(value, extra_value), bias)
 
 
@@ -114,7 +119,7 @@ def _fill(weights: Tensor, problem: Problem, fill: float) -> Tensor:
 
 def _gather(y: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     """`[batch, outputs, slots, kv_heads, dim]` keys of every window."""
-    rank, index = len(axes), 0
+    rank, index = len(axes), torch.zeros((), dtype=torch.int64, device=y.device)
     for place, axis in enumerate(axes):
         shape = [1] * 2 * rank
         shape[place], shape[rank + place] = axis.outputs, axis.size
@@ -126,7 +131,8 @@ def _gather(y: Tensor, axes: tuple[Axis, ...]) -> Tensor:
 def _inverse(axes: tuple[Axis, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """For every key, `[tokens, seen]`: an output that sees it, its slot there, whether the entry counts."""
     rank = len(axes)
-    output, slot, holds = 0, 0, True
+    output = slot = torch.zeros((), dtype=torch.int64, device=device)
+    holds = torch.ones((), dtype=torch.bool, device=device)
     for place, axis in enumerate(axes):
         per_axis = _inverse_axis(axis, device)
         shape = [1] * 2 * rank
