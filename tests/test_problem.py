@@ -10,7 +10,9 @@ from vicinal.catalog import CASES, MODELS, named, with_gradients
 
 def test_the_line():
     axes = (Axis(64, 7, 1, 2, False), Axis(64, 7, 1, 2, True))
-    problem = Problem(axes, heads=8, kv_heads=2, dim=320, value_dim=320, dtype="float16", device="cuda", gradients=True)
+    problem = Problem(
+        axes, heads=8, kv_heads=2, dim=320, value_dim=320, dtype="float16", device="cuda", gradients=True
+    )
     assert str(problem) == (
         "attend 2-D 64x64, window 7x7, dilation 2x2, causal ft, 8 heads over 2 kv, dim 320, float16, cuda, with gradients"
     )

@@ -44,7 +44,9 @@ def test_published_waste_of_large_windows():
     assert tiling.waste(blocked, (16, 16), (8, 16)) == 1.0
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if max(case.problem.lengths) < 500], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if max(case.problem.lengths) < 500], ids=lambda case: case.name
+)
 def test_best_plan_is_the_cheapest(case):
     problem = case.problem
     candidates = [

@@ -33,7 +33,18 @@ EXAMPLES = {
         *((4, 5, 6, 7, 8), (7, 8, 9), (7, 8, 9, 10), (7, 8, 9, 10, 11)),
     ],
     (10, 4, 4, 1, True): [
-        *((0,), (0, 1), (0, 1, 2), (0, 1, 2, 3), (4,), (4, 5), (4, 5, 6), (4, 5, 6, 7), (6, 7, 8), (6, 7, 8, 9)),
+        *(
+            (0,),
+            (0, 1),
+            (0, 1, 2),
+            (0, 1, 2, 3),
+            (4,),
+            (4, 5),
+            (4, 5, 6),
+            (4, 5, 6, 7),
+            (6, 7, 8),
+            (6, 7, 8, 9),
+        ),
     ],
     (13, 4, 2, 2, True): [
         *((0,), (1,), (0, 2), (1, 3), (0, 2, 4), (1, 3, 5), (0, 2, 4, 6), (1, 3, 5, 7)),
@@ -53,7 +64,9 @@ def every_axis(longest, output_strides=(1,)):
 @pytest.mark.parametrize("numbers", EXAMPLES, ids=str)
 def test_worked_example(numbers):
     axis = Axis(*numbers)
-    assert [list(axis.keys(query)) for query in range(axis.outputs)] == [list(keys) for keys in EXAMPLES[numbers]]
+    assert [list(axis.keys(query)) for query in range(axis.outputs)] == [
+        list(keys) for keys in EXAMPLES[numbers]
+    ]
 
 
 def test_keys_match_the_definition_for_every_short_axis():
@@ -61,7 +74,10 @@ def test_keys_match_the_definition_for_every_short_axis():
     for axis in every_axis(16, (1, 2, 3)):
         rule = (axis.length, axis.size, axis.stride, axis.dilation, axis.causal)
         for output in range(axis.outputs):
-            assert list(axis.keys(output)) == oracle.visible(*rule, output * axis.output_stride), (axis, output)
+            assert list(axis.keys(output)) == oracle.visible(*rule, output * axis.output_stride), (
+                axis,
+                output,
+            )
         count += 1
     assert count > 7_000
 

@@ -83,7 +83,9 @@ def check(problem, backend=None, seed=0, scale=None, rounded_weights=False, devi
     budget.check("lse", array(lse), answer.lse, wide)
     for name, grad in zip(tensors, grads, strict=True):
         assert grad.dtype == tensors[name].dtype, name
-        budget.check(f"gradient of {name}", array(grad), getattr(answer, name), problem.dtype, rounded_weights)
+        budget.check(
+            f"gradient of {name}", array(grad), getattr(answer, name), problem.dtype, rounded_weights
+        )
 
 
 @st.composite
@@ -117,4 +119,6 @@ def problems(draw, dtypes=("float64", "float32"), longest=(23, 9, 5)):
 
 def same(actual, expected):
     """Bitwise equality of tensors, NaN included."""
-    return all(np.array_equal(array(a), array(b), equal_nan=True) for a, b in zip(actual, expected, strict=True))
+    return all(
+        np.array_equal(array(a), array(b), equal_nan=True) for a, b in zip(actual, expected, strict=True)
+    )

@@ -30,7 +30,9 @@ def test_catalog(backend, case):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", [named("everything"), named("odd_3d"), named("grouped")], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [named("everything"), named("odd_3d"), named("grouped")], ids=lambda case: case.name
+)
 @pytest.mark.parametrize("backend", CPU, ids=lambda backend: backend.name)
 def test_dtypes(backend, case, dtype):
     problem = replace(case.problem, dtype=dtype, gradients=True)
@@ -39,7 +41,9 @@ def test_dtypes(backend, case, dtype):
 
 
 @settings(max_examples=150, deadline=None)
-@given(problem=problems.problems(), scale=st.sampled_from((None, 1.0, 0.3, 0.0, -0.5)), seed=st.integers(0, 99))
+@given(
+    problem=problems.problems(), scale=st.sampled_from((None, 1.0, 0.3, 0.0, -0.5)), seed=st.integers(0, 99)
+)
 def test_every_combination(problem, scale, seed):
     """On whatever backend comes first, and on all that take the problem."""
     for backend in CPU:
@@ -55,7 +59,9 @@ def test_split_operations_are_the_fused_one(problem):
     scores = split(problem, tensors)
     budget.check("lse", problems.array(scores.double().logsumexp(-1)), problems.array(lse), problem.dtype)
     options = problems.window(problem)
-    mixed = na.av(scores.softmax(-1), tensors["value"], **options, additional_values=tensors.get("extra_value"))
+    mixed = na.av(
+        scores.softmax(-1), tensors["value"], **options, additional_values=tensors.get("extra_value")
+    )
     budget.check("out", problems.array(mixed), problems.array(out), problem.dtype)
 
 
@@ -91,18 +97,28 @@ def test_walks(problem, backend):
     scale = problem.dim**-0.5
     check("qk", scores, oracle.dot(sampled, exact["key"], win, scale, exact.get("bias")))
     check("av", mixed, oracle.mix(problems.array(weights), exact["value"], win))
-    rows = problems.array(score_grads[0])[(slice(None), *(slice(None, None, step) for step in win.output_stride))]
-    budget.check("qk to query", rows, scale * oracle.mix(problems.array(grad), exact["key"], win), problem.dtype)
+    rows = problems.array(score_grads[0])[
+        (slice(None), *(slice(None, None, step) for step in win.output_stride))
+    ]
+    budget.check(
+        "qk to query", rows, scale * oracle.mix(problems.array(grad), exact["key"], win), problem.dtype
+    )
     back = lambda w, x: oracle.mix_back(problems.array(w), x, problem.lengths, problem.kv_heads, win)  # noqa: E731
     check("qk to key", score_grads[1], scale * back(grad, sampled))
-    check("av to weights", weight_grads[0], oracle.dot(problems.array(grad_mixed), exact["value"], win, fill=0.0))
+    check(
+        "av to weights",
+        weight_grads[0],
+        oracle.dot(problems.array(grad_mixed), exact["value"], win, fill=0.0),
+    )
     check("av to value", weight_grads[1], back(weights, problems.array(grad_mixed)))
 
 
 @pytest.mark.parametrize("backend", CPU, ids=lambda backend: backend.name)
 def test_non_contiguous_inputs(backend):
     """Heads first in memory, channels interleaved with something else, batch expanded: only the values count."""
-    problem = replace(named("whole" if backend.name == "full" else "odd_2d").problem, batch=2, heads=2, kv_heads=2)
+    problem = replace(
+        named("whole" if backend.name == "full" else "odd_2d").problem, batch=2, heads=2, kv_heads=2
+    )
     tensors = problems.operands(problem, gradients=False)
     expected = problems.call(problem, tensors, backend=backend.name)
     heads_first = {n: x.transpose(1, -2).contiguous().transpose(1, -2) for n, x in tensors.items()}
@@ -110,7 +126,10 @@ def test_non_contiguous_inputs(backend):
     for strided in (heads_first, interleaved):
         assert not strided["query"].is_contiguous()
         budget.check(
-            "out", problems.array(problems.call(problem, strided, backend=backend.name)), problems.array(expected), "float32"
+            "out",
+            problems.array(problems.call(problem, strided, backend=backend.name)),
+            problems.array(expected),
+            "float32",
         )
     expanded = {n: x[:1].expand_as(x) for n, x in tensors.items()}
     out = problems.call(problem, expanded, backend=backend.name)
@@ -172,7 +191,9 @@ def test_gradients_only_where_asked():
         problems.call(problem, chosen).square().sum().backward()
         problems.call(problem, full).square().sum().backward()
         assert all((x.grad is not None) == (name == wanted) for name, x in chosen.items())
-        budget.check(wanted, problems.array(chosen[wanted].grad), problems.array(full[wanted].grad), "float32")
+        budget.check(
+            wanted, problems.array(chosen[wanted].grad), problems.array(full[wanted].grad), "float32"
+        )
 
 
 def test_float32_bias_with_half_queries():
@@ -194,9 +215,15 @@ def test_full_takes_covered_windows_and_no_others():
 def test_settings_choose_the_backend():
     problem = named("odd_1d").problem
     tensors = problems.operands(problem)
-    with using(backend="full"), pytest.raises(UnsupportedProblem, match="the window does not cover every axis"):
+    with (
+        using(backend="full"),
+        pytest.raises(UnsupportedProblem, match="the window does not cover every axis"),
+    ):
         problems.call(problem, tensors)
-    with using(backend="nothing"), pytest.raises(ValueError, match="backend 'nothing' is unknown; pass None or one of full"):
+    with (
+        using(backend="nothing"),
+        pytest.raises(ValueError, match="backend 'nothing' is unknown; pass None or one of full"),
+    ):
         problems.call(problem, tensors)
     with pytest.raises(ValueError, match="backend 'fast' is unknown"):
         problems.call(problem, tensors, backend="fast")

@@ -50,7 +50,9 @@ def split(problem):
             additional_keys=given.get("extra_key"),
             **options,
         )
-        return na.av(scores.softmax(-1), given["value"], additional_values=given.get("extra_value"), **options)
+        return na.av(
+            scores.softmax(-1), given["value"], additional_values=given.get("extra_value"), **options
+        )
 
     return function, tuple(tensors.values())
 
@@ -142,7 +144,9 @@ def test_vmap_over_some_operands():
         want = problems.call(problem, {**tensors, "bias": biases[place]})
         torch.testing.assert_close(got[place], want)
     queries = torch.stack([tensors["query"], -tensors["query"]], 2)
-    got = torch.func.vmap(lambda query: problems.call(problem, {**tensors, "query": query}), in_dims=2, out_dims=1)(queries)
+    got = torch.func.vmap(
+        lambda query: problems.call(problem, {**tensors, "query": query}), in_dims=2, out_dims=1
+    )(queries)
     torch.testing.assert_close(got[:, 1], problems.call(problem, {**tensors, "query": -tensors["query"]}))
 
 

@@ -227,8 +227,8 @@ def _checked(query, key, value, bias, extra_key, extra_value) -> tuple[Any, ...]
     if bias is not None:
         if not isinstance(bias, Tensor):
             raise TypeError(f"bias is of type {type(bias).__name__}; pass a tensor")
-        if bias.dtype not in (query.dtype, torch.float32):
-            bias = bias.to(query.dtype) if torch.is_autocast_enabled(query.device.type) else bias
+        if bias.dtype not in (query.dtype, torch.float32) and _autocast(query.device.type) is not None:
+            bias = bias.to(query.dtype)
         arguments.one_of("bias dtype", bias.dtype, (query.dtype, torch.float32))
         arguments.same("device", {"query": query.device, "bias": bias.device})
     return query, key, value, bias, extra_key, extra_value
@@ -243,16 +243,21 @@ def _tensors(operands: dict[str, Any]) -> tuple[Any, ...]:
             kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
             raise TypeError(f"{name} is a {kind} tensor; pass a dense one, such as {name}.to_dense()")
     arguments.same("device", {name: x.device for name, x in given.items()})
-    device = next(iter(given.values())).device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        narrow = {name: x.to(dtype) if x.dtype in DTYPES[1:] else x for name, x in given.items()}
-        given = narrow
+    dtype = _autocast(next(iter(given.values())).device.type)
+    if dtype is not None:
+        given = {name: x.to(dtype) if x.dtype in DTYPES[1:] else x for name, x in given.items()}
     for name, x in given.items():
         if x.dtype not in DTYPES:
             raise TypeError(f"{name} has dtype {x.dtype}; pass float64, float32, float16 or bfloat16")
     arguments.same("dtype", {name: x.dtype for name, x in given.items()})
     return tuple(given.get(name) for name in operands)
+
+
+def _autocast(device: str) -> torch.dtype | None:
+    """The dtype that autocast wants on `device` here, if any."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
 
 
 def _sampled(query: Tensor, steps: tuple[int, ...]) -> Tensor:
