@@ -1,0 +1,65 @@
+# Everything runs in .venv, which the first target that needs it creates. Variables: PYTHON, VENV, TORCH, JOBS.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The build that development and CI agree on; on Linux, pip's own index offers it with CUDA.
+TORCH ?= torch==2.13.0
+JOBS ?= auto
+
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+READY := $(VENV)/.ready
+# Test processes share the cores; each would otherwise start a thread on every one.
+RUN_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
+
+.PHONY: demo test check lint types docs coverage test-all test-metal gpu-check gpu-bench wheel clean
+
+demo: $(READY)
+	$(BIN)/vicinal demo
+
+test: $(READY)
+	$(RUN_TESTS)
+
+check: lint types docs test
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(READY)
+	$(BIN)/pyright --pythonpath $(PY)
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+
+coverage: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest tests/test_*.py
+	$(PY) -m coverage report
+
+# Each interpreter on the PATH, without the ones too old; PyTorch where pip finds the pinned build for it.
+test-all: $(READY)
+	$(PY) tests/interpreters.py
+
+# Needs an Apple GPU.
+test-metal: $(READY)
+	$(PY) -m pytest tests/metal tests/mlx -m metal
+
+# Need an NVIDIA GPU and a CUDA build: make gpu-check TORCH='torch>=2.9'.
+gpu-check: $(READY)
+	$(PY) -m pytest tests -m cuda
+
+gpu-bench: $(READY)
+	$(PY) benchmarks/run.py --device cuda
+
+wheel: $(READY)
+	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist site demo .pytest_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "vicinal needs Python 3.10 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet $(TORCH)
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	touch $(READY)
