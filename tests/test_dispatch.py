@@ -48,8 +48,24 @@ def test_unknown_backend():
         choose((PICKY, WILLING), PROBLEM, "fast")
 
 
-def test_using_nests_and_ends(monkeypatch):
-    monkeypatch.delenv("VICINAL_BACKEND", raising=False)
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables as they would stand at the start of a process."""
+
+    def set_all(**variables):
+        for name in ("VICINAL_BACKEND", "VICINAL_TF32"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        settings._environment.cache_clear()
+
+    yield set_all
+    monkeypatch.undo()
+    settings._environment.cache_clear()
+
+
+def test_using_nests_and_ends(environment):
+    environment()
     assert settings.current() == settings.Settings()
     with vicinal.using(backend="blocked"):
         with vicinal.using(tf32=True) as inner:
@@ -58,7 +74,8 @@ def test_using_nests_and_ends(monkeypatch):
     assert settings.current().backend is None
 
 
-def test_using_is_of_its_thread():
+def test_using_is_of_its_thread(environment):
+    environment()
     seen = []
     with vicinal.using(backend="reference"):
         thread = threading.Thread(target=lambda: seen.append(settings.current().backend))
@@ -67,13 +84,12 @@ def test_using_is_of_its_thread():
     assert seen == [None]
 
 
-def test_environment(monkeypatch):
-    monkeypatch.setenv("VICINAL_BACKEND", "reference")
-    monkeypatch.setenv("VICINAL_TF32", "1")
+def test_environment(environment):
+    environment(VICINAL_BACKEND="reference", VICINAL_TF32="1")
     assert settings.current() == settings.Settings("reference", True)
     with vicinal.using(backend="full"):
         assert settings.current().backend == "full"
-    monkeypatch.setenv("VICINAL_TF32", "yes")
+    environment(VICINAL_TF32="yes")
     with pytest.raises(ValueError, match="VICINAL_TF32 is 'yes'; set it to 0 or 1"):
         settings.current()
 

@@ -282,6 +282,8 @@ def _per_axis(name: str, value: object, rank: int, kind: type[Entry]) -> tuple[E
             )
     else:
         values = (value,) * rank
+        if type(value) is kind:
+            return cast("tuple[Entry, ...]", values)
     for entry in values:
         if isinstance(entry, bool) != (kind is bool) or not isinstance(entry, kind):
             article = "an integer" if kind is int else "True or False"

@@ -5,6 +5,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,9 @@ def using(*, backend: str | None = None, tf32: bool | None = None) -> Generator[
         _current.reset(token)
 
 
+@cache
 def _environment() -> Settings:
+    """The `VICINAL_*` variables, read once."""
     flag = os.environ.get("VICINAL_TF32", "0")
     if flag not in ("0", "1"):
         raise ValueError(f"VICINAL_TF32 is {flag!r}; set it to 0 or 1")

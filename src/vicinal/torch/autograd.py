@@ -9,8 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _after_ADInplaceOrView_keyset, _AutoDispatchBelowADInplaceOrView
+from torch._C import (
+    _after_ADInplaceOrView_keyset,
+    _are_functorch_transforms_active,
+    _AutoDispatchBelowADInplaceOrView,
+)
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction
 
@@ -42,10 +47,14 @@ def differentiate(name: str, formula: Formula) -> None:
     operator = getattr(ops, name).default
     others = len(operator._schema.arguments) - formula.tensors
 
-    def forward(keyset, *args):
-        # Outer levels of functorch record what runs below this one.
-        with _AutoDispatchBelowADInplaceOrView(), torch.enable_grad(), _set_fwd_grad_enabled(True):
+    def run(keyset, *args):
+        with _AutoDispatchBelowADInplaceOrView():
             return operator.redispatch(keyset & _after_ADInplaceOrView_keyset, *args)
+
+    def forward(*args):
+        # Outer levels of functorch record what runs below this one.
+        with torch.enable_grad(), _set_fwd_grad_enabled(True):
+            return run(*args)
 
     def setup_context(ctx, inputs, output):
         ctx.set_materialize_grads(False)
@@ -64,10 +73,19 @@ def differentiate(name: str, formula: Formula) -> None:
     function: Any = type(f"Vicinal{name.title().replace('_', '')}", (_SingleLevelFunction,), members)
 
     def autograd(keyset, *args):
+        if not _recorded(args[: formula.tensors]):
+            return run(keyset, *args)
         with enable_single_level_autograd_function():
             return function.apply(keyset, *args)
 
     LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
+
+
+def _recorded(tensors: tuple) -> bool:
+    """Whether some mode of differentiation may be watching."""
+    if forward_ad._current_level >= 0 or _are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _keep(ctx: Any, *tensors: Tensor | None) -> None:

@@ -154,8 +154,8 @@ def av(
     Raises:
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`.
     """
-    given = {"attention_weights": attention_weights, "value": value, "additional_values": additional_values}
-    weights, value, extra = _tensors(given)
+    names = ("attention_weights", "value", "additional_values")
+    weights, value, extra = _tensors(names, (attention_weights, value, additional_values))
     lengths = arguments.spatial("value", value.shape)
     window = arguments.window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
     outputs = [-(-length // step) for length, step in zip(lengths, window[4], strict=True)]
@@ -216,14 +216,8 @@ def attention(
 
 def _checked(query, key, value, bias, extra_key, extra_value) -> tuple[Any, ...]:
     """Operands that agree in dtype and device, cast where autocast says so."""
-    operands = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "additional_keys": extra_key,
-        "additional_values": extra_value,
-    }
-    query, key, value, extra_key, extra_value = _tensors(operands)
+    names = ("query", "key", "value", "additional_keys", "additional_values")
+    query, key, value, extra_key, extra_value = _tensors(names, (query, key, value, extra_key, extra_value))
     if bias is not None:
         if not isinstance(bias, Tensor):
             raise TypeError(f"bias is of type {type(bias).__name__}; pass a tensor")
@@ -234,28 +228,35 @@ def _checked(query, key, value, bias, extra_key, extra_value) -> tuple[Any, ...]
     return query, key, value, bias, extra_key, extra_value
 
 
-def _tensors(operands: dict[str, Any]) -> tuple[Any, ...]:
-    given = {name: x for name, x in operands.items() if x is not None}
-    for name, x in given.items():
+def _tensors(names: tuple[str, ...], tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Tensors, None among them, that an operator can take together."""
+    given = [x for x in tensors if x is not None]
+    for name, x in zip(names, tensors, strict=True):
+        if x is None:
+            continue
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} is of type {type(x).__name__}; pass a tensor")
         if x.is_nested or x.layout != torch.strided:
             kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
             raise TypeError(f"{name} is a {kind} tensor; pass a dense one, such as {name}.to_dense()")
-    arguments.same("device", {name: x.device for name, x in given.items()})
-    dtype = _autocast(next(iter(given.values())).device.type)
-    if dtype is not None:
-        given = {name: x.to(dtype) if x.dtype in DTYPES[1:] else x for name, x in given.items()}
-    for name, x in given.items():
-        if x.dtype not in DTYPES:
-            raise TypeError(f"{name} has dtype {x.dtype}; pass float64, float32, float16 or bfloat16")
-    arguments.same("dtype", {name: x.dtype for name, x in given.items()})
-    return tuple(given.get(name) for name in operands)
+    device = given[0].device
+    if any(x.device != device for x in given):
+        arguments.same("device", {n: x.device for n, x in zip(names, tensors, strict=True) if x is not None})
+    narrow = _autocast(device.type)
+    if narrow is not None:
+        tensors = tuple(x.to(narrow) if x is not None and x.dtype in DTYPES[1:] else x for x in tensors)
+        given = [x for x in tensors if x is not None]
+    dtype = given[0].dtype
+    if dtype not in DTYPES:
+        raise TypeError(f"{names[0]} has dtype {dtype}; pass float64, float32, float16 or bfloat16")
+    if any(x.dtype != dtype for x in given):
+        arguments.same("dtype", {n: x.dtype for n, x in zip(names, tensors, strict=True) if x is not None})
+    return tensors
 
 
 def _autocast(device: str) -> torch.dtype | None:
     """The dtype that autocast wants on `device` here, if any."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
 

@@ -48,31 +48,33 @@ def accumulating(dtype: torch.dtype) -> torch.dtype:
 
 
 @lru_cache(4096)
-def _problem(lengths: tuple[int, ...], window: arguments.Window, rest: tuple) -> Problem:
-    return Problem(arguments.axes(lengths, window), *rest)
-
-
-@lru_cache(4096)
-def _backend(problem: Problem, wanted: str | None) -> Backend:
+def _chosen(lengths: tuple, window: tuple, rest: tuple, wanted: str | None) -> tuple[Problem, Backend]:
     from .backends import BACKENDS
 
-    return choose(BACKENDS, problem, wanted)
+    found = Problem(arguments.axes(lengths, window), *rest)
+    return found, choose(BACKENDS, found, wanted)
 
 
-def problem(operation: str, like: Tensor, widths: tuple, lengths, window, *rest) -> Problem:
-    """The problem of one call; `widths` is `(heads, kv_heads, dim, value_dim)`, `rest` is `Problem`'s."""
-    *others, tf32 = rest
-    if tf32 is None:
-        tf32 = settings.current().tf32
-    dtype, device = str(like.dtype).removeprefix("torch."), like.device.type
-    tf32 = tf32 and dtype == "float32" and device == "cuda"
-    key = tuple(map(tuple, window))
-    return _problem(tuple(lengths), key, (like.shape[0], *widths, dtype, device, operation, *others, tf32))
+_NAMES = {getattr(torch, name): name for name in ("float64", "float32", "float16", "bfloat16")}
 
 
-def backend_of(found: Problem, wanted: str | None) -> Backend:
-    """The backend that runs it: the one that argument or setting names, or the first that does not refuse."""
-    return _backend(found, settings.current().backend if wanted is None else wanted)
+def chosen(
+    operation: str, like: Tensor, widths: tuple, lengths, window, rest: tuple, run: tuple
+) -> tuple[Problem, Backend]:
+    """The problem of one call, and the backend that runs it: the one that argument or setting names, or the first.
+
+    `widths` is `(heads, kv_heads, dim, value_dim)`, `rest` is `(bias, extra, gradients)`.
+    """
+    current = settings.current()
+    backend, tf32 = run
+    dtype, device = _NAMES[like.dtype], like.device.type
+    tf32 = dtype == "float32" and device == "cuda" and (current.tf32 if tf32 is None else tf32)
+    return _chosen(
+        tuple(lengths),
+        tuple(map(tuple, window)),
+        (like.shape[0], *widths, dtype, device, operation, *rest, tf32),
+        current.backend if backend is None else backend,
+    )
 
 
 def _attend(query, key, value, bias, extra_key, extra_value, *rest):
@@ -80,8 +82,8 @@ def _attend(query, key, value, bias, extra_key, extra_value, *rest):
     operands = Operands(query, key, value, bias, extra_key, extra_value)
     if not query.shape[0] * query.shape[-2]:
         return _attend_shapes(*operands, *rest)
-    found = _attend_problem(operands, window, gradients, tf32)
-    return backend_of(found, backend).attend(found, operands, scale)
+    found, runs = _attend_chosen(operands, window, gradients, (backend, tf32))
+    return runs.attend(found, operands, scale)
 
 
 def _attend_back(query, key, value, bias, extra_key, extra_value, out, lse, grad_out, grad_lse, *rest):
@@ -90,18 +92,16 @@ def _attend_back(query, key, value, bias, extra_key, extra_value, out, lse, grad
     if not query.shape[0] * query.shape[-2]:
         blank = _attend_back_shapes(*operands, out, lse, grad_out, grad_lse, *rest)
         return tuple(x.zero_() for x in blank)
-    found = _attend_problem(operands, window, True, tf32)
-    grads = backend_of(found, backend).attend_back(
-        found, operands, out, lse, grad_out, grad_lse, scale, tuple(needs)
-    )
+    found, runs = _attend_chosen(operands, window, True, (backend, tf32))
+    grads = runs.attend_back(found, operands, out, lse, grad_out, grad_lse, scale, tuple(needs))
     return tuple(query.new_empty(0) if grad is None else grad for grad in grads)
 
 
-def _attend_problem(operands: Operands, window, gradients: bool, tf32: bool | None) -> Problem:
+def _attend_chosen(operands: Operands, window, gradients: bool, run: tuple) -> tuple[Problem, Backend]:
     query, key, value, bias, extra_key, _ = operands
     widths = (query.shape[-2], key.shape[-2], query.shape[-1], value.shape[-1])
-    extra = 0 if extra_key is None else extra_key.shape[1]
-    return problem("attend", query, widths, key.shape[1:-2], window, bias is not None, extra, gradients, tf32)
+    rest = (bias is not None, 0 if extra_key is None else extra_key.shape[1], gradients)
+    return chosen("attend", query, widths, key.shape[1:-2], window, rest, run)
 
 
 def _dot(x, y, bias, *rest):
@@ -109,8 +109,10 @@ def _dot(x, y, bias, *rest):
     if not x.shape[0] * x.shape[-2]:
         return _dot_shapes(x, y, bias, *rest)
     widths = (x.shape[-2], y.shape[-2], x.shape[-1], y.shape[-1])
-    found = problem("dot", x, widths, y.shape[1:-2], window, bias is not None, 0, False, tf32)
-    return backend_of(found, backend).dot(found, x, y, bias, scale, fill)
+    found, runs = chosen(
+        "dot", x, widths, y.shape[1:-2], window, (bias is not None, 0, False), (backend, tf32)
+    )
+    return runs.dot(found, x, y, bias, scale, fill)
 
 
 def _mix(weights, y, *rest):
@@ -118,8 +120,8 @@ def _mix(weights, y, *rest):
     if not y.shape[0] * weights.shape[-2]:
         return _mix_shapes(weights, y, *rest)
     widths = (weights.shape[-2], y.shape[-2], y.shape[-1], y.shape[-1])
-    found = problem("mix", y, widths, y.shape[1:-2], window, False, 0, False, tf32)
-    return backend_of(found, backend).mix(found, weights, y)
+    found, runs = chosen("mix", y, widths, y.shape[1:-2], window, (False, 0, False), (backend, tf32))
+    return runs.mix(found, weights, y)
 
 
 def _mix_back(weights, x, lengths, kv_heads, *rest):
@@ -127,8 +129,8 @@ def _mix_back(weights, x, lengths, kv_heads, *rest):
     if not x.shape[0] * x.shape[-2]:
         return _mix_back_shapes(weights, x, lengths, kv_heads, *rest).zero_()
     widths = (x.shape[-2], kv_heads, x.shape[-1], x.shape[-1])
-    found = problem("mix_back", x, widths, lengths, window, False, 0, False, tf32)
-    return backend_of(found, backend).mix_back(found, weights, x)
+    found, runs = chosen("mix_back", x, widths, lengths, window, (False, 0, False), (backend, tf32))
+    return runs.mix_back(found, weights, x)
 
 
 @lru_cache(1024)
