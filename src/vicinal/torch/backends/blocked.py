@@ -1,0 +1,61 @@
+"""Tiles on overlapping strips, in plain PyTorch operations: fast on a CPU, right on any device."""
+
+import torch
+from torch import Tensor
+
+from ...problem import Problem
+from .base import Backend, Grads, Needs, Operands
+
+
+class Blocked(Backend):
+    """Memory grows with tokens alone. A non-finite token reaches at most the tiles that read it."""
+
+    name = "blocked"
+
+    def refusal(self, problem: Problem) -> str | None:
+        return None
+
+    @torch.no_grad()
+    def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
+        from ..strips import forward
+
+        return forward.attend(problem, operands, scale)
+
+    @torch.no_grad()
+    def attend_back(
+        self,
+        problem: Problem,
+        operands: Operands,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor | None,
+        grad_lse: Tensor | None,
+        scale: float,
+        needs: Needs,
+    ) -> Grads:
+        from ..strips import backward
+
+        return backward.attend_back(problem, operands, out, lse, grad_out, grad_lse, scale, needs)
+
+    @torch.no_grad()
+    def dot(
+        self, problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float
+    ) -> Tensor:
+        from ..strips import walks
+
+        return walks.dot(problem, x, y, bias, scale, fill)
+
+    @torch.no_grad()
+    def mix(self, problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
+        from ..strips import walks
+
+        return walks.mix(problem, weights, y)
+
+    @torch.no_grad()
+    def mix_back(self, problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
+        from ..strips import walks
+
+        return walks.mix_back(problem, weights, x)
+
+
+BLOCKED = Blocked()

@@ -1,0 +1,2 @@
+"""Neighborhood attention on tiles that read overlapping strips: plain PyTorch operations, memory linear in
+tokens."""

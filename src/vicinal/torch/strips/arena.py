@@ -1,0 +1,63 @@
+"""Scratch memory that a thread keeps between calls: fresh pages cost more than the arithmetic on them."""
+
+import threading
+from math import prod
+
+import torch
+from torch import Tensor
+
+HELD = 32 << 20
+"""Bytes that a thread keeps between calls at most. A pass takes no more than that again."""
+
+
+class _Arena(threading.local):
+    """One buffer a name and dtype, and the views that earlier calls took of it."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.views: dict[tuple[str, torch.dtype, tuple[int, ...]], Tensor] = {}
+
+
+_arena = _Arena()
+
+
+def take(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor, valid until the same thread takes `name` again. Only the CPU keeps memory
+    here."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    key = (name, dtype, shape)
+    view = _arena.views.get(key)
+    if view is None:
+        view = _arena.views[key] = _view(name, shape, dtype)
+    return view
+
+
+def trim() -> None:
+    """Give back what this thread holds over the limit; views taken before stay valid for who has them."""
+    if len(_arena.views) > 512 or held() > HELD:
+        clear()
+
+
+def clear() -> None:
+    """Give back all that this thread holds."""
+    _arena.views.clear()
+    _arena.buffers.clear()
+
+
+def held() -> int:
+    """Bytes that this thread holds."""
+    return sum(buffer.nbytes for buffer in _arena.buffers.values())
+
+
+def _view(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    size = prod(shape)
+    buffer = _arena.buffers.get((name, dtype))
+    if buffer is None or buffer.numel() < size:
+        for key in [key for key in _arena.views if key[:2] == (name, dtype)]:
+            del _arena.views[key]
+        # A tensor made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            buffer = _arena.buffers[name, dtype] = torch.empty(size, dtype=dtype)
+    with torch.inference_mode(False):
+        return buffer[:size].view(shape)

@@ -1,0 +1,291 @@
+"""Which tiles a problem is cut into, and in which passes they are computed so that scratch memory stays
+bounded."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import tiling
+from ...problem import Problem
+from .residues import Residue, residues
+from .ring import Ring, Table, rings, table
+
+PASS = 12 << 20
+"""Bytes of strips and tiles in one pass: a share of the last-level cache, and half of what scratch may
+take."""
+CHUNK = 1 << 20
+"""Bytes of scores that a thread works on at a time: its second-level cache."""
+TABLE = 4 << 20
+"""Bytes of a table of masks; over it, masks are made tile by tile."""
+
+
+class Load(NamedTuple):
+    """Numbers kept for each slot of a strip and each row of a tile, the wider of two strips, and buffers of
+    scores."""
+
+    slot: int
+    row: int
+    width: int
+    scores: int = 1
+
+
+def load(problem: Problem, back: bool) -> Load:
+    dim, value_dim, weights = problem.dim, problem.value_dim, prod(problem.window)
+    both = dim + value_dim
+    if problem.operation != "attend":
+        return Load(dim, dim + weights, dim, 3)
+    if back:
+        return Load(2 * both, 2 * both + 2, max(dim, value_dim), 2)
+    return Load(both, both + 2, max(dim, value_dim))
+
+
+Slab = tuple[range, ...]
+"""Tiles of every axis that a pass computes."""
+
+
+class Pass(NamedTuple):
+    """One slab of `volumes` equal volumes, and the `slots` of the first axis' boxes that are read.
+
+    The boxes of a strip start `pitch` slots of the first axis apart. So that the boxes of all strips have
+    one spacing, a strip is rounded up to `length` slots; `places` is its number of boxes, the last few of
+    which belong to no tile.
+    """
+
+    slab: Slab
+    slots: range
+    volumes: int
+    strips: int
+    pitch: int
+    length: int
+    places: int
+
+    @property
+    def boxes(self) -> int:
+        return self.strips * self.places
+
+
+Batch = tuple[slice, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A problem on one residue of every axis: the same ring for all heads, batch entries and dilation
+    groups."""
+
+    residues: tuple[Residue, ...]
+    rings: tuple[Ring, ...]
+    sizes: tuple[int, ...]
+    share: int
+    kv_heads: int
+    batches: tuple[Batch, ...]
+    slabs: tuple[Slab, ...]
+    pieces: tuple[range, ...]
+    memo: dict = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        return len(self.rings)
+
+    @cached_property
+    def tile(self) -> tuple[int, ...]:
+        return tuple(ring.tile for ring in self.rings)
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of a tile, the query heads of one key/value head included."""
+        return self.share * prod(self.tile)
+
+    @cached_property
+    def width(self) -> int:
+        """Keys in one slot of the first axis' box."""
+        return prod(ring.width for ring in self.rings[1:])
+
+    @cached_property
+    def classes(self) -> int:
+        return prod(axis.entries.shape[0] for axis in self.tables(torch.device("cpu")))
+
+    def tables(self, device: torch.device) -> tuple[Table, ...]:
+        """The mask tables of every axis."""
+        key = ("tables", device)
+        if key not in self.memo:
+            with torch.inference_mode(False):
+                self.memo[key] = tuple(
+                    table(residue, ring, size, device)
+                    for residue, ring, size in zip(self.residues, self.rings, self.sizes, strict=True)
+                )
+        return self.memo[key]
+
+    def measure(self, volumes: int, slab: Slab, slots: range) -> Pass:
+        key = ("pass", volumes, slab, slots)
+        if key not in self.memo:
+            self.memo[key] = self._measure(volumes, slab, slots)
+        return self.memo[key]
+
+    def _measure(self, volumes: int, slab: Slab, slots: range) -> Pass:
+        tiles, span = len(slab[0]), len(slots)
+        strips = volumes * prod(map(len, slab[1:]))
+        pitch = self.rings[0].step if tiles > 1 else span
+        length = (tiles - 1) * pitch + span
+        if strips == 1:
+            return Pass(slab, slots, volumes, 1, pitch, length, tiles)
+        places = -(-length // pitch)
+        return Pass(slab, slots, volumes, strips, pitch, places * pitch, places)
+
+    def ids(self, work: Pass, device: torch.device) -> tuple[Tensor, ...]:
+        """`[boxes]` class on every axis of the tile that reads each box; boxes without a tile take the
+        first class."""
+        key = ("ids", work, device)
+        if key not in self.memo:
+            with torch.inference_mode(False):
+                self.memo[key] = self._ids(work, device)
+        return self.memo[key]
+
+    def _ids(self, work: Pass, device: torch.device) -> tuple[Tensor, ...]:
+        tables, found = self.tables(device), []
+        grid = (work.volumes, *map(len, work.slab[1:]), work.places)
+        for axis, (mask, tiles) in enumerate(zip(tables, work.slab, strict=True)):
+            ids = mask.ids[tiles.start : tiles.stop]
+            shape = [1] * len(grid)
+            if axis == 0:
+                ids = torch.nn.functional.pad(ids, (0, work.places - len(tiles)))
+            shape[axis if axis else -1] = len(ids)
+            found.append(ids.view(shape).expand(grid).flatten())
+        return tuple(found)
+
+    def kinds(self, work: Pass, device: torch.device) -> Tensor:
+        """`[boxes]` class of the tile that reads each box, counted over all axes, the last fastest."""
+        key = ("kinds", work, device)
+        if key not in self.memo:
+            with torch.inference_mode(False):
+                kinds: Tensor | int = 0
+                for mask, ids in zip(self.tables(device), self.ids(work, device), strict=True):
+                    kinds = kinds * mask.entries.shape[0] + ids
+                self.memo[key] = kinds
+        return self.memo[key]
+
+
+@lru_cache(256)
+def parts(problem: Problem, back: bool = False) -> tuple[Part, ...]:
+    """The parts of a problem, each output in one."""
+    itemsize = 8 if problem.dtype == "float64" else 4
+    tile = _tile(problem, back)
+    per_axis = [
+        list(zip(residues(axis), rings(axis, side), strict=True))
+        for axis, side in zip(problem.axes, tile, strict=True)
+    ]
+    share = problem.heads // problem.kv_heads
+    found = []
+    for chosen in product(*per_axis):
+        groups, ring = zip(*chosen, strict=True)
+        room = _passes(groups, ring, problem, load(problem, back), PASS // itemsize)
+        found.append(Part(groups, ring, problem.window, share, problem.kv_heads, *room))
+    return tuple(found)
+
+
+def _passes(
+    groups: tuple[Residue, ...], ring: tuple[Ring, ...], problem: Problem, per: Load, limit: int
+) -> tuple[tuple[Batch, ...], tuple[Slab, ...], tuple[range, ...]]:
+    """Batches of volumes, slabs of tiles and pieces of boxes that together need at most `limit` numbers at
+    a time."""
+    first, *rest = ring
+    batch = (problem.kv_heads, problem.batch, *(residue.groups for residue in groups))
+    strips = tuple(axis.tiles for axis in rest)
+    box, alone = range(first.width), tuple(_boxes(batch, 1))
+    # Numbers for one slot of the first axis: its strips, and the padded copy that strips are cut from.
+    padded = prod(max(axis.step, axis.width) for axis in rest) if rest else 0
+    slot = prod(axis.width for axis in rest) * per.slot + padded * per.width
+    rows = problem.heads // problem.kv_heads * prod(axis.tile for axis in ring) * per.row
+
+    def need(tiles: int, slots: int) -> int:
+        length = (tiles - 1) * first.step + slots
+        return length * slot + -(-length // first.step) * rows
+
+    room = limit // need(first.tiles, first.width)
+    if room >= prod(strips):
+        whole = tuple(range(axis.tiles) for axis in ring)
+        return tuple(_boxes(batch, room // prod(strips))), (whole,), (box,)
+    if room:
+        return alone, tuple((range(first.tiles), *_ranges(part)) for part in _boxes(strips, room)), (box,)
+    one, more = need(1, first.width), need(2, first.width) - need(1, first.width)
+    tiles = max(1 + (limit - one) // more, 1)
+    slabs = tuple((last, *others) for *others, last in map(_ranges, _boxes((*strips, first.tiles), tiles)))
+    if tiles > 1 or one <= limit or problem.operation != "attend":
+        return alone, slabs, (box,)
+    slots = max((limit - rows) // slot, 1)
+    return alone, slabs, tuple(box[start : start + slots] for start in range(0, first.width, slots))
+
+
+def _boxes(shape: tuple[int, ...], limit: int) -> Iterator[tuple[slice, ...]]:
+    """Boxes of at most `limit` entries that tile `shape`: whole in the last axes, one range, single in the
+    first."""
+    split, inner = len(shape), 1
+    while split and inner * shape[split - 1] <= limit:
+        split -= 1
+        inner *= shape[split]
+    rest = tuple(slice(0, extent) for extent in shape[split:])
+    if not split:
+        yield rest
+        return
+    extent = shape[split - 1]
+    count = -(-extent // max(limit // inner, 1))
+    size = -(-extent // count) if count else 1
+    for before in product(*map(range, shape[: split - 1])):
+        for start in range(0, extent, size):
+            yield (*(slice(x, x + 1) for x in before), slice(start, min(start + size, extent)), *rest)
+
+
+def _ranges(box: tuple[slice, ...]) -> tuple[range, ...]:
+    return tuple(range(part.start, part.stop) for part in box)
+
+
+def _tile(problem: Problem, back: bool) -> tuple[int, ...]:
+    """The cheapest tile."""
+    sides = [_sides(axis.outputs, axis.period) for axis in problem.axes]
+    share = problem.heads // problem.kv_heads
+    options = []
+    for rows in product(*sides):
+        if share * prod(rows) <= 512 or rows == tuple(side[0] for side in sides):
+            widths = tuple(
+                max(ring.width for ring in rings(axis, side))
+                for axis, side in zip(problem.axes, rows, strict=True)
+            )
+            options.append((rows, widths))
+
+    def cost(problem: Problem, rows: tiling.Boxes, columns: tiling.Boxes, counts: tiling.Counts) -> float:
+        return _cost(problem, rows, columns, counts, load(problem, back), share, back)
+
+    return tiling.best(problem, options, cost).rows
+
+
+def _sides(outputs: int, period: int) -> list[int]:
+    length = -(-outputs // period)
+    sides = [1 << bit for bit in range(8) if 1 << bit < length]
+    return sides + [length] * (length <= 64 or not sides)
+
+
+def _cost(
+    problem: Problem,
+    rows: tiling.Boxes,
+    columns: tiling.Boxes,
+    counts: tiling.Counts,
+    per: Load,
+    share: int,
+    back: bool,
+) -> float:
+    """Nanoseconds for one key/value head on one core; what matters is the ratio between tiles."""
+    height, width = share * prod(rows), prod(columns)
+    first = max(rings(problem.axes[0], rows[0]), key=lambda ring: ring.tiles)
+    length = (first.tiles - 1) * first.step + first.width
+    places = -(-length // first.step) / first.tiles
+    tiles = counts.tiles * places
+    products = (problem.dim + problem.value_dim) * (2.5 if back else 1.0)
+    gemm = 0.0125 * products * (1 + 2 / height + 4 / width)
+    passes = 1.2 if back else 0.8
+    copied = tiles * first.step * prod(columns[1:]) * per.slot + tiles * height * per.row
+    return tiles * (height * width * (gemm + passes) + 300) + 0.3 * copied

@@ -1,0 +1,128 @@
+"""What is added to scores before the softmax: a mask, with the relative position bias, and the bias'
+gradient."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import plan
+from .plan import Part, Pass
+
+HIDDEN = -1e30
+"""Score of a key that is not seen: its weight is an exact zero, and no infinity meets another."""
+
+
+class Additive:
+    """Masks and biases of the tiles of a part, for `heads` key/value heads from `first` on.
+
+    `bias` is `[heads, *(2 * size - 1)]` in the dtype of the scores, or None. There is one table entry for
+    each class of tiles (and head, with a bias); where a table would be large, entries are made when they
+    are wanted.
+    """
+
+    def __init__(self, part: Part, work: Pass, bias: Tensor | None, heads: range, like: Tensor) -> None:
+        self.part, self.work, self.device = part, work, like.device
+        self.heads = heads if bias is not None else range(1)
+        self.entries = [axis.entries for axis in part.tables(like.device)]
+        self.entries[0] = self.entries[0][:, :, work.slots.start : work.slots.stop]
+        self.keys = len(work.slots) * part.width
+        self.kinds = part.kinds(work, like.device)
+        blank = like.new_full((), HIDDEN)
+        if bias is None:
+            shape = (part.share, *(2 * size for size in part.sizes))
+            self.source = blank.expand(shape).clone()
+            self.source[(slice(None), *(slice(-1) for _ in part.sizes))] = 0
+        else:
+            mine = bias[heads.start * part.share : heads.stop * part.share]
+            self.source = torch.nn.functional.pad(mine, (0, 1) * part.rank, value=HIDDEN)
+            self.kinds = self.kinds.view(len(heads), -1)
+            self.kinds = (
+                self.kinds + torch.arange(len(heads), device=like.device).unsqueeze(1) * part.classes
+            ).view(-1)
+        size = len(self.heads) * part.classes * part.rows * self.keys
+        self.fits = size * like.element_size() <= plan.TABLE
+        self.table = self._expand(self.entries, self.source) if self.fits else None
+
+    def fill(self, scores: Tensor, start: int) -> None:
+        """Write what belongs to `scores` `[boxes from start on, rows, keys]`."""
+        kinds = self.kinds[start : start + len(scores)]
+        if self.table is not None:
+            torch.index_select(self.table, 0, kinds, out=scores)
+            return
+        for tile, kind in zip(scores, kinds.tolist(), strict=True):
+            head, chosen = self._class(kind)
+            source = self.source[head * self.part.share : (head + 1) * self.part.share]
+            tile.copy_(
+                self._expand([e[i : i + 1] for e, i in zip(self.entries, chosen, strict=True)], source)[0]
+            )
+
+    def _class(self, kind: int) -> tuple[int, list[int]]:
+        """Head, and class on every axis, of a table entry."""
+        chosen = []
+        for entries in reversed(self.entries):
+            kind, one = divmod(kind, entries.shape[0])
+            chosen.append(one)
+        return kind, chosen[::-1]
+
+    def _expand(self, entries: Sequence[Tensor], source: Tensor) -> Tensor:
+        """`[heads * classes, rows, keys]` for the classes that `entries` hold."""
+        for axis, table in enumerate(entries):
+            source = source.index_select(axis + 1, table.flatten())
+        rank = len(entries)
+        shape = (-1, self.part.share, *(extent for table in entries for extent in table.shape))
+        classes, rows, keys = (range(2 + i, 2 + 3 * rank, 3) for i in range(3))
+        ordered = source.view(shape).permute(0, *classes, 1, *rows, *keys)
+        return ordered.reshape(-1, self.part.rows, self.keys)
+
+
+class Tally:
+    """Gradient of the bias: gradients of scores, summed over tiles of one class, then over equal relative
+    positions."""
+
+    def __init__(self, additive: Additive, like: Tensor) -> None:
+        self.additive = additive
+        part = additive.part
+        self.total = like.new_zeros(
+            (len(additive.heads) * part.share, *(2 * size - 1 for size in part.sizes))
+        )
+        self.sums = None
+        if additive.fits:
+            self.sums = like.new_zeros((len(additive.heads) * part.classes, part.rows * additive.keys))
+
+    def add(self, slopes: Tensor, start: int) -> None:
+        kinds = self.additive.kinds[start : start + len(slopes)]
+        if self.sums is None:
+            for tile, kind in zip(slopes, kinds.tolist(), strict=True):
+                head, chosen = self.additive._class(kind)
+                entries = [e[i : i + 1] for e, i in zip(self.additive.entries, chosen, strict=True)]
+                share = self.additive.part.share
+                self.total[head * share : (head + 1) * share] += self._contract(tile, entries)
+        elif slopes.device.type == "cpu":
+            # Tile after tile: the sum has one order for any number of threads.
+            self.sums.index_add_(0, kinds, slopes.flatten(1))
+        else:
+            member = kinds == torch.arange(len(self.sums), device=kinds.device).unsqueeze(1)
+            self.sums.addmm_(member.to(slopes.dtype), slopes.flatten(1))
+
+    def result(self) -> Tensor:
+        """`[heads, *(2 * size - 1)]`."""
+        if self.sums is not None:
+            return self._contract(self.sums, self.additive.entries)
+        return self.total
+
+    def _contract(self, sums: Tensor, entries: Sequence[Tensor]) -> Tensor:
+        """Adjoint of `Additive._expand`."""
+        part, rank = self.additive.part, len(entries)
+        classes, rows, keys = zip(*(table.shape for table in entries), strict=True)
+        sums = sums.view(-1, *classes, part.share, *rows, *keys)
+        order = [0, rank + 1, *(place + i for i in range(rank) for place in (1, rank + 2, 2 * rank + 2))]
+        sums = sums.permute(order).flatten(0, 1)
+        for axis in range(rank - 1, -1, -1):
+            table = entries[axis].flatten()
+            member = table.unsqueeze(1) == torch.arange(2 * part.sizes[axis] - 1, device=table.device)
+            # [heads, (class, row, key) of the axes before, of this axis, relative positions of the axes
+            # after]
+            sums = sums.movedim((1 + 3 * axis, 2 + 3 * axis, 3 + 3 * axis), (-3, -2, -1)).flatten(-3)
+            sums = torch.matmul(sums, member.to(sums.dtype)).movedim(-1, 1 + 3 * axis)
+        return sums

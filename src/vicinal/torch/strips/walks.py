@@ -1,0 +1,151 @@
+"""The walks of the split operations on the strips of the fused one: weights move between window slots and
+box slots."""
+
+from collections.abc import Iterator
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...problem import Problem
+from .arena import take, trim
+from .call import accumulating, chunk
+from .layout import accumulate, cut, fold, gather, scatter, strips, tiles
+from .plan import Part, Pass, parts
+from .residues import columns_view, rows_view
+from .scores import Additive
+
+
+class _Stage(NamedTuple):
+    """One pass: where its tiles and strips are, and the key/value heads of its batch."""
+
+    part: Part
+    work: Pass
+    batch: tuple[slice, ...]
+    like: Tensor
+
+    def chunks(self) -> Iterator[slice]:
+        boxes = self.work.boxes
+        step = chunk(self.part.rows, self.keys + prod(self.part.sizes), self.like, 2)
+        for start in range(0, boxes, step):
+            yield slice(start, min(start + step, boxes))
+
+    @property
+    def keys(self) -> int:
+        return len(self.work.slots) * self.part.width
+
+    def scratch(self, name: str, some: slice, width: int) -> Tensor:
+        shape = (some.stop - some.start, self.part.rows, width)
+        return take(name, shape, self.like.dtype, self.like.device)
+
+    def places(self, some: slice) -> Tensor:
+        """`[boxes, rows, window]` slot of the box that each key of a window has; the number of keys where
+        there is none."""
+        tables = self.part.tables(self.like.device)
+        index: Tensor | int = 0
+        rank, width = len(tables), 1
+        for axis in range(rank - 1, -1, -1):
+            place = tables[axis].places
+            place = torch.where(place < 0, self.keys, place * width)
+            shape = [1] * (2 + 2 * rank)
+            ids = self.part.ids(self.work, self.like.device)[axis][some]
+            shape[0], shape[2 + axis], shape[2 + rank + axis] = len(ids), *place.shape[1:]
+            index = place.index_select(0, ids).view(shape) + index
+            width *= self.part.rings[axis].width
+        assert isinstance(index, Tensor)
+        tile, window = self.part.tile, self.part.sizes
+        if self.gaps:
+            index.clamp_(max=self.keys)
+        return index.expand(-1, self.part.share, *tile, *window).reshape(-1, self.part.rows, prod(window))
+
+    @property
+    def gaps(self) -> bool:
+        return any(bool((table.places < 0).any()) for table in self.part.tables(torch.device("cpu")))
+
+
+def _stages(problem: Problem, like: Tensor) -> Iterator[_Stage]:
+    trim()
+    for part in parts(problem):
+        for batch in part.batches:
+            sizes = (problem.kv_heads, problem.batch, *(residue.groups for residue in part.residues))
+            volumes = prod(len(range(*one.indices(size))) for one, size in zip(batch, sizes, strict=True))
+            for slab in part.slabs:
+                assert len(part.pieces) == 1
+                yield _Stage(part, part.measure(volumes, slab, part.pieces[0]), batch, like)
+
+
+def _rows(stage: _Stage, x: Tensor) -> Tensor:
+    return rows_view(x, stage.part.residues, stage.part.kv_heads)[stage.batch]
+
+
+def _columns(stage: _Stage, x: Tensor) -> Tensor:
+    return columns_view(x, stage.part.residues)[stage.batch]
+
+
+def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float) -> Tensor:
+    weights = x.new_empty((*x.shape[:-1], prod(problem.window)))
+    like = x.new_empty(0, dtype=accumulating(x.dtype))
+    bias = None if bias is None else bias.to(like.dtype)
+    for stage in _stages(problem, like):
+        part, work = stage.part, stage.work
+        queries = gather(part, work, _rows(stage, x), "query", like)
+        keys = cut(part, work, _columns(stage, y), "key", like).boxes
+        target = _rows(stage, weights)
+        made = tiles(part, work, target.shape[: -part.rank - 2], weights.shape[-1], "weights", like)
+        made = made.view(work.boxes, part.rows, -1)
+        heads = range(part.kv_heads)[stage.batch[0]]
+        mask = None if bias is None else Additive(part, work, bias, heads, like)
+        for some in stage.chunks():
+            scores = stage.scratch("scores", some, stage.keys)
+            if mask is not None:
+                mask.fill(scores, some.start)
+            scores.baddbmm_(
+                queries[some], keys[some].transpose(1, 2), alpha=scale, beta=int(mask is not None)
+            )
+            places = stage.places(some)
+            if stage.gaps:
+                blank = places == stage.keys
+                torch.gather(scores, -1, places.masked_fill(blank, 0), out=made[some])
+                made[some].masked_fill_(blank, fill)
+            else:
+                torch.gather(scores, -1, places, out=made[some])
+        scatter(part, work, made, target)
+    return weights
+
+
+def _spread(stage: _Stage, weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Weights of boxes, `[boxes, rows, keys]`, a chunk at a time; a slot without a key is never read."""
+    mine = gather(stage.part, stage.work, _rows(stage, weights), "weights", stage.like)
+    for some in stage.chunks():
+        scores = stage.scratch("scores", some, stage.keys + stage.gaps).zero_()
+        yield some, scores.scatter_(-1, stage.places(some), mine[some])[:, :, : stage.keys]
+
+
+def mix(problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
+    out = y.new_empty((*weights.shape[:-1], y.shape[-1]))
+    like = y.new_empty(0, dtype=accumulating(y.dtype))
+    for stage in _stages(problem, like):
+        part, work = stage.part, stage.work
+        values = cut(part, work, _columns(stage, y), "key", like).boxes
+        target = _rows(stage, out)
+        made = tiles(part, work, target.shape[: -part.rank - 2], y.shape[-1], "out", like)
+        made = made.view(work.boxes, part.rows, -1)
+        for some, scores in _spread(stage, weights):
+            torch.bmm(scores, values[some], out=made[some])
+        scatter(part, work, made, target)
+    return out
+
+
+def mix_back(problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
+    shape = (x.shape[0], *problem.lengths, problem.kv_heads, x.shape[-1])
+    like = x.new_empty(0, dtype=accumulating(x.dtype))
+    total = like.new_zeros(shape)
+    for stage in _stages(problem, like):
+        part, work = stage.part, stage.work
+        rows = gather(part, work, _rows(stage, x), "query", like)
+        made = strips(part, work, x.shape[-1], "key", like).slots.zero_()
+        for some, scores in _spread(stage, weights):
+            accumulate(part, work, made, some, scores, rows[some], 1.0)
+        fold(part, work, made, _columns(stage, total))
+    return total.to(x.dtype)
