@@ -20,7 +20,7 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction
 
 from .. import settings
-from . import composite
+from . import composite, dense
 from .composite import Pair, Parts, Walks
 from .ops import LIBRARY, SCHEMAS, accumulating
 
@@ -315,7 +315,7 @@ class Dense(Formula):
 
     def jvp(self, ctx, *tangents):
         operands, (out, lse) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        walks = _dense_walks(operands, ctx.is_causal)
+        walks = dense.walks(operands[1], ctx.is_causal)
         at, move = (_parts((*x, None, None, None)) for x in (operands, map(_zeros, tangents, operands)))
         move_out, move_lse = composite.attend_jvp(walks, at, move, ctx.scale)
         return move_out.to(out.dtype), move_lse.to(lse.dtype)
@@ -334,7 +334,7 @@ class DenseBack(Formula):
 
     def backward(self, ctx, *cotangents):
         operands, (grad_out, grad_lse) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        walks = _dense_walks(operands, ctx.is_causal)
+        walks = dense.walks(operands[1], ctx.is_causal)
         at, pull = (_parts((*x, None, None, None)) for x in (operands, map(_zeros, cotangents, operands)))
         parts, to_out, to_lse = composite.attend_back_back(
             walks, at, _wide(grad_out), _wide(grad_lse), pull, ctx.scale
@@ -350,34 +350,13 @@ class DenseBack(Formula):
 
     def jvp(self, ctx, *tangents):
         operands, (grad_out, grad_lse) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        walks = _dense_walks(operands, ctx.is_causal)
+        walks = dense.walks(operands[1], ctx.is_causal)
         at, move = (_parts((*x, None, None, None)) for x in (operands, map(_zeros, tangents[:3], operands)))
         move_out, move_lse = (_wide(_zeros(*x)) for x in zip(tangents[5:], (grad_out, grad_lse), strict=True))
         parts = composite.attend_back_jvp(
             walks, at, _wide(grad_out), _wide(grad_lse), move, move_out, move_lse, ctx.scale
         )
         return _narrow(parts, (*operands, None, None, None))[:3]
-
-
-def _dense_walks(operands: tuple, is_causal: bool) -> Walks:
-    """Walks of a window that is the whole input: slots are tokens."""
-    tokens, kv_heads = operands[1].shape[1], operands[1].shape[-2]
-    hidden = (
-        torch.ones(tokens, tokens, dtype=torch.bool, device=operands[1].device).triu(1) if is_causal else None
-    )
-
-    def dot(x: Tensor, y: Tensor, fill: float) -> Tensor:
-        weights = composite.dot_extra(x, y)
-        return weights if hidden is None else weights.masked_fill(hidden[:, None], fill)
-
-    def mix_back(weights: Tensor, x: Tensor) -> Tensor:
-        grouped = (t.unflatten(-2, (kv_heads, -1)) for t in (weights, x))
-        return torch.einsum("bnhge,bnhgd->behd", *grouped)
-
-    def no_bias(_: Tensor) -> Tensor:
-        raise AssertionError("dense attention has no bias")
-
-    return Walks(dot, composite.mix_extra, mix_back, no_bias, no_bias, tokens)
 
 
 FORMULAS = {

@@ -3,21 +3,18 @@
 Layout is `[batch, tokens, heads, dim]`. Causal attention here is square; `functional.attention` makes it so.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from . import composite
+from .composite import Pair, Parts, Walks
+
 aten = torch.ops.aten
-
-
-class Dense(NamedTuple):
-    """What a kernel returns; `state` is what its backward wants besides."""
-
-    out: Tensor
-    lse: Tensor
-    state: tuple = ()
 
 
 def refusal(device: str, dtype: str, dim: int) -> str | None:
@@ -35,11 +32,14 @@ def refusal(device: str, dtype: str, dim: int) -> str | None:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """`out` `[batch, tokens, heads, value_dim]` and `lse` `[batch, tokens, heads]`."""
+    if not _fused(query, value):
+        out, lse = composite.attend(walks(key, is_causal), _parts(query, key, value), scale)
+        return out.to(query.dtype), lse.contiguous()
     width, group = value.shape[-1], _Group(query, key, is_causal)
     q, k, v = _aligned(group.fold(query), group.share(key), group.share(value))
-    found = _forward(q, k, v, is_causal, scale)
-    out = group.unfold(found.out.transpose(1, 2))[..., :width]
-    return out.contiguous(), group.unfold(found.lse.unsqueeze(-1).transpose(1, 2)).squeeze(-1).contiguous()
+    out, lse = _kernel(q).forward(q, k, v, is_causal, scale)
+    out = group.unfold(out.transpose(1, 2))[..., :width]
+    return out.contiguous(), group.unfold(lse.unsqueeze(-1).transpose(1, 2)).squeeze(-1).contiguous()
 
 
 def attend_back(
@@ -59,28 +59,44 @@ def attend_back(
     attention whose values are the keys, and `scale * P^T (grad_lse * q)` for the key, which is that
     attention's gradient of the values.
     """
+    if not _fused(query, value):
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
+        at, wide = _parts(query, key, value), lse.dtype
+        found = composite.attend_back(walks(key, is_causal), at, grad_out.to(wide), grad_lse, scale)
+        dq, dk, dv = (x.to(query.dtype) for x in (found.query, found.key.window, found.value.window))
+        return dq.contiguous(), dk.contiguous(), dv.contiguous()
     group = _Group(query, key, is_causal)
-    folded = [group.fold(x) for x in (query, out)]
-    k, v = group.share(key), group.share(value)
+    q, out, k, v = group.fold(query), group.fold(out), group.share(key), group.share(value)
     lse = group.fold(lse.unsqueeze(-1)).squeeze(-1).transpose(1, 2).contiguous()
-    q, out = folded
     dim, width = q.shape[-1], v.shape[-1]
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     if grad_out is not None:
         q_, k_, v_, out_, grad_ = _aligned(q, k, v, out, group.fold(grad_out))
-        parts = _backward(grad_, q_, k_, v_, out_, lse, is_causal, scale)
+        parts = _kernel(q_).backward(grad_, q_, k_, v_, out_, lse, is_causal, scale)
         dq, dk, dv = (
             x.transpose(1, 2)[..., :extent] for x, extent in zip(parts, (dim, dim, width), strict=True)
         )
     if grad_lse is not None:
         slope = group.fold((grad_lse * scale).unsqueeze(-1))
         q_, k_ = _aligned(q, k)
-        mean = _forward(q_, k_, k_, is_causal, scale)
-        dq = dq + (mean.out.transpose(1, 2)[..., :dim] * slope).to(q.dtype)
+        kernel = _kernel(q_)
+        mean, lse = kernel.forward(q_, k_, k_, is_causal, scale)
+        dq = dq + (mean.transpose(1, 2)[..., :dim] * slope).to(q.dtype)
         pull = (q_.transpose(1, 2) * slope).to(q.dtype).transpose(1, 2)
-        parts = _backward(pull, q_, k_, k_, mean.out, mean.lse, is_causal, scale)
-        dk = dk + parts[2].transpose(1, 2)[..., :dim]
+        pulled = kernel.backward(pull, q_, k_, k_, mean, lse, is_causal, scale)[2]
+        dk = dk + pulled.transpose(1, 2)[..., :dim]
     return group.unfold(dq).contiguous(), group.gather(dk).contiguous(), group.gather(dv).contiguous()
+
+
+def _fused(query: Tensor, value: Tensor) -> bool:
+    dtype = str(query.dtype).removeprefix("torch.")
+    return refusal(query.device.type, dtype, max(query.shape[-1], value.shape[-1])) is None
+
+
+def _parts(query: Tensor, key: Tensor, value: Tensor) -> Parts:
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return Parts(query.to(wide), Pair(key.to(wide), None), Pair(value.to(wide), None), None)
 
 
 class _Group:
@@ -111,39 +127,124 @@ class _Group:
 
 
 def _aligned(*tensors: Tensor) -> list[Tensor]:
-    """Heads first, zero padded to one head dim, which changes no score and no value that is kept."""
+    """Heads first, and zero padded to one head dim, which no product and no useful value notices."""
     widest = max(x.shape[-1] for x in tensors)
     if tensors[0].device.type == "cuda":
         widest = -(-widest // 8) * 8
     return [pad(x, (0, widest - x.shape[-1])).transpose(1, 2) for x in tensors]
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> Dense:
-    if q.device.type == "cpu":
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
-        return Dense(out, lse)
-    if q.dtype == torch.float32:
-        out, lse, *state = aten._scaled_dot_product_efficient_attention(
-            q, k, v, None, True, 0.0, is_causal, scale=scale
-        )
-        return Dense(out, lse[..., : q.shape[2]], tuple(state))
-    out, lse, *state = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, False, scale=scale)
-    return Dense(out, lse, tuple(state))
+def walks(key: Tensor, is_causal: bool) -> Walks:
+    """Walks of a window that is the whole input: slots are tokens."""
+    tokens, kv_heads = key.shape[1], key.shape[-2]
+    hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=key.device).triu(1) if is_causal else None
+
+    def dot(x: Tensor, y: Tensor, fill: float) -> Tensor:
+        weights = composite.dot_extra(x, y)
+        return weights if hidden is None else weights.masked_fill(hidden[:, None], fill)
+
+    def mix_back(weights: Tensor, x: Tensor) -> Tensor:
+        grouped = (t.unflatten(-2, (kv_heads, t.shape[-2] // kv_heads)) for t in (weights, x))
+        return torch.einsum("bnhge,bnhgd->behd", *grouped)
+
+    def no_bias(_: Tensor) -> Tensor:
+        raise AssertionError("dense attention has no bias")
+
+    return Walks(dot, composite.mix_extra, mix_back, no_bias, no_bias, tokens)
 
 
-def _backward(grad, q, k, v, out, lse, is_causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    if q.device.type == "cpu":
-        return aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse, 0.0, is_causal, scale=scale
+class Kernel(NamedTuple):
+    """A fused attention of PyTorch, heads first; `backward` takes the gradient, the operands, out and lse."""
+
+    forward: Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
+    backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, ...]]
+
+
+def _kernel(x: Tensor) -> Kernel:
+    if x.device.type == "cpu":
+        return _CPU
+    if x.dtype == torch.float32:
+        return _EFFICIENT
+    # cuDNN is the faster one where it has kernels of its own for the matrix units.
+    if x.shape[-1] <= 128 and torch.cuda.get_device_capability(x.device)[0] in (9, 10):
+        return _CUDNN
+    return _FLASH
+
+
+def _cpu_forward(q, k, v, is_causal, scale):
+    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
+
+
+def _cpu_backward(grad, q, k, v, out, lse, is_causal, scale):
+    operator = aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return operator(grad, q, k, v, out, lse, 0.0, is_causal, scale=scale)
+
+
+def _efficient_forward(q, k, v, is_causal, scale):
+    operator = aten._scaled_dot_product_efficient_attention
+    out, lse, *_ = operator(q, k, v, None, True, 0.0, is_causal, scale=scale)
+    return out, lse[..., : q.shape[2]]
+
+
+def _efficient_backward(grad, q, k, v, out, lse, is_causal, scale):
+    # The kernel reads the log-sum-exp in rows of 32.
+    lse = pad(lse, (0, -lse.shape[-1] % 32))
+    seed, needs = _no_seed(q), (True, True, True, False)
+    operator = aten._scaled_dot_product_efficient_attention_backward
+    with _deterministic():
+        found = operator(grad, q, k, v, None, out, lse, seed, seed, 0.0, needs, is_causal, scale=scale)
+    return found[:3]
+
+
+def _flash_forward(q, k, v, is_causal, scale):
+    return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, False, scale=scale)[:2]
+
+
+def _flash_backward(grad, q, k, v, out, lse, is_causal, scale):
+    seed, rows, columns = _no_seed(q), q.shape[2], k.shape[2]
+    operator = aten._scaled_dot_product_flash_attention_backward
+    with _deterministic():
+        return operator(
+            grad, q, k, v, out, lse, None, None, rows, columns, 0.0, is_causal, seed, seed, scale=scale
         )
-    seed = torch.zeros((), dtype=torch.int64, device=q.device)
-    if q.dtype == torch.float32:
-        # The kernel reads rows of 32.
-        lse = pad(lse, (0, -lse.shape[-1] % 32))
-        return aten._scaled_dot_product_efficient_attention_backward(
-            grad, q, k, v, None, out, lse, seed, seed, 0.0, (True, True, True, False), is_causal, scale=scale
-        )[:3]
-    rows, columns = q.shape[2], k.shape[2]
-    return aten._scaled_dot_product_flash_attention_backward(
-        grad, q, k, v, out, lse, None, None, rows, columns, 0.0, is_causal, seed, seed, scale=scale
-    )
+
+
+def _cudnn_forward(q, k, v, is_causal, scale):
+    operator = aten._scaled_dot_product_cudnn_attention
+    out, lse, *_ = operator(q, k, v, None, True, 0.0, is_causal, False, scale=scale)
+    return out, lse.view(q.shape[:3])
+
+
+def _cudnn_backward(grad, q, k, v, out, lse, is_causal, scale):
+    seed, rows, columns = _no_seed(q), q.shape[2], k.shape[2]
+    operator = aten._scaled_dot_product_cudnn_attention_backward
+    lse = lse.unsqueeze(-1)
+    with _deterministic():
+        return operator(
+            grad, q, k, v, out, lse, seed, seed, None, None, None, rows, columns, 0.0, is_causal, scale=scale
+        )
+
+
+def _no_seed(x: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.int64, device=x.device)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Kernels ask PyTorch's process-wide switch whether gradients may be added in any order; here, never."""
+    before = torch._C._get_deterministic_algorithms()
+    warns = torch._C._get_deterministic_algorithms_warn_only()
+    fills = torch._C._get_deterministic_fill_uninitialized_memory()
+    torch._C._set_deterministic_algorithms(True, warn_only=True)
+    torch._C._set_deterministic_fill_uninitialized_memory(False)
+    try:
+        yield
+    finally:
+        torch._C._set_deterministic_algorithms(before, warn_only=warns)
+        torch._C._set_deterministic_fill_uninitialized_memory(fills)
+
+
+_CPU = Kernel(_cpu_forward, _cpu_backward)
+_EFFICIENT = Kernel(_efficient_forward, _efficient_backward)
+_FLASH = Kernel(_flash_forward, _flash_backward)
+_CUDNN = Kernel(_cudnn_forward, _cudnn_backward)

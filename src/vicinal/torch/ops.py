@@ -61,7 +61,7 @@ _NAMES = {getattr(torch, name): name for name in ("float64", "float32", "float16
 def chosen(
     operation: str, like: Tensor, widths: tuple, lengths, window, rest: tuple, run: tuple
 ) -> tuple[Problem, Backend]:
-    """The problem of one call, and the backend that runs it: the one that argument or setting names, or the first.
+    """The problem of one call, and its backend: the one that argument or setting names, or the first.
 
     `widths` is `(heads, kv_heads, dim, value_dim)`, `rest` is `(bias, extra, gradients)`.
     """
