@@ -1,7 +1,8 @@
 """The table of PyTorch backends, in order of preference."""
 
 from .base import Backend
+from .blocked import BLOCKED
 from .full import FULL
 from .reference import REFERENCE
 
-BACKENDS: tuple[Backend, ...] = (FULL, REFERENCE)
+BACKENDS: tuple[Backend, ...] = (FULL, BLOCKED, REFERENCE)
