@@ -6,6 +6,7 @@ from .functional import attention, av, neighborhood_attention, qk
 from .merge import merge_attentions
 from .modules import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
 from .ranked import na1d, na1d_av, na1d_qk, na2d, na2d_av, na2d_qk, na3d, na3d_av, na3d_qk
+from .support import refusals
 
 __all__ = [
     "NeighborhoodAttention1D",
@@ -26,5 +27,6 @@ __all__ = [
     "na3d_qk",
     "neighborhood_attention",
     "qk",
+    "refusals",
     "using",
 ]
