@@ -76,17 +76,17 @@ class _NeighborhoodAttention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    @property
+    def window(self) -> dict:
+        """The window, as keyword arguments of `neighborhood_attention`."""
+        names = ("kernel_size", "stride", "dilation", "is_causal", "output_stride")
+        return {name: getattr(self, name) for name in names}
+
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, *spatial, embed_dim]` to `[batch, *outputs, embed_dim]`."""
         arguments.channels_last(self.rank, x.shape, self.embed_dim)
         query, key, value = self._project(x)
-        window = {
-            "kernel_size": self.kernel_size,
-            "stride": self.stride,
-            "dilation": self.dilation,
-            "is_causal": self.is_causal,
-            "output_stride": self.output_stride,
-        }
+        window = self.window
         if self.training and self.attn_drop.p > 0:
             weights = self.attn_drop(qk(query, key, scale=self.scale, bias=self.rpb, **window).softmax(-1))
             out = av(weights, value, **window)
