@@ -15,6 +15,7 @@ from .tile import (
     lanes,
     load_rows,
     offsets,
+    output_extents,
     query_tile,
     rows_inside,
     store_rows,
@@ -137,10 +138,8 @@ def attend(
             scores = tl.where((token < extras)[None, :], scores, -1.0e30)
             top, total, acc = _accumulate(scores, v, rest, top, total, acc, PRECISION)
     inside = rows_inside(tile)
-    Ho = tl.cdiv(H, H_RULE.output_stride)
-    Wo = tl.cdiv(W, W_RULE.output_stride)
-    tokens = tl.cdiv(T, T_RULE.output_stride).to(tl.int64) * Ho * Wo
-    base = tile.batch * tokens * heads + tile.head
-    flat = offsets(row, Ho * Wo * heads, Wo * heads, heads, WIDE)
+    outs = output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
+    base = tile.batch * outs.t * outs.h * outs.w * heads + tile.head
+    flat = offsets(row, outs.h * outs.w * heads, outs.w * heads, heads, WIDE)
     tl.store(lse + base + flat, (top * rest + tl.log2(total)) * 0.6931471805599453, mask=inside)
     store_rows(out + base * VALUE_DIM, flat * VALUE_DIM, acc / total[:, None], inside, VALUE_DIM, VALUE_PAD)

@@ -1,7 +1,7 @@
-"""Launching kernels with little host work: the compiled kernel is found by numbers, its arguments bound once.
+"""Launching kernels with little host work: all but tensors is bound once, and the compiled kernel kept.
 
-A kernel takes its tensors, then its numbers, then its compile-time constants, all by position. What Triton
-specializes on, the numbers and whether each address is a multiple of 16, is the key of what it has compiled.
+A kernel takes its tensors, then its numbers, then its compile-time constants, all by position. Triton
+specializes on the numbers and on which addresses are multiples of 16; the latter find the compiled kernel.
 """
 
 from typing import Any
@@ -11,71 +11,71 @@ from torch import Tensor
 from triton import knobs  # pyright: ignore[reportAttributeAccessIssue]
 from triton.runtime import driver
 
-Tensors = tuple[Tensor | None, ...]
-
 
 class Launch:
-    """A kernel with its compile-time constants and options, called with a grid, tensors and numbers.
+    """A kernel with all its arguments but tensors, which a call passes in the kernel's order.
 
     Args:
-        kernel: a `triton.jit` or `gluon.jit` function.
-        constants: values of its last parameters, which are constexpr.
+        kernel: a `triton.jit` function.
+        grid: programs.
+        numbers: runtime numbers.
+        constants: values of the last parameters, which are constexpr.
         options: `num_warps`, `num_stages` and whatever else the compiler takes.
     """
 
-    __slots__ = ("compiled", "constants", "kernel", "options")
+    __slots__ = ("arguments", "compiled", "grid", "kernel", "options")
 
-    def __init__(self, kernel: Any, constants: tuple, **options: Any) -> None:
+    def __init__(self, kernel: Any, grid: int, numbers: tuple, constants: tuple, **options: Any) -> None:
         self.kernel = kernel
-        self.constants = constants
+        self.grid = grid
+        self.arguments = (*numbers, *constants)
         self.options = options
         self.compiled: dict[tuple, Any] = {}
 
-    def __call__(self, grid: int, tensors: Tensors, numbers: tuple) -> None:
-        """Run `grid` programs on the current stream of the first tensor's device."""
-        if grid == 0:
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Run on the current stream of the first tensor's device."""
+        if self.grid == 0:
             return
         device = tensors[0].get_device()  # pyright: ignore[reportOptionalMemberAccess]
         if device >= 0 and device != torch.cuda.current_device():
             with torch.cuda.device(device):
-                self._launch(grid, device, tensors, numbers)
+                self._launch(device, tensors)
         else:
-            self._launch(grid, device, tensors, numbers)
+            self._launch(device, tensors)
 
-    def _launch(self, grid: int, device: int, tensors: Tensors, numbers: tuple) -> None:
+    def _launch(self, device: int, tensors: tuple[Tensor | None, ...]) -> None:
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        aligned = tuple([address is None or address % 16 == 0 for address in addresses])
-        key = (device, aligned, numbers)
+        key = (device, *[None if address is None else address % 16 == 0 for address in addresses])
         found = self.compiled.get(key)
         if found is None:
             # The interpreter compiles nothing and returns None.
-            found = self.kernel[(grid,)](*tensors, *numbers, *self.constants, **self.options)
+            found = self.kernel[(self.grid,)](*tensors, *self.arguments, **self.options)
             if found is not None:
                 self.compiled[key] = found
             return
-        hooks = knobs.runtime
+        enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
         stream = driver.active.get_current_stream(device)
         metadata = None
-        if hooks.launch_enter_hook is not None:
-            metadata = found.launch_metadata((grid, 1, 1), stream, *tensors, *numbers, *self.constants)
-        found.run(
-            grid,
+        if enter is not None:
+            metadata = found.launch_metadata((self.grid, 1, 1), stream, *tensors, *self.arguments)
+        run, packed = found.run, found.packed_metadata
+        run(
+            self.grid,
             1,
             1,
             stream,
             found.function,
-            found.packed_metadata,
+            packed,
             metadata,
-            hooks.launch_enter_hook,
-            hooks.launch_exit_hook,
+            enter,
+            leave,
             *addresses,
-            *numbers,
-            *self.constants,
+            *self.arguments,
         )
 
-    def warmup(self, tensors: Tensors, numbers: tuple) -> Any:
+    def warmup(self, *tensors: Tensor | None) -> Any:
         """The compiled kernel, without a launch."""
-        return self.kernel.warmup(*tensors, *numbers, *self.constants, grid=(1,), **self.options)
+        return self.kernel.warmup(*tensors, *self.arguments, grid=(1,), **self.options)
 
 
 def rows_aligned(tensor: Tensor) -> Tensor:
@@ -83,17 +83,12 @@ def rows_aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-def spatial_strides(tensor: Tensor) -> tuple[int, ...]:
-    """Strides of `[batch, *spatial, heads, dim]`: batch, three axes (0 where missing), heads."""
-    batch, *axes, heads, _ = tensor.stride()
+def spatial_strides(stride: tuple[int, ...]) -> tuple[int, ...]:
+    """`stride` of `[batch, *spatial, heads, dim]` as batch, three axes (0 where missing), and heads."""
+    batch, *axes, heads, _ = stride
     return (batch, *(0,) * (3 - len(axes)), *axes, heads)
 
 
-def is_wide(*tensors: Tensor | None) -> bool:
-    """Whether an offset inside one batch entry of a tensor needs 64 bits."""
-    return any(tensor is not None and _reach(tensor) > 2**31 - 1 for tensor in tensors)
-
-
-def _reach(tensor: Tensor) -> int:
-    pairs = zip(tensor.shape[1:], tensor.stride()[1:], strict=True)
-    return sum((extent - 1) * abs(stride) for extent, stride in pairs)
+def strides(tensor: Tensor | None) -> tuple[int, ...]:
+    """Strides as a key; empty for no tensor."""
+    return () if tensor is None else tensor.stride()

@@ -18,7 +18,9 @@ class Shape(NamedTuple):
     """Boxes of `row_count` rows and `column_count` columns over three axes, and what the compiler is told.
 
     `single` says that one box of columns holds all that a tile sees. `tiles` are the programs of one head of
-    one batch entry, those of ragged dilation groups that turn out empty included.
+    one batch entry, those of ragged dilation groups that turn out empty included. `heads_first` makes
+    neighboring programs work on neighboring heads, which share cache lines; otherwise they work on
+    neighboring tiles, which share columns.
     """
 
     rows: tiling.Boxes
@@ -28,6 +30,7 @@ class Shape(NamedTuple):
     warps: int
     stages: int
     single: bool
+    heads_first: bool
     tiles: int
 
 
@@ -42,6 +45,7 @@ class Size(NamedTuple):
 
 # Boxes of at most this many columns go through one softmax without a running maximum.
 SINGLE_COLUMNS = 256
+FEW_BOXES = 4
 SMALL_ROWS = (Size(16, 0, 1, 1), Size(64, 0, 4, 1))
 
 
@@ -81,39 +85,63 @@ def key_gradient(problem: Problem) -> Shape:
 
 
 @lru_cache(4096)
+def extra_gradient(problem: Problem) -> Size:
+    """Rows of additional tokens and columns of queries, for the gradients of additional keys and values."""
+    return _sizes(problem, max(padded(problem.dim), padded(problem.value_dim)), EXTRA)[0]
+
+
+@lru_cache(4096)
 def walk(problem: Problem) -> Shape:
     """Boxes of the walk `problem.operation`."""
-    return _loop(problem, _sizes(problem, padded(problem.dim), BACKWARD), problem.operation == "mix_back")
+    width = max(padded(problem.dim), padded(problem.value_dim))
+    return _loop(problem, _sizes(problem, width, BACKWARD), problem.operation == "mix_back")
 
 
-# Sizes by the padded head dimension up to which they fit in registers and 99 KiB, for 2-byte elements.
+def most_tiles(problem: Problem) -> int:
+    """Programs of one head in the largest launch of `problem`."""
+    if problem.operation != "attend":
+        return walk(problem).tiles
+    shapes = [forward(problem)]
+    if problem.gradients:
+        shapes += [query_gradient(problem), key_gradient(problem)]
+    return max(shape.tiles for shape in shapes)
+
+
+# Sizes by the padded head dimension up to which they fit in registers and 99 KiB of shared memory. The exact
+# products of float32 run outside the matrix units and hold both operands in registers.
 FORWARD = {
-    64: (Size(128, 64, 4, 2), Size(64, 64, 4, 2), Size(16, 64, 1, 2)),
-    128: (Size(128, 64, 8, 2), Size(64, 64, 4, 2), Size(16, 64, 1, 1)),
-    256: (Size(64, 32, 4, 2),),
+    "short": {
+        64: (Size(128, 64, 4, 2), Size(64, 64, 4, 2), Size(16, 64, 1, 2)),
+        128: (Size(128, 64, 8, 2), Size(64, 64, 4, 2), Size(16, 64, 1, 1)),
+        256: (Size(64, 32, 4, 2),),
+    },
+    "float32": {
+        64: (Size(64, 32, 4, 2), Size(16, 32, 1, 1)),
+        128: (Size(32, 32, 4, 1),),
+        256: (Size(16, 16, 4, 1),),
+    },
 }
 BACKWARD = {
-    64: (Size(64, 64, 4, 2), Size(16, 128, 1, 1), Size(16, 64, 1, 1)),
-    128: (Size(64, 64, 4, 2), Size(16, 64, 1, 1)),
-    256: (Size(32, 32, 4, 1),),
+    "short": {
+        64: (Size(64, 64, 4, 2), Size(16, 128, 1, 1), Size(16, 64, 1, 1)),
+        128: (Size(64, 64, 4, 2), Size(16, 64, 1, 1)),
+        256: (Size(32, 32, 4, 1),),
+    },
+    "float32": {
+        64: (Size(32, 32, 4, 1), Size(16, 32, 1, 1)),
+        128: (Size(32, 16, 4, 1),),
+        256: (Size(16, 16, 4, 1),),
+    },
 }
-# The same for float32, whose exact products run outside the matrix units.
-FORWARD_FLOAT32 = {
-    64: (Size(64, 32, 4, 2), Size(16, 32, 1, 1)),
-    128: (Size(32, 32, 4, 1),),
-    256: (Size(16, 16, 4, 1),),
-}
-BACKWARD_FLOAT32 = {
-    64: (Size(32, 32, 4, 1), Size(16, 32, 1, 1)),
-    128: (Size(32, 16, 4, 1),),
-    256: (Size(16, 16, 4, 1),),
+EXTRA = {
+    "short": {128: (Size(16, 64, 4, 2),), 256: (Size(16, 32, 4, 1),)},
+    "float32": {128: (Size(16, 32, 4, 1),), 256: (Size(16, 16, 4, 1),)},
 }
 
 
-def _sizes(problem: Problem, width: int, table: dict[int, tuple[Size, ...]]) -> tuple[Size, ...]:
-    if problem.dtype == "float32":
-        table = FORWARD_FLOAT32 if table is FORWARD else BACKWARD_FLOAT32
-    return next(sizes for limit, sizes in table.items() if width <= limit)
+def _sizes(problem: Problem, width: int, table: dict[str, dict[int, tuple[Size, ...]]]) -> tuple[Size, ...]:
+    by_width = table["float32" if problem.dtype == "float32" else "short"]
+    return next(sizes for limit, sizes in by_width.items() if width <= limit)
 
 
 def _cost(tiles: int, visited: float, rows: int, columns: int) -> float:
@@ -136,7 +164,15 @@ def _single(problem: Problem, width: int) -> Iterator[tuple[float, Shape]]:
             uneven = prod(even) > count
             tiles = _programs(axes, rows, inverse=False)
             shape = Shape(
-                rows, columns if uneven else even, size.rows, count, size.warps, size.stages, True, tiles
+                rows,
+                columns if uneven else even,
+                size.rows,
+                count,
+                size.warps,
+                size.stages,
+                True,
+                True,
+                tiles,
             )
             yield _cost(tiles, tiles, size.rows, count) * (1.1 if uneven else 1.0), shape
 
@@ -159,7 +195,7 @@ def _loop(problem: Problem, sizes: tuple[Size, ...], inverse: bool) -> Shape:
             tiles = _programs(axes, rows, inverse)
             cost = _cost(tiles, visited + 0.35 * (visited - full), size.rows, size.columns)
             if best is None or cost < best[0]:
-                best = cost, Shape(rows, columns, *size, False, tiles)
+                best = cost, Shape(rows, columns, *size, False, visited <= FEW_BOXES * tiles, tiles)
     assert best is not None
     return best[1]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .window import hide, key_span, key_tiles, query_span, query_tiles, visible
+from .window import hide, key_span, key_tiles, query_span, query_tiles, visible, window
 
 
 class Point(NamedTuple):
@@ -28,6 +28,13 @@ class Tile(NamedTuple):
     t: Any
     h: Any
     w: Any
+
+
+class Slots(NamedTuple):
+    """Slot of each column in the window of each row, and whether the row sees the column."""
+
+    number: Any
+    seen: Any
 
 
 @triton.jit
@@ -106,6 +113,14 @@ def is_empty(tile):
 @triton.jit
 def rows_inside(tile):
     return tile.t.inside & tile.h.inside & tile.w.inside
+
+
+@triton.jit
+def output_extents(T, H, W, T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr):
+    """Outputs per axis."""
+    return Point(
+        tl.cdiv(T, T_RULE.output_stride), tl.cdiv(H, H_RULE.output_stride), tl.cdiv(W, W_RULE.output_stride)
+    )
 
 
 @triton.jit
@@ -190,3 +205,28 @@ def bias_places(row, column, T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE:
 @triton.jit
 def _relative(query, key, SIZE: tl.constexpr):
     return tl.minimum(tl.maximum(key - query + SIZE - 1, 0), 2 * SIZE - 2)
+
+
+@triton.jit
+def slots(first, lane, tile, T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr):
+    """`[rows, columns]` slots, row-major from each window's first key; rows are queries."""
+    t, h, w = first.t + lane.t, first.h + lane.h, first.w + lane.w
+    number = (t[None, :] - tile.t.start[:, None]) * H_RULE.size + h[None, :] - tile.h.start[:, None]
+    number = number * W_RULE.size + w[None, :] - tile.w.start[:, None]
+    return Slots(number, visible(t, tile.t) & visible(h, tile.h) & visible(w, tile.w))
+
+
+@triton.jit
+def _viewing_slot(column, span, RULE: tl.constexpr):
+    """`[keys, queries]` slot of each key in the window of each query, on one axis."""
+    start = window(span.base + column * RULE.step, span.tokens, RULE).start
+    return span.place[:, None] - start[None, :]
+
+
+@triton.jit
+def viewing_slots(first, lane, tile, T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr):
+    """`slots` where rows are keys and columns are queries."""
+    t, h, w = first.t + lane.t, first.h + lane.h, first.w + lane.w
+    number = _viewing_slot(t, tile.t, T_RULE) * H_RULE.size + _viewing_slot(h, tile.h, H_RULE)
+    number = number * W_RULE.size + _viewing_slot(w, tile.w, W_RULE)
+    return Slots(number, visible(t, tile.t) & visible(h, tile.h) & visible(w, tile.w))

@@ -61,6 +61,7 @@ class Span(NamedTuple):
         origin: where column 0 lies in its tensors.
         base: position of column 0 in the group.
         count: columns there are.
+        tokens: keys of the group.
         empty: whether the tile holds no row.
     """
 
@@ -76,6 +77,7 @@ class Span(NamedTuple):
     origin: Any
     base: Any
     count: Any
+    tokens: Any
     empty: Any
 
 
@@ -144,6 +146,7 @@ def query_span(tile, first, length, lane, BOX: tl.constexpr, RULE: tl.constexpr)
         origin=residue,
         base=0,
         count=tokens,
+        tokens=tokens,
         empty=tile * BOX >= rows,
     )
 
@@ -185,6 +188,7 @@ def key_span(tile, residue, length, lane, BOX: tl.constexpr, RULE: tl.constexpr)
         origin=first,
         base=base,
         count=columns,
+        tokens=tokens,
         empty=tile * BOX >= tokens,
     )
 

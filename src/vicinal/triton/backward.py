@@ -1,0 +1,251 @@
+"""Gradients of attention. Every sum has one owner and a fixed order: no atomics, the same bits every time.
+
+All kernels take `lse`, the natural logarithm that `forward.attend` stored, and `delta`, the sum over a row of
+output times its gradient, less the gradient of `lse`; both are contiguous `[batch, *outputs, heads]`. `scale`
+holds log2(e).
+"""
+
+# pyright: reportAttributeAccessIssue=false
+import triton
+import triton.language as tl
+
+from .forward import box_scores
+from .tile import (
+    Point,
+    bias_places,
+    box_start,
+    boxes,
+    columns_at,
+    hide_box,
+    is_empty,
+    key_tile,
+    lanes,
+    load_rows,
+    offsets,
+    output_extents,
+    query_tile,
+    rows_inside,
+    store_rows,
+)
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def delta_of(
+    out, grad_out, grad_lse, delta,
+    rows, heads, T, H, W, gb, gt, gh, gw, gn,
+    M: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
+):  # fmt: skip
+    """`delta` of `M` rows of contiguous `out`; `T`, `H`, `W` are extents of outputs."""
+    row = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
+    inside = row < rows
+    row = tl.minimum(row, rows - 1)
+    head, token = row % heads, row // heads
+    w, h, t, batch = token % W, token // W % H, token // W // H % T, token // W // H // T
+    o = load_rows(out, row * VALUE_DIM, VALUE_DIM, VALUE_PAD).to(tl.float32)
+    g = load_rows(grad_out, batch * gb + t * gt + h * gh + w * gw + head * gn, VALUE_DIM, VALUE_PAD)
+    found = tl.sum(o * g.to(tl.float32), 1)
+    if grad_lse is not None:
+        found -= tl.load(grad_lse + row)
+    tl.store(delta + row, found, mask=inside)
+
+
+@triton.jit
+def _slope(scores, scale, lse, delta, products):
+    """Weights and the gradient of the scores; `lse`, `delta` are broadcast along keys."""
+    weights = tl.exp2(scores * scale - lse)
+    return weights, weights * (products - delta)
+
+
+@triton.jit
+def query_gradient(
+    query, key, value, bias, extra_key, extra_value, grad_out, lse, delta, grad_query,
+    scale, heads, group, T, H, W, extras,
+    qb, qt, qh, qw, qn, kb, kt, kh, kw, kn, vb, vt, vh, vw, vn, ekb, eks, ekn, evb, evs, evn,
+    gb, gt, gh, gw, gn,
+    T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    DIM: tl.constexpr, PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
+    HEADS_FIRST: tl.constexpr, SCALED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of `M` queries of one head against boxes of `N` keys; `grad_query` is contiguous."""
+    tile = query_tile(heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
+    if is_empty(tile):
+        return
+    head, kv_head = tile.head.to(tl.int64), (tile.head // group).to(tl.int64)
+    row = Point(tile.t.index, tile.h.index, tile.w.index)
+    lane = lanes(N, COLUMNS)
+    outs = output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
+    base = tile.batch * outs.t * outs.h * outs.w * heads + head
+    flat = offsets(row, outs.h * outs.w * heads, outs.w * heads, heads, WIDE)
+    q = load_rows(query + tile.batch * qb + head * qn, offsets(row, qt, qh, qw, WIDE), DIM, PAD)
+    g = load_rows(
+        grad_out + tile.batch * gb + head * gn, offsets(row, gt, gh, gw, WIDE), VALUE_DIM, VALUE_PAD
+    )
+    level = (tl.load(lse + base + flat) * LOG2_E)[:, None]
+    mean = tl.load(delta + base + flat)[:, None]
+    keys = key + tile.batch * kb + kv_head * kn
+    values = value + tile.batch * vb + kv_head * vn
+    if bias is not None:
+        bias += tile.head * (2 * T_RULE.size - 1) * (2 * H_RULE.size - 1) * (2 * W_RULE.size - 1)
+    rest = scale
+    if SCALED:
+        rest = 1.0
+    acc = tl.zeros([M, PAD], tl.float32)
+    count = boxes(tile, COLUMNS)
+    for number in range(0, count.t * count.h * count.w):
+        first = box_start(number, count, tile, COLUMNS)
+        at = columns_at(first, lane, tile, T_RULE.dilation, H_RULE.dilation, W_RULE.dilation)
+        k = load_rows(keys, offsets(at, kt, kh, kw, WIDE), DIM, PAD)
+        v = load_rows(values, offsets(at, vt, vh, vw, WIDE), VALUE_DIM, VALUE_PAD)
+        scores = box_scores(
+            q, k, scale, first, lane, tile, bias, T_RULE, H_RULE, W_RULE, COLUMNS, N, SCALED, False, PRECISION
+        )
+        products = tl.dot(g, tl.trans(v), input_precision=PRECISION)
+        slope = _slope(scores, rest, level, mean, products)[1]
+        acc = tl.dot(slope.to(k.dtype), k, acc, input_precision=PRECISION)
+    if extra_key is not None:
+        extra_keys = extra_key + tile.batch * ekb + kv_head * ekn
+        extra_values = extra_value + tile.batch * evb + kv_head * evn
+        for start in range(0, extras, N):
+            token = start + tl.arange(0, N)
+            at = tl.minimum(token, extras - 1).to(tl.int64)
+            k = load_rows(extra_keys, at * eks, DIM, PAD)
+            v = load_rows(extra_values, at * evs, VALUE_DIM, VALUE_PAD)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            products = tl.dot(g, tl.trans(v), input_precision=PRECISION)
+            slope = _slope(scores, 1.0, level, mean, products)[1]
+            slope = tl.where((token < extras)[None, :], slope, 0.0)
+            acc = tl.dot(slope.to(k.dtype), k, acc, input_precision=PRECISION)
+    inside = rows_inside(tile)
+    store_rows(grad_query + base * DIM, flat * DIM, acc * (scale * LN_2), inside, DIM, PAD)
+
+
+@triton.jit
+def key_gradient(
+    query, key, value, bias, grad_out, lse, delta, grad_key, grad_value,
+    scale, heads, group, T, H, W,
+    qb, qt, qh, qw, qn, kb, kt, kh, kw, kn, vb, vt, vh, vw, vn, gb, gt, gh, gw, gn,
+    T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    DIM: tl.constexpr, PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
+    HEADS_FIRST: tl.constexpr, SCALED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of `M` keys of one key head against boxes of `N` queries, for each query head that shares it.
+
+    `grad_key` and `grad_value` are contiguous.
+    """
+    kv_heads = heads // group
+    tile = key_tile(kv_heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
+    if is_empty(tile):
+        return
+    kv_head = tile.head.to(tl.int64)
+    row = Point(tile.t.index, tile.h.index, tile.w.index)
+    lane = lanes(N, COLUMNS)
+    outs = output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
+    k = load_rows(key + tile.batch * kb + kv_head * kn, offsets(row, kt, kh, kw, WIDE), DIM, PAD)
+    v = load_rows(
+        value + tile.batch * vb + kv_head * vn, offsets(row, vt, vh, vw, WIDE), VALUE_DIM, VALUE_PAD
+    )
+    rest = scale
+    if SCALED:
+        rest = 1.0
+    acc_key = tl.zeros([M, PAD], tl.float32)
+    acc_value = tl.zeros([M, VALUE_PAD], tl.float32)
+    count = boxes(tile, COLUMNS)
+    visits = count.t * count.h * count.w
+    for number in range(0, group * visits):
+        head = kv_head * group + number // visits
+        first = box_start(number % visits, count, tile, COLUMNS)
+        at = columns_at(first, lane, tile, T_RULE.period, H_RULE.period, W_RULE.period)
+        q = load_rows(query + tile.batch * qb + head * qn, offsets(at, qt, qh, qw, WIDE), DIM, PAD)
+        g = load_rows(
+            grad_out + tile.batch * gb + head * gn, offsets(at, gt, gh, gw, WIDE), VALUE_DIM, VALUE_PAD
+        )
+        base = tile.batch * outs.t * outs.h * outs.w * heads + head
+        flat = offsets(at, outs.h * outs.w * heads, outs.w * heads, heads, WIDE)
+        level = (tl.load(lse + base + flat) * LOG2_E)[None, :]
+        mean = tl.load(delta + base + flat)[None, :]
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+        if SCALED:
+            scores = scores * scale
+        if bias is not None:
+            seer = Point(
+                (tile.t.base + (first.t + lane.t) * T_RULE.step)[None, :],
+                (tile.h.base + (first.h + lane.h) * H_RULE.step)[None, :],
+                (tile.w.base + (first.w + lane.w) * W_RULE.step)[None, :],
+            )
+            here = Point(tile.t.place[:, None], tile.h.place[:, None], tile.w.place[:, None])
+            table = bias + head * (2 * T_RULE.size - 1) * (2 * H_RULE.size - 1) * (2 * W_RULE.size - 1)
+            scores += tl.load(table + bias_places(seer, here, T_RULE, H_RULE, W_RULE)).to(tl.float32) * LOG2_E
+        scores = hide_box(scores, first, lane, tile, COLUMNS, N, False)
+        products = tl.dot(v, tl.trans(g), input_precision=PRECISION)
+        weights, slope = _slope(scores, rest, level, mean, products)
+        acc_value = tl.dot(weights.to(g.dtype), g, acc_value, input_precision=PRECISION)
+        acc_key = tl.dot(slope.to(q.dtype), q, acc_key, input_precision=PRECISION)
+    inside = rows_inside(tile)
+    base = tile.batch * T * H * W * kv_heads + kv_head
+    flat = offsets(row, H * W * kv_heads, W * kv_heads, kv_heads, WIDE)
+    store_rows(grad_key + base * DIM, flat * DIM, acc_key * (scale * LN_2), inside, DIM, PAD)
+    store_rows(grad_value + base * VALUE_DIM, flat * VALUE_DIM, acc_value, inside, VALUE_DIM, VALUE_PAD)
+
+
+@triton.jit
+def extra_gradient(
+    query, extra_key, extra_value, grad_out, lse, delta, grad_key, grad_value,
+    scale, heads, group, T, H, W, extras, part,
+    qb, qt, qh, qw, qn, ekb, eks, ekn, evb, evs, evn, gb, gt, gh, gw, gn,
+    M: tl.constexpr, N: tl.constexpr, DIM: tl.constexpr, PAD: tl.constexpr,
+    VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`M` additional tokens of one key head against `part` of all rows of the query heads that share it.
+
+    `T`, `H`, `W` are extents of outputs. `grad_key` and `grad_value` are contiguous float32
+    `[parts, batch, extras, kv_heads, dim]`.
+    """
+    kv_heads = heads // group
+    tiles = tl.cdiv(extras, M)
+    program = tl.program_id(0)
+    kv_head = (program % kv_heads).to(tl.int64)
+    token = program // kv_heads % tiles * M + tl.arange(0, M)
+    slab = program // kv_heads // tiles
+    tokens = T * H * W
+    rows = group * tokens
+    parts = tl.cdiv(rows, part)
+    batch = (slab // parts).to(tl.int64)
+    slab = slab % parts
+    at = tl.minimum(token, extras - 1).to(tl.int64)
+    k = load_rows(extra_key + batch * ekb + kv_head * ekn, at * eks, DIM, PAD)
+    v = load_rows(extra_value + batch * evb + kv_head * evn, at * evs, VALUE_DIM, VALUE_PAD)
+    acc_key = tl.zeros([M, PAD], tl.float32)
+    acc_value = tl.zeros([M, VALUE_PAD], tl.float32)
+    for start in range(slab * part, tl.minimum(slab * part + part, rows), N):
+        column = start + tl.arange(0, N)
+        inside = column < rows
+        column = tl.minimum(column, rows - 1).to(tl.int64)
+        head, place = kv_head * group + column // tokens, column % tokens
+        w, h, t = place % W, place // W % H, place // W // H
+        q = load_rows(query + batch * qb, t * qt + h * qh + w * qw + head * qn, DIM, PAD)
+        g = load_rows(grad_out + batch * gb, t * gt + h * gh + w * gw + head * gn, VALUE_DIM, VALUE_PAD)
+        flat = (batch * tokens + place) * heads + head
+        level = (tl.load(lse + flat) * LOG2_E)[None, :]
+        mean = tl.load(delta + flat)[None, :]
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+        scores = tl.where(inside[None, :], scores, -1.0e30)
+        products = tl.dot(v, tl.trans(g), input_precision=PRECISION)
+        weights, slope = _slope(scores, 1.0, level, mean, products)
+        acc_value = tl.dot(weights.to(g.dtype), g, acc_value, input_precision=PRECISION)
+        acc_key = tl.dot(slope.to(q.dtype), q, acc_key, input_precision=PRECISION)
+    batches = tl.num_programs(0) // (kv_heads * tiles * parts)
+    base = (slab * batches + batch) * extras * kv_heads + kv_head
+    store_rows(grad_key + base * DIM, at * kv_heads * DIM, acc_key * (scale * LN_2), token < extras, DIM, PAD)
+    store_rows(
+        grad_value + base * VALUE_DIM,
+        at * kv_heads * VALUE_DIM,
+        acc_value,
+        token < extras,
+        VALUE_DIM,
+        VALUE_PAD,
+    )
