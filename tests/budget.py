@@ -1,21 +1,22 @@
 """How far a result may be from the float64 oracle: a small multiple of what rounding alone does in its dtype.
 
-A result is a sum of rounded products, so its error scales with the largest exact value, not with each one.
-`float32` work accumulates over a window and gets a factor for that; 16-bit results are float32 work rounded
-once at the end, unless the kernel rounds the weights too before it multiplies them with values, as matrix
-units want: `rounded_weights`.
+A result is a sum of products that may cancel, so its error scales with the terms, not with each value. Two parts add up.
+Accumulation happens in float32, or float64 for float64, over terms of order one, as inputs are of unit scale. Rounding to
+the dtype happens once at the end and scales with the largest exact value; matrix units also want the weights rounded before
+they multiply them with values: `rounded_weights`.
 """
 
 import numpy as np
 
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-MULTIPLE = {"float64": 2.0**8, "float32": 2.0**6, "float16": 1.0, "bfloat16": 1.0}
+ACCUMULATION = 2.0**6
 
 
 def allowed(exact: np.ndarray, dtype: str, rounded_weights: bool = False) -> float:
     """Largest absolute error of a result whose exact value is `exact`."""
     largest = float(np.max(np.abs(exact), initial=0.0))
-    return EPSILON[dtype] * MULTIPLE[dtype] * (4.0 if rounded_weights else 1.0) * max(largest, 2.0**-6)
+    accumulated = EPSILON["float64" if dtype == "float64" else "float32"] * ACCUMULATION * max(largest, 1.0)
+    return accumulated + EPSILON[dtype] * (4.0 if rounded_weights else 1.0) * max(largest, 2.0**-6)
 
 
 def check(
