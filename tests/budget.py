@@ -1,9 +1,9 @@
 """How far a result may be from the float64 oracle: a small multiple of what rounding alone does in its dtype.
 
-A result is a sum of products that may cancel, so its error scales with the terms, not with each value. Two parts add up.
-Accumulation happens in float32, or float64 for float64, over terms of order one, as inputs are of unit scale. Rounding to
-the dtype happens once at the end and scales with the largest exact value; matrix units also want the weights rounded before
-they multiply them with values: `rounded_weights`.
+A result is a sum of products that may cancel, so its error scales with the terms, not with each value. Two
+parts add up. Accumulation happens in float32, or float64 for float64, over terms of order one, as inputs are
+of unit scale. Rounding to the dtype happens once at the end and scales with the largest exact value; matrix
+units also want the weights rounded before they multiply them with values: `rounded_weights`.
 """
 
 import numpy as np
