@@ -1,0 +1,96 @@
+"""Sequences packed along one axis, as NATTEN 0.21 takes them: each is attended on its own."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+import vicinal.torch as na
+
+from . import fused
+
+
+def generate_varlen_parameters(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seqlens_Q: Tensor | None = None,
+    seqlens_KV: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """Offsets of packed sequences of given lengths, and the longest; `(None, None, 0, 0)` for none."""
+    if (seqlens_Q is None) != (seqlens_KV is None):
+        raise ValueError("seqlens_Q and seqlens_KV belong together; pass both or neither")
+    if seqlens_Q is None or seqlens_KV is None:
+        return None, None, 0, 0
+    offsets, longest = [], []
+    for name, lengths in (("seqlens_Q", seqlens_Q), ("seqlens_KV", seqlens_KV)):
+        if lengths.dtype != torch.int32 or lengths.dim() != 1:
+            raise ValueError(f"{name} is {lengths.dim()}-D {lengths.dtype}; pass a 1-D int32 tensor")
+        offsets.append(torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)))
+        longest.append(int(lengths.max()))
+    return offsets[0], offsets[1], longest[0], longest[1]
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    is_causal: bool = False,
+    scale: float | None = None,
+    seqlens_Q: Tensor | None = None,
+    seqlens_KV: Tensor | None = None,
+    cumulative_seqlen_Q: Tensor | None = None,
+    cumulative_seqlen_KV: Tensor | None = None,
+    max_seqlen_Q: int | None = None,
+    max_seqlen_KV: int | None = None,
+    backend: str | None = None,
+    q_tile_size: int | None = None,
+    kv_tile_size: int | None = None,
+    backward_q_tile_size: int | None = None,
+    backward_kv_tile_size: int | None = None,
+    backward_kv_splits: int | None = None,
+    backward_use_pt_reduction: bool = False,
+    run_persistent_kernel: bool = True,
+    kernel_schedule=None,
+    torch_compile: bool = False,
+    return_lse: bool = False,
+):
+    """Dense attention; with lengths or offsets, of every sequence in `[1, tokens, heads, dim]` on its own.
+
+    From `backend` to `torch_compile` nothing changes a number.
+    """
+    tiles = (q_tile_size, kv_tile_size, backward_q_tile_size, backward_kv_tile_size)
+    flags = (backward_use_pt_reduction, run_persistent_kernel, torch_compile)
+    fused.check(None, backend, kernel_schedule, tiles, backward_kv_splits, flags)
+    if cumulative_seqlen_Q is None and cumulative_seqlen_KV is None:
+        cumulative_seqlen_Q, cumulative_seqlen_KV, *_ = generate_varlen_parameters(
+            query, key, value, seqlens_Q, seqlens_KV
+        )
+    if cumulative_seqlen_Q is None and cumulative_seqlen_KV is None:
+        return na.attention(query, key, value, is_causal, scale, return_lse=return_lse)
+    if cumulative_seqlen_Q is None or cumulative_seqlen_KV is None:
+        raise ValueError("cumulative_seqlen_Q and cumulative_seqlen_KV belong together; pass both or neither")
+    rows, columns = cumulative_seqlen_Q.tolist(), cumulative_seqlen_KV.tolist()
+    check_pack(query, rows, "cumulative_seqlen_Q")
+    check_pack(key, columns, "cumulative_seqlen_KV")
+    parts = [
+        na.attention(query[:, a:b], key[:, c:d], value[:, c:d], is_causal, scale, return_lse=True)
+        for (a, b), (c, d) in zip(pairwise(rows), pairwise(columns), strict=True)
+    ]
+    return joined(parts, return_lse)
+
+
+def check_pack(x: Tensor, offsets: Sequence[int], name: str) -> None:
+    """Packed sequences hold every token."""
+    if x.shape[0] != 1 or offsets[0] != 0 or offsets[-1] != x.shape[1]:
+        raise ValueError(
+            f"{name} spans tokens {offsets[0]} to {offsets[-1]} of an input {list(x.shape)}; packed inputs "
+            "are [1, tokens, heads, dim] and every token belongs to a sequence"
+        )
+
+
+def joined(parts: Sequence[tuple[Tensor, Tensor]], return_lse: bool):
+    """Outputs, and log-sum-exps if wanted, of sequences packed again."""
+    out, lse = (torch.cat(found, 1) for found in zip(*parts, strict=True))
+    return (out, lse) if return_lse else out
