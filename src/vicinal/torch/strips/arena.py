@@ -2,6 +2,7 @@
 
 import threading
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +22,17 @@ class _Arena(threading.local):
 _arena = _Arena()
 
 
-def take(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+class Like(NamedTuple):
+    """Dtype and device of the sums of a call."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
+def take(name: str, shape: tuple[int, ...], like: Like) -> Tensor:
     """An uninitialised tensor, valid until the same thread takes `name` again. Only the CPU keeps memory
     here."""
+    dtype, device = like
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     key = (name, dtype, shape)
@@ -58,6 +67,6 @@ def _view(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             del _arena.views[key]
         # A tensor made in inference mode could not be written outside of it.
         with torch.inference_mode(False):
-            buffer = _arena.buffers[name, dtype] = torch.empty(size, dtype=dtype)
+            buffer = _arena.buffers[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
     with torch.inference_mode(False):
         return buffer[:size].view(shape)

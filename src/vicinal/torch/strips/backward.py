@@ -1,7 +1,6 @@
 """Fused attention on strips, backward: weights again from the saved log-sum-exp."""
 
 from collections.abc import Callable
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -9,11 +8,11 @@ from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Grads, Needs, Operands
-from .arena import take, trim
-from .call import LOG2E, Call, chunk
+from .arena import Like, take, trim
+from .call import LOG2E, Call, chunk, columns_of, rows_of
 from .gradients import Gradients
 from .layout import accumulate, cut, fold, gather, scatter, strips, tiles
-from .plan import Batch, Pass, Slab, parts
+from .plan import Pass, parts
 
 
 def attend_back(
@@ -29,23 +28,23 @@ def attend_back(
     grads = Gradients(operands, needs)
     if grad_out is None:
         grad_out = out.new_zeros(()).expand_as(out)
+    saved = _Saved(out, lse.unsqueeze(-1), grad_out, None if grad_lse is None else grad_lse.unsqueeze(-1))
+    if out.numel() == 0:
+        return grads.result()
     trim()
     for part in parts(problem, True):
         call = Call(part, operands, scale)
-        top = None if grad_lse is None else call.rows(grad_lse.unsqueeze(-1))
-        saved = _Saved(call.rows(out), call.rows(lse.unsqueeze(-1)), call.rows(grad_out), top)
-        grads.enter(part)
-        for batch in part.batches:
-            columns = grads.columns(batch)
-            for slab in part.slabs:
+        for batch in range(len(part.batches)):
+            columns = grads.columns(part, batch)
+            for slab in range(len(part.slabs)):
                 _pass(call, batch, slab, saved, grads, columns)
-            grads.leave(batch, columns)
-        grads.finish()
+            grads.leave(part, batch, columns)
+        grads.finish(part)
     return grads.result()
 
 
 class _Saved(NamedTuple):
-    """Results of the forward pass and what flows into them, as rows."""
+    """Results of the forward pass and what flows into them."""
 
     out: Tensor
     lse: Tensor
@@ -87,46 +86,45 @@ class _Rows(NamedTuple):
 
 
 def _pass(
-    call: Call, batch: Batch, slab: Slab, saved: _Saved, grads: Gradients, columns: list[Tensor | None]
+    call: Call, batch: int, slab: int, saved: _Saved, grads: Gradients, columns: list[Tensor | None]
 ) -> None:
     part = call.part
-    key, value = call.key[batch], call.value[batch]
-    volumes = prod(key.shape[: -part.rank - 1])
-    work = part.measure(volumes, slab, part.pieces[0])
+    inputs = columns_of(part, call.key, batch), columns_of(part, call.value, batch)
+    work = part.measure(batch, slab, 0)
     rows = _rows(call, batch, work, saved, grads)
     if rows.pending and grads.slopes:
         _extra_delta(call, batch, rows)
-    for piece in part.pieces:
-        _piece(call, batch, part.measure(volumes, slab, piece), (key, value), rows, grads, columns)
+    for piece in range(len(part.pieces)):
+        _piece(call, batch, part.measure(batch, slab, piece), inputs, rows, grads, columns)
     _extra(call, batch, rows, grads)
-    if rows.grad is not None and grads.rows is not None:
-        scatter(part, work, rows.grad.mul_(call.scale), grads.rows[batch])
+    if rows.grad is not None and grads.query is not None:
+        scatter(part, work, rows.grad.mul_(call.scale), rows_of(part, grads.query, batch))
 
 
-def _rows(call: Call, batch: Batch, work: Pass, saved: _Saved, grads: Gradients) -> _Rows:
+def _rows(call: Call, batch: int, work: Pass, saved: _Saved, grads: Gradients) -> _Rows:
     part, like = call.part, call.like
-    query = gather(part, work, call.query[batch], "query", like)
-    pull = gather(part, work, saved.grad_out[batch], "pull", like)
-    level = gather(part, work, saved.lse[batch], "level", like).mul_(LOG2E)
+
+    def tiled(x: Tensor, name: str) -> Tensor:
+        return gather(part, work, rows_of(part, x, batch), name, like)
+
+    query, pull = tiled(call.query, "query"), tiled(saved.grad_out, "pull")
+    level = tiled(saved.lse, "level").mul_(LOG2E)
     # The output is rounded to its dtype, so it serves only where the weights do not come all at once.
     pending = len(part.pieces) == 1
-    delta = take("delta", tuple(level.shape), like.dtype, like.device).zero_()
+    delta = tiles(part, work, 1, "delta", like).zero_()
     if not pending:
-        torch.sum(
-            gather(part, work, saved.out[batch], "grad_query", like).mul_(pull), -1, keepdim=True, out=delta
-        )
+        torch.sum(tiled(saved.out, "grad_query").mul_(pull), -1, keepdim=True, out=delta)
     if saved.grad_lse is not None:
-        delta.sub_(gather(part, work, saved.grad_lse[batch], "grad_lse", like))
+        delta.sub_(tiled(saved.grad_lse, "grad_lse"))
     grad = None
     if grads.query is not None:
-        made = tiles(part, work, call.key[batch].shape[: -part.rank - 1], query.shape[-1], "grad_query", like)
-        grad = made.view(query.shape).zero_()
+        grad = tiles(part, work, query.shape[-1], "grad_query", like).zero_()
     return _Rows(query, pull, level, delta, grad, pending)
 
 
 def _piece(
     call: Call,
-    batch: Batch,
+    batch: int,
     work: Pass,
     inputs: tuple[Tensor, Tensor],
     rows: _Rows,
@@ -145,9 +143,9 @@ def _piece(
     for start in range(0, work.boxes, step):
         some = slice(start, min(start + step, work.boxes))
         mine, shape = rows.some(some), (some.stop - start, part.rows, keys.shape[1])
-        weights = take("scores", shape, like.dtype, like.device)
+        weights = take("scores", shape, like)
         mask.fill(weights, start)
-        weights.baddbmm_(mine.query, keys[some].transpose(1, 2), alpha=call.scale * LOG2E)
+        weights.baddbmm_(mine.query, keys[some].mT, alpha=call.scale * LOG2E)
         torch.exp2(weights.sub_(mine.level), out=weights)
         if sums[1] is not None:
             accumulate(part, work, sums[1], some, weights, mine.pull, 1.0)
@@ -158,16 +156,16 @@ def _piece(
             mine.grad.baddbmm_(slopes, keys[some])
         if sums[0] is not None:
             accumulate(part, work, sums[0], some, slopes, mine.query, call.scale)
-        grads.count(mask, slopes, start)
+        grads.count(part, mask, slopes, start)
     for sink, made in zip(columns, sums, strict=True):
         if sink is not None and made is not None:
-            fold(part, work, made, sink)
+            fold(part, work, made, sink, like)
 
 
 def _slopes(rows: _Rows, weights: Tensor, values: Tensor) -> Tensor:
     """Gradient of the scores; completes `delta` where it is pending."""
-    slopes = take("slopes", tuple(weights.shape), weights.dtype, weights.device)
-    torch.bmm(rows.pull, values.transpose(1, 2), out=slopes)
+    slopes = take("slopes", tuple(weights.shape), Like(weights.dtype, weights.device))
+    torch.bmm(rows.pull, values.mT, out=slopes)
     if not rows.pending:
         return slopes.sub_(rows.delta).mul_(weights)
     slopes.mul_(weights)
@@ -177,21 +175,21 @@ def _slopes(rows: _Rows, weights: Tensor, values: Tensor) -> Tensor:
 
 def _extra_weights(call: Call, rows: _Rows, key: Tensor) -> Tensor:
     """`[1, rows, tokens]` weights of additional tokens."""
-    weights = take("scores", (1, rows.query.shape[1], key.shape[1]), key.dtype, key.device)
-    torch.bmm(rows.query, key.transpose(1, 2), out=weights).mul_(call.scale * LOG2E)
+    weights = take("scores", (1, rows.query.shape[1], key.shape[1]), call.like)
+    torch.bmm(rows.query, key.mT, out=weights).mul_(call.scale * LOG2E)
     return torch.exp2(weights.sub_(rows.level), out=weights)
 
 
-def _extra_delta(call: Call, batch: Batch, rows: _Rows) -> None:
+def _extra_delta(call: Call, batch: int, rows: _Rows) -> None:
     """Add the share of the additional tokens to `delta`."""
     flat = rows.flat()
     for some, _, (key, value) in call.extra_chunks(batch, flat.query.shape[1]):
         mine = flat.along(some)
         weights = _extra_weights(call, mine, key)
-        mine.delta.add_(weights.mul_(mine.pull @ value.transpose(1, 2)).sum(-1, keepdim=True))
+        mine.delta.add_(weights.mul_(mine.pull @ value.mT).sum(-1, keepdim=True))
 
 
-def _extra(call: Call, batch: Batch, rows: _Rows, grads: Gradients) -> None:
+def _extra(call: Call, batch: int, rows: _Rows, grads: Gradients) -> None:
     flat = rows._replace(pending=False).flat()
     for some, where, (key, value) in call.extra_chunks(batch, flat.query.shape[1]):
         mine = flat.along(some)

@@ -1,6 +1,7 @@
 """What the parts of one fused call share: its numbers, its masks, and the walk over additional tokens."""
 
 from collections.abc import Iterator
+from itertools import product
 from math import log
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from ..backends.base import Operands
 from . import plan
-from .plan import Batch, Part, Pass
+from .arena import Like
+from .moves import Geometry, blank, geometry, view
+from .plan import Part, Pass
 from .residues import columns_view, rows_view
 from .scores import Additive
 
@@ -22,38 +25,54 @@ def accumulating(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def chunk(rows: int, keys: int, like: Tensor, buffers: int = 1) -> int:
-    """Tiles whose scores are held at a time. No result depends on it, so it may follow the number of
-    threads."""
+def chunk(rows: int, keys: int, like: Like, buffers: int = 1) -> int:
+    """Tiles whose scores are held at a time. No result depends on it, so it may follow the threads."""
     workers = min(torch.get_num_threads(), 16) if like.device.type == "cpu" else 16
-    return max(workers * plan.CHUNK // (buffers * rows * keys * like.element_size()), 1)
+    return max(workers * plan.CHUNK // (buffers * rows * keys * like.dtype.itemsize), 1)
+
+
+def rows_of(part: Part, x: Tensor, batch: int) -> Tensor:
+    """`[*batch, share, *rows, dim]` of queries and what has their shape, for a batch by number."""
+
+    def make() -> Geometry:
+        return geometry(
+            rows_view(blank(x.shape, x.stride()), part.residues, part.kv_heads)[part.batches[batch]]
+        )
+
+    return view(x, part.remember(("rows", batch, x.shape, x.stride()), make))
+
+
+def columns_of(part: Part, x: Tensor, batch: int) -> Tensor:
+    """`[*batch, *columns, dim]` of keys and what has their shape, for a batch by number."""
+
+    def make() -> Geometry:
+        return geometry(columns_view(blank(x.shape, x.stride()), part.residues)[part.batches[batch]])
+
+    return view(x, part.remember(("columns", batch, x.shape, x.stride()), make))
 
 
 class Call:
     """One call on one part of its problem."""
 
     def __init__(self, part: Part, operands: Operands, scale: float) -> None:
-        query, key, value, bias, *self.extra = operands
+        self.query, self.key, self.value, bias, *self.extra = operands
         self.part, self.scale = part, scale
-        self.like = query.new_empty(0, dtype=accumulating(query.dtype))
-        self.query = self.rows(query)
-        self.key, self.value = columns_view(key, part.residues), columns_view(value, part.residues)
+        self.like = Like(accumulating(self.query.dtype), self.query.device)
         self.bias = None if bias is None else bias.to(self.like.dtype) * LOG2E
-        self.masks: dict[tuple[Pass, range], Additive] = {}
+        self.mask: tuple[Pass, range, Additive] | None = None
 
-    def rows(self, x: Tensor) -> Tensor:
-        return rows_view(x, self.part.residues, self.part.kv_heads)
-
-    def additive(self, work: Pass, batch: Batch) -> Additive:
+    def additive(self, work: Pass, batch: int) -> Additive:
         """Masks of a pass. Those of the last one are kept: neighbors often share them."""
-        key = (work, range(self.part.kv_heads)[batch[0]])
-        if key not in self.masks:
-            self.masks.clear()
-            self.masks[key] = Additive(self.part, work, self.bias, key[1], self.like)
-        return self.masks[key]
+        if self.bias is None:
+            key = ("mask", work, self.like)
+            return self.part.remember(key, lambda: Additive(self.part, work, None, range(1), self.like))
+        heads = range(self.part.kv_heads)[self.part.batches[batch][0]]
+        if self.mask is None or self.mask[:2] != (work, heads):
+            self.mask = work, heads, Additive(self.part, work, self.bias, heads, self.like)
+        return self.mask[2]
 
     def extra_chunks(
-        self, batch: Batch, rows: int
+        self, batch: int, rows: int
     ) -> Iterator[tuple[slice, tuple[int, slice, int], list[Tensor]]]:
         """Additional tokens next to those of `rows` rows of tiles that see them.
 
@@ -63,8 +82,8 @@ class Call:
         key, value = self.extra
         if key is None or value is None:
             return
-        entries = range(key.shape[0])[batch[1]]
-        pairs = [(head, entry) for head in range(self.part.kv_heads)[batch[0]] for entry in entries]
+        heads, entries = self.part.batches[batch][:2]
+        pairs = list(product(range(self.part.kv_heads)[heads], range(key.shape[0])[entries]))
         share = rows // len(pairs)
         for place, (head, entry) in enumerate(pairs):
             for token in range(0, key.shape[1], EXTRA):

@@ -1,29 +1,27 @@
 """Fused attention on strips, forward."""
 
-from math import prod
-
 import torch
 from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Operands
 from .arena import take, trim
-from .call import LOG2E, Call, accumulating, chunk
-from .layout import cut, gather, scatter
-from .plan import Batch, Pass, Slab, parts
+from .call import LOG2E, Call, accumulating, chunk, columns_of, rows_of
+from .layout import cut, gather, scatter, tiles
+from .plan import Pass, parts
 
 
 def attend(problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
     query, value = operands.query, operands.value
-    out = query.new_empty((*query.shape[:-1], value.shape[-1]))
-    lse = query.new_empty(query.shape[:-1], dtype=accumulating(query.dtype))
+    out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
+    lse = torch.empty(query.shape[:-1], dtype=accumulating(query.dtype), device=query.device)
+    if out.numel() == 0:
+        return out, lse
     trim()
     for part in parts(problem):
         call = Call(part, operands, scale)
-        views = call.rows(out), call.rows(lse.unsqueeze(-1))
-        for batch in part.batches:
-            for slab in part.slabs:
-                _pass(call, batch, slab, views)
+        for batch, slab in part.passes():
+            _pass(call, batch, slab, (out, lse.unsqueeze(-1)))
     return out, lse
 
 
@@ -54,27 +52,23 @@ class _State:
         self.top.copy_(top)
 
 
-def _pass(call: Call, batch: Batch, slab: Slab, views: tuple[Tensor, Tensor]) -> None:
+def _pass(call: Call, batch: int, slab: int, results: tuple[Tensor, Tensor]) -> None:
     part, like = call.part, call.like
-    key, value = call.key[batch], call.value[batch]
-    volumes = prod(key.shape[: -part.rank - 1])
-    work = part.measure(volumes, slab, part.pieces[0])
-    queries = gather(part, work, call.query[batch], "query", like)
-    widths = {"out": value.shape[-1], "top": 1, "total": 1}
-    state = _State(
-        *(take(name, (*queries.shape[:2], w), like.dtype, like.device) for name, w in widths.items())
-    )
-    for piece in part.pieces:
-        _piece(call, batch, part.measure(volumes, slab, piece), (key, value), queries, state)
+    columns = columns_of(part, call.key, batch), columns_of(part, call.value, batch)
+    work = part.measure(batch, slab, 0)
+    queries = gather(part, work, rows_of(part, call.query, batch), "query", like)
+    widths = {"out": call.value.shape[-1], "top": 1, "total": 1}
+    state = _State(*(tiles(part, work, width, name, like) for name, width in widths.items()))
+    for piece in range(len(part.pieces)):
+        _piece(call, batch, part.measure(batch, slab, piece), columns, queries, state)
     _extra(call, batch, queries, state)
-    out, lse = views
-    state.top.add_(state.total.log2()).mul_(1 / LOG2E)
-    scatter(part, work, state.top, lse[batch])
-    scatter(part, work, state.out.div_(state.total), out[batch])
+    out, lse = (rows_of(part, x, batch) for x in results)
+    scatter(part, work, state.out.div_(state.total), out)
+    scatter(part, work, torch.log2(state.total, out=state.total).add_(state.top).mul_(1 / LOG2E), lse)
 
 
 def _piece(
-    call: Call, batch: Batch, work: Pass, columns: tuple[Tensor, Tensor], queries: Tensor, state: _State
+    call: Call, batch: int, work: Pass, columns: tuple[Tensor, Tensor], queries: Tensor, state: _State
 ) -> None:
     part, like = call.part, call.like
     keys = cut(part, work, columns[0], "key", like).boxes
@@ -83,19 +77,21 @@ def _piece(
     step = chunk(part.rows, keys.shape[1], like)
     for start in range(0, work.boxes, step):
         some = slice(start, min(start + step, work.boxes))
-        scores = take("scores", (some.stop - start, part.rows, keys.shape[1]), like.dtype, like.device)
+        scores = take("scores", (some.stop - start, part.rows, keys.shape[1]), like)
         mask.fill(scores, start)
-        scores.baddbmm_(queries[some], keys[some].transpose(1, 2), alpha=call.scale * LOG2E)
+        scores.baddbmm_(queries[some], keys[some].mT, alpha=call.scale * LOG2E)
         if work.slots.start == 0:
             state[some].start(scores, values[some])
         else:
             state[some].absorb(scores, values[some])
 
 
-def _extra(call: Call, batch: Batch, queries: Tensor, state: _State) -> None:
+def _extra(call: Call, batch: int, queries: Tensor, state: _State) -> None:
+    if call.extra[0] is None:
+        return
     flat = [x.view(1, -1, x.shape[-1]) for x in (queries, state.out, state.top, state.total)]
     for rows, _, (key, value) in call.extra_chunks(batch, flat[0].shape[1]):
         query, *mine = (x[:, rows] for x in flat)
-        scores = take("scores", (1, query.shape[1], key.shape[1]), key.dtype, key.device)
-        torch.bmm(query, key.transpose(1, 2), out=scores).mul_(call.scale * LOG2E)
+        scores = take("scores", (1, query.shape[1], key.shape[1]), call.like)
+        torch.bmm(query, key.mT, out=scores).mul_(call.scale * LOG2E)
         _State(*mine).absorb(scores, value)

@@ -3,9 +3,8 @@
 from torch import Tensor
 
 from ..backends.base import Grads, Needs, Operands
-from .call import accumulating
-from .plan import Batch, Part
-from .residues import columns_view, rows_view
+from .call import accumulating, columns_of
+from .plan import Part
 from .scores import Additive, Tally
 
 
@@ -27,38 +26,33 @@ class Gradients:
         """Whether the gradient of the scores is wanted, and not only the weights."""
         return any(x is not None for x in (self.query, self.key, self.bias, self.extra_key))
 
-    def enter(self, part: Part) -> None:
-        self.part = part
-        self.rows = None if self.query is None else rows_view(self.query, part.residues, part.kv_heads)
-        self.views = [None if x is None else columns_view(x, part.residues) for x in (self.key, self.value)]
-
-    def columns(self, batch: Batch) -> list[Tensor | None]:
+    def columns(self, part: Part, batch: int) -> list[Tensor | None]:
         """Where the gradients of keys and values are summed."""
-        found = [None if x is None else x[batch] for x in self.views]
+        found = [None if x is None else columns_of(part, x, batch) for x in (self.key, self.value)]
         return [
             x if x is None or x.dtype == self.dtype else x.new_zeros(x.shape, dtype=self.dtype) for x in found
         ]
 
-    def leave(self, batch: Batch, columns: list[Tensor | None]) -> None:
+    def leave(self, part: Part, batch: int, columns: list[Tensor | None]) -> None:
         """Round the sums of a batch to the dtype of the gradients."""
-        for x, sums in zip(self.views, columns, strict=True):
+        for x, sums in zip((self.key, self.value), columns, strict=True):
             if x is not None and sums is not None and x.dtype != self.dtype:
-                x[batch].copy_(sums)
+                columns_of(part, x, batch).copy_(sums)
 
-    def count(self, mask: Additive, slopes: Tensor, start: int) -> None:
+    def count(self, part: Part, mask: Additive, slopes: Tensor, start: int) -> None:
         """Count gradients of scores towards the bias."""
         if self.bias is None:
             return
         if self.tally is None or self.tally.additive is not mask:
-            self.finish()
+            self.finish(part)
             self.tally = Tally(mask, slopes)
         self.tally.add(slopes, start)
 
-    def finish(self) -> None:
+    def finish(self, part: Part) -> None:
         """Add what was counted to the gradient of the bias."""
         if self.tally is not None and self.bias is not None:
-            heads, share = self.tally.additive.heads, self.part.share
-            self.bias[heads.start * share : heads.stop * share] += self.tally.result()
+            heads = self.tally.additive.heads
+            self.bias[heads.start * part.share : heads.stop * part.share] += self.tally.result()
         self.tally = None
 
     def result(self) -> Grads:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arena import take
+from .arena import Like, take
+from .moves import Step, blank, record, run
 from .plan import Part, Pass
 from .ring import Ring
 
@@ -39,10 +40,10 @@ def runs(ring: Ring, slots: range) -> list[Run]:
 def _blanks(found: list[Run], length: int) -> Iterator[tuple[int, int]]:
     """Start and length of the gaps between runs."""
     at = 0
-    for run in sorted(found):
-        if run.at > at:
-            yield at, run.at - at
-        at = run.at + run.length
+    for one in sorted(found):
+        if one.at > at:
+            yield at, one.at - at
+        at = one.at + one.length
     if at < length:
         yield at, length - at
 
@@ -74,28 +75,44 @@ class Strips(NamedTuple):
     boxes: Tensor
 
 
-def strips(part: Part, work: Pass, dim: int, name: str, like: Tensor) -> Strips:
+def strips(part: Part, work: Pass, dim: int, name: str, like: Like) -> Strips:
     """Uninitialised strips."""
-    span = len(work.slots)
-    tail = max(span - work.pitch, 0) if work.strips > 1 else 0
-    slots = take(name, (work.strips * work.length + tail, part.width, dim), like.dtype, like.device)
-    size, row = (work.boxes, span * part.width, dim), part.width * dim
-    return Strips(slots, slots.as_strided(size, (work.pitch * row, dim, 1)))
+    span, row = len(work.slots), part.width * dim
+    slots = take(name, (_body(work) + _tail(work), part.width, dim), like)
+    return Strips(slots, slots.as_strided((work.boxes, span * part.width, dim), (work.pitch * row, dim, 1)))
 
 
-def cut(part: Part, work: Pass, x: Tensor, name: str, like: Tensor) -> Strips:
+def _body(work: Pass) -> int:
+    return work.strips * work.length
+
+
+def _tail(work: Pass) -> int:
+    """Slots past the last strip that its last box reads."""
+    return max(len(work.slots) - work.pitch, 0) if work.strips > 1 else 0
+
+
+def cut(part: Part, work: Pass, x: Tensor, name: str, like: Like) -> Strips:
     """Strips of `x` `[*batch, *columns, dim]` in the dtype of `like`."""
     made = strips(part, work, x.shape[-1], name, like)
-    body = work.strips * work.length
-    if made.slots.shape[0] > body:
-        made.slots[body:].zero_()
-    if part.rank == 1:
-        _pad(part, work, x, made.slots[:body].view(*x.shape[:-2], work.length, x.shape[-1]))
-        return made
-    padded = take("padded", _padded_shape(part, work, x), like.dtype, like.device)
-    _pad(part, work, x, padded)
-    made.slots[:body].view(-1, *_strip_shape(part, work, x.shape[-1])).copy_(_windows(part, work, padded))
+    shape = _padded_shape(part, work, x)
+    moves = part.remember(("cut", work, x.shape, x.stride()), lambda: record(_cutting(part, work, x)))
+    run(moves, x, made.slots, made.slots if part.rank == 1 else take("padded", shape, like))
     return made
+
+
+def _cutting(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
+    """From a tensor (0) through a padded copy (2) to strips (1); on one axis the strips are the padded
+    copy."""
+    x, shape, dim = blank(like.shape, like.stride()), _padded_shape(part, work, like), like.shape[-1]
+    slots = blank((_body(work) + _tail(work), part.width, dim))
+    yield Step("zero_", 1, slots[_body(work) :])
+    if part.rank == 1:
+        yield from _pad(part, work, x, slots[: _body(work)].view(shape))
+        return
+    padded = blank(shape)
+    yield from _pad(part, work, x, padded)
+    body = slots[: _body(work)].view(-1, *_strip_shape(part, work, dim))
+    yield Step("copy_", 1, body, 2, _windows(part, work, padded))
 
 
 def _padded_shape(part: Part, work: Pass, x: Tensor) -> tuple[int, ...]:
@@ -120,8 +137,8 @@ def _windows(part: Part, work: Pass, padded: Tensor) -> Tensor:
     return padded.as_strided(shape, (volume, *hops, *steps), offset)
 
 
-def _pad(part: Part, work: Pass, x: Tensor, padded: Tensor) -> None:
-    """Fill `padded` with the columns its slots hold."""
+def _pad(part: Part, work: Pass, x: Tensor, padded: Tensor) -> Iterator[Step]:
+    """Fill `padded` (2) with the columns of `x` (0) that its slots hold."""
     rank = part.rank
     found = _axis_runs(part, work)
     core, source = padded, x
@@ -129,24 +146,23 @@ def _pad(part: Part, work: Pass, x: Tensor, padded: Tensor) -> None:
         inside = found[axis][0]
         core = core.narrow(axis - rank - 1, inside.at, inside.length)
         source = source.narrow(axis - rank - 1, inside.column, inside.length)
-    for run in found[0]:
-        core.narrow(-rank - 1, run.at, run.length).copy_(source.narrow(-rank - 1, run.column, run.length))
+    for one in found[0]:
+        columns = source.narrow(-rank - 1, one.column, one.length)
+        yield Step("copy_", 2, core.narrow(-rank - 1, one.at, one.length), 0, columns)
     for at, length in _blanks(found[0], work.length):
-        padded.narrow(-rank - 1, at, length).zero_()
+        yield Step("zero_", 2, padded.narrow(-rank - 1, at, length))
     for axis in range(rank - 1, 0, -1):
-        view, dim, inside = _inside(padded, found, axis), axis - rank - 1, found[axis][0]
-        for run in found[axis][1:]:
-            source = view.narrow(dim, run.column - inside.column + inside.at, run.length)
-            view.narrow(dim, run.at, run.length).copy_(source)
-        for at, length in _blanks(found[axis], view.shape[dim]):
-            view.narrow(dim, at, length).zero_()
+        wide, dim = _inside(padded, found, axis), axis - rank - 1
+        for sink, source in _halos(wide, dim, found[axis]):
+            yield Step("copy_", 2, sink, 2, source)
+        for at, length in _blanks(found[axis], wide.shape[dim]):
+            yield Step("zero_", 2, wide.narrow(dim, at, length))
 
 
 def _axis_runs(part: Part, work: Pass) -> list[list[Run]]:
     """Runs of every axis; the other axes' include the slots that wrapped ones repeat."""
-    ring = part.rings[0]
     length = (len(work.slab[0]) - 1) * work.pitch + len(work.slots)
-    found = [runs(ring, _read(part, work, 0)[:length])]
+    found = [runs(part.rings[0], _read(part, work, 0)[:length])]
     for axis in range(1, part.rank):
         ring = part.rings[axis]
         found.append(runs(ring, _hull(ring, _read(part, work, axis))))
@@ -161,37 +177,49 @@ def _inside(padded: Tensor, found: list[list[Run]], axis: int) -> Tensor:
     return padded
 
 
-def fold(part: Part, work: Pass, made: Tensor, target: Tensor) -> None:
-    """Add the slots of strips, `[slots, width, dim]`, to the columns they hold in `target` `[*batch,
-    *columns, dim]`.
+def _halos(padded: Tensor, dim: int, found: list[Run]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Wrapped slots, and the slots that hold the same columns."""
+    inside = found[0]
+    for one in found[1:]:
+        same = padded.narrow(dim, one.column - inside.column + inside.at, one.length)
+        yield padded.narrow(dim, one.at, one.length), same
+
+
+def fold(part: Part, work: Pass, made: Tensor, target: Tensor, like: Like) -> None:
+    """Add strips `[slots, width, dim]` to the columns they hold in `target` `[*batch, *columns, dim]`.
 
     Strips are spent. Every sum has one order, whatever the number of threads.
     """
-    rank, dim = part.rank, made.shape[-1]
-    body = made[: work.strips * work.length]
-    if rank == 1:
-        padded = body.view(*target.shape[:-2], work.length, dim)
-    else:
-        padded = take("padded", _padded_shape(part, work, target), made.dtype, made.device).zero_()
-        _overlap(part, work, body.view(-1, *_strip_shape(part, work, dim)), padded)
+    shape = _padded_shape(part, work, target)
+    key = ("fold", work, target.shape, target.stride())
+    moves = part.remember(key, lambda: record(_folding(part, work, target)))
+    run(moves, target, made, made if part.rank == 1 else take("padded", shape, like))
+
+
+def _folding(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
+    """From strips (1) through a padded copy (2) to a tensor (0)."""
+    rank, shape, dim = part.rank, _padded_shape(part, work, like), like.shape[-1]
+    target, body = blank(like.shape, like.stride()), blank((_body(work), part.width, dim))
+    padded = body.view(shape) if rank == 1 else blank(shape)
+    if rank > 1:
+        yield Step("zero_", 2, padded)
+        yield from _overlap(part, body.view(-1, *_strip_shape(part, work, dim)), _windows(part, work, padded))
     found = _axis_runs(part, work)
     for axis in range(1, rank):
-        view, place, inside = _inside(padded, found, axis), axis - rank - 1, found[axis][0]
-        for run in found[axis][1:]:
-            sink = view.narrow(place, run.column - inside.column + inside.at, run.length)
-            sink.add_(view.narrow(place, run.at, run.length))
+        for repeat, sink in _halos(_inside(padded, found, axis), axis - rank - 1, found[axis]):
+            yield Step("add_", 2, sink, 2, repeat)
     for axis in range(1, rank):
         inside = found[axis][0]
         padded = padded.narrow(axis - rank - 1, inside.at, inside.length)
         target = target.narrow(axis - rank - 1, inside.column, inside.length)
-    for run in found[0]:
-        target.narrow(-rank - 1, run.column, run.length).add_(padded.narrow(-rank - 1, run.at, run.length))
+    for one in found[0]:
+        columns = target.narrow(-rank - 1, one.column, one.length)
+        yield Step("add_", 0, columns, 2, padded.narrow(-rank - 1, one.at, one.length))
 
 
-def _overlap(part: Part, work: Pass, made: Tensor, padded: Tensor) -> None:
-    """Add `[volumes, *tiles, length, *widths, dim]` to `padded`; in each step no two tiles share a slot."""
-    rank = part.rank
-    windows = _windows(part, work, padded)
+def _overlap(part: Part, made: Tensor, windows: Tensor) -> Iterator[Step]:
+    """Add `[volumes, *tiles, length, *widths, dim]` to overlapping windows; in a step no two tiles share a
+    slot."""
     segments = [
         [(at, min(ring.step, ring.width - at)) for at in range(0, ring.width, ring.step)]
         for ring in part.rings[1:]
@@ -199,32 +227,23 @@ def _overlap(part: Part, work: Pass, made: Tensor, padded: Tensor) -> None:
     for chosen in product(*segments):
         source, sink = made, windows
         for axis, (at, length) in enumerate(chosen):
-            source = source.narrow(rank + 1 + axis, at, length)
-            sink = sink.narrow(rank + 1 + axis, at, length)
-        sink.add_(source)
+            source = source.narrow(part.rank + 1 + axis, at, length)
+            sink = sink.narrow(part.rank + 1 + axis, at, length)
+        yield Step("add_", 2, sink, 1, source)
 
 
 def _pieces(part: Part, work: Pass, x: Tensor, tiles: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Equal parts of rows `[*batch, share, *rows, dim]` and of `[*batch, *tiles, first tiles, share, *tile,
-    dim]`."""
+    """Equal parts of rows `[*batch, share, *rows, dim]` and of tiles
+    `[*batch, *tiles, first tiles, share, *tile, dim]`."""
     rank, at, steps = part.rank, x.ndim - part.rank - 1, x.stride()
     batch, share = x.shape[: at - 1], at - 1
-    per_axis = []
-    for ring, wanted in zip(part.rings, work.slab, strict=True):
-        ragged = wanted.stop * ring.tile > ring.rows
-        full = wanted[: len(wanted) - ragged]
-        found = [(0, full, ring.tile)] if full else []
-        if ragged:
-            last = wanted[-1]
-            found.append((len(full), range(last, last + 1), ring.rows - last * ring.tile))
-        per_axis.append(found)
     order = (*range(1, rank), 0)
-    for chosen in product(*per_axis):
+    for chosen in product(*(_stretches(part, work, axis) for axis in range(rank))):
         counts, sizes = [len(c[1]) for c in chosen], [c[2] for c in chosen]
         shape = (*batch, *(counts[i] for i in order), part.share, *sizes, x.shape[-1])
         hops = [steps[at + axis] * ring.tile for axis, ring in enumerate(part.rings)]
         strides = (*steps[:share], *(hops[i] for i in order), steps[share], *steps[at:])
-        offset = x.storage_offset() + sum(c[1].start * hop for c, hop in zip(chosen, hops, strict=True))
+        offset = sum(c[1].start * hop for c, hop in zip(chosen, hops, strict=True))
         piece = tiles
         for place, axis in enumerate(order):
             piece = piece.narrow(share + place, chosen[axis][0], counts[axis])
@@ -232,32 +251,57 @@ def _pieces(part: Part, work: Pass, x: Tensor, tiles: Tensor) -> Iterator[tuple[
         yield x.as_strided(shape, strides, offset), piece
 
 
-def tiles(part: Part, work: Pass, batch: tuple[int, ...], dim: int, name: str, like: Tensor) -> Tensor:
-    """An uninitialised buffer of tiles, `[*batch, *tiles, first tiles, share, *tile, dim]`."""
-    others = map(len, work.slab[1:])
-    shape = (*batch, *others, work.places, part.share, *part.tile, dim)
-    return take(name, shape, like.dtype, like.device)
+def _stretches(part: Part, work: Pass, axis: int) -> list[tuple[int, range, int]]:
+    """Where full tiles and a cut-off last one start in a buffer, which they are, and their rows."""
+    ring, wanted = part.rings[axis], work.slab[axis]
+    full = wanted[: len(wanted) - _ragged(part, work, axis)]
+    found = [(0, full, ring.tile)] if full else []
+    if len(full) < len(wanted):
+        last = wanted[-1]
+        found.append((len(full), wanted[-1:], ring.rows - last * ring.tile))
+    return found
 
 
-def gather(part: Part, work: Pass, x: Tensor, name: str, like: Tensor) -> Tensor:
+def _ragged(part: Part, work: Pass, axis: int) -> bool:
+    return work.slab[axis].stop * part.rings[axis].tile > part.rings[axis].rows
+
+
+def _grid(part: Part, work: Pass, x: Tensor) -> Tensor:
+    """Blank tiles `[*batch, *tiles, first tiles, share, *tile, dim]` for rows `x`."""
+    batch = x.shape[: -part.rank - 2]
+    return blank((*batch, *map(len, work.slab[1:]), work.places, part.share, *part.tile, x.shape[-1]))
+
+
+def _gathering(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
+    tiles = _grid(part, work, like)
+    if work.places > len(work.slab[0]) or any(_ragged(part, work, axis) for axis in range(part.rank)):
+        yield Step("zero_", 1, tiles)
+    for source, piece in _pieces(part, work, blank(like.shape, like.stride()), tiles):
+        yield Step("copy_", 1, piece, 0, source)
+
+
+def _scattering(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
+    for sink, piece in _pieces(part, work, blank(like.shape, like.stride()), _grid(part, work, like)):
+        yield Step("copy_", 0, sink, 1, piece)
+
+
+def tiles(part: Part, work: Pass, dim: int, name: str, like: Like) -> Tensor:
+    """An uninitialised buffer of tiles, `[boxes, rows, dim]`."""
+    return take(name, (work.boxes, part.rows, dim), like)
+
+
+def gather(part: Part, work: Pass, x: Tensor, name: str, like: Like) -> Tensor:
     """Tiles `[boxes, rows, dim]` of `x` `[*batch, share, *rows, dim]`; rows that do not exist are zero."""
-    made = tiles(part, work, x.shape[: -part.rank - 2], x.shape[-1], name, like)
-    ragged = any(
-        wanted.stop * ring.tile > ring.rows for ring, wanted in zip(part.rings, work.slab, strict=True)
-    )
-    if ragged or work.places > len(work.slab[0]):
-        made.zero_()
-    for source, piece in _pieces(part, work, x, made):
-        piece.copy_(source)
-    return made.view(work.boxes, part.rows, x.shape[-1])
+    made = tiles(part, work, x.shape[-1], name, like)
+    key = ("gather", work, x.shape, x.stride())
+    run(part.remember(key, lambda: record(_gathering(part, work, x))), x, made)
+    return made
 
 
 def scatter(part: Part, work: Pass, made: Tensor, target: Tensor) -> None:
     """Write tiles `[boxes, rows, dim]` to the rows of `target` `[*batch, share, *rows, dim]`."""
-    batch = target.shape[: -part.rank - 2]
-    grid = (*batch, *map(len, work.slab[1:]), work.places, part.share, *part.tile)
-    for sink, piece in _pieces(part, work, target, made.view(*grid, made.shape[-1])):
-        sink.copy_(piece)
+    key = ("scatter", work, target.shape, target.stride())
+    run(part.remember(key, lambda: record(_scattering(part, work, target))), target, made)
 
 
 def accumulate(
@@ -281,5 +325,5 @@ def accumulate(
         else:
             # A product written with gaps runs matrix by matrix.
             sink.add_(
-                torch.bmm(mine, rows, out=take("segment", size, slots.dtype, slots.device)), alpha=scale
+                torch.bmm(mine, rows, out=take("segment", size, Like(slots.dtype, slots.device))), alpha=scale
             )

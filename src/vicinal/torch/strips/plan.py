@@ -1,12 +1,12 @@
 """Which tiles a problem is cut into, and in which passes they are computed so that scratch memory stays
 bounded."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,7 +49,8 @@ Slab = tuple[range, ...]
 """Tiles of every axis that a pass computes."""
 
 
-class Pass(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Pass:
     """One slab of `volumes` equal volumes, and the `slots` of the first axis' boxes that are read.
 
     The boxes of a strip start `pitch` slots of the first axis apart. So that the boxes of all strips have
@@ -65,7 +66,7 @@ class Pass(NamedTuple):
     length: int
     places: int
 
-    @property
+    @cached_property
     def boxes(self) -> int:
         return self.strips * self.places
 
@@ -83,6 +84,7 @@ class Part:
     sizes: tuple[int, ...]
     share: int
     kv_heads: int
+    grid: tuple[int, ...]
     batches: tuple[Batch, ...]
     slabs: tuple[Slab, ...]
     pieces: tuple[range, ...]
@@ -110,22 +112,33 @@ class Part:
     def classes(self) -> int:
         return prod(axis.entries.shape[0] for axis in self.tables(torch.device("cpu")))
 
+    def remember(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once."""
+        found = self.memo.get(key)
+        if found is None:
+            # A tensor made in inference mode could not be used outside of it.
+            with torch.inference_mode(False):
+                found = self.memo[key] = make()
+        return found
+
     def tables(self, device: torch.device) -> tuple[Table, ...]:
         """The mask tables of every axis."""
-        key = ("tables", device)
-        if key not in self.memo:
-            with torch.inference_mode(False):
-                self.memo[key] = tuple(
-                    table(residue, ring, size, device)
-                    for residue, ring, size in zip(self.residues, self.rings, self.sizes, strict=True)
-                )
-        return self.memo[key]
+        return self.remember(("tables", device), lambda: self._tables(device))
 
-    def measure(self, volumes: int, slab: Slab, slots: range) -> Pass:
-        key = ("pass", volumes, slab, slots)
-        if key not in self.memo:
-            self.memo[key] = self._measure(volumes, slab, slots)
-        return self.memo[key]
+    def _tables(self, device: torch.device) -> tuple[Table, ...]:
+        axes = zip(self.residues, self.rings, self.sizes, strict=True)
+        return tuple(table(residue, ring, size, device) for residue, ring, size in axes)
+
+    def passes(self) -> Iterator[tuple[int, int]]:
+        """Batches and slabs, by number."""
+        return product(range(len(self.batches)), range(len(self.slabs)))
+
+    def measure(self, batch: int, slab: int, piece: int) -> Pass:
+        """The pass of a batch, a slab and a piece, by number."""
+        ranges = zip(self.batches[batch], self.grid, strict=True)
+        volumes = prod(len(range(*one.indices(size))) for one, size in ranges)
+        key = ("pass", volumes, slab, piece)
+        return self.remember(key, lambda: self._measure(volumes, self.slabs[slab], self.pieces[piece]))
 
     def _measure(self, volumes: int, slab: Slab, slots: range) -> Pass:
         tiles, span = len(slab[0]), len(slots)
@@ -140,11 +153,7 @@ class Part:
     def ids(self, work: Pass, device: torch.device) -> tuple[Tensor, ...]:
         """`[boxes]` class on every axis of the tile that reads each box; boxes without a tile take the
         first class."""
-        key = ("ids", work, device)
-        if key not in self.memo:
-            with torch.inference_mode(False):
-                self.memo[key] = self._ids(work, device)
-        return self.memo[key]
+        return self.remember(("ids", work, device), lambda: self._ids(work, device))
 
     def _ids(self, work: Pass, device: torch.device) -> tuple[Tensor, ...]:
         tables, found = self.tables(device), []
@@ -160,14 +169,13 @@ class Part:
 
     def kinds(self, work: Pass, device: torch.device) -> Tensor:
         """`[boxes]` class of the tile that reads each box, counted over all axes, the last fastest."""
-        key = ("kinds", work, device)
-        if key not in self.memo:
-            with torch.inference_mode(False):
-                kinds: Tensor | int = 0
-                for mask, ids in zip(self.tables(device), self.ids(work, device), strict=True):
-                    kinds = kinds * mask.entries.shape[0] + ids
-                self.memo[key] = kinds
-        return self.memo[key]
+        return self.remember(("kinds", work, device), lambda: self._kinds(work, device))
+
+    def _kinds(self, work: Pass, device: torch.device) -> Tensor:
+        kinds = torch.zeros(work.boxes, dtype=torch.int64, device=device)
+        for mask, ids in zip(self.tables(device), self.ids(work, device), strict=True):
+            kinds = kinds * mask.entries.shape[0] + ids
+        return kinds
 
 
 @lru_cache(256)
@@ -183,20 +191,20 @@ def parts(problem: Problem, back: bool = False) -> tuple[Part, ...]:
     found = []
     for chosen in product(*per_axis):
         groups, ring = zip(*chosen, strict=True)
-        room = _passes(groups, ring, problem, load(problem, back), PASS // itemsize)
-        found.append(Part(groups, ring, problem.window, share, problem.kv_heads, *room))
+        grid = (problem.kv_heads, problem.batch, *(residue.groups for residue in groups))
+        room = _passes(grid, ring, problem, load(problem, back), PASS // itemsize)
+        found.append(Part(groups, ring, problem.window, share, problem.kv_heads, grid, *room))
     return tuple(found)
 
 
 def _passes(
-    groups: tuple[Residue, ...], ring: tuple[Ring, ...], problem: Problem, per: Load, limit: int
+    grid: tuple[int, ...], ring: tuple[Ring, ...], problem: Problem, per: Load, limit: int
 ) -> tuple[tuple[Batch, ...], tuple[Slab, ...], tuple[range, ...]]:
     """Batches of volumes, slabs of tiles and pieces of boxes that together need at most `limit` numbers at
     a time."""
     first, *rest = ring
-    batch = (problem.kv_heads, problem.batch, *(residue.groups for residue in groups))
     strips = tuple(axis.tiles for axis in rest)
-    box, alone = range(first.width), tuple(_boxes(batch, 1))
+    box, alone = range(first.width), tuple(_boxes(grid, 1))
     # Numbers for one slot of the first axis: its strips, and the padded copy that strips are cut from.
     padded = prod(max(axis.step, axis.width) for axis in rest) if rest else 0
     slot = prod(axis.width for axis in rest) * per.slot + padded * per.width
@@ -209,7 +217,7 @@ def _passes(
     room = limit // need(first.tiles, first.width)
     if room >= prod(strips):
         whole = tuple(range(axis.tiles) for axis in ring)
-        return tuple(_boxes(batch, room // prod(strips))), (whole,), (box,)
+        return tuple(_boxes(grid, room // prod(strips))), (whole,), (box,)
     if room:
         return alone, tuple((range(first.tiles), *_ranges(part)) for part in _boxes(strips, room)), (box,)
     one, more = need(1, first.width), need(2, first.width) - need(1, first.width)

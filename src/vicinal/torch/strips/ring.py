@@ -6,7 +6,7 @@ box, wrapped around, and border tiles differ from interior ones in nothing but t
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import gcd
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ...window import Axis
 from .residues import Residue, residues
+
+CPU = torch.device("cpu")
 
 
 class Ring(NamedTuple):
@@ -90,14 +92,17 @@ class Table(NamedTuple):
 
 
 def table(residue: Residue, ring: Ring, size: int, device: torch.device) -> Table:
-    rows = torch.arange(ring.tiles * ring.tile).clamp_(max=ring.rows - 1).view(ring.tiles, ring.tile)
-    starts, stops, entries = (torch.tensor(x)[rows] for x in (residue.starts, residue.stops, residue.entries))
-    boxes = torch.arange(ring.tiles).unsqueeze(1) * ring.step - ring.shift
+    """Classes of the tiles of `ring`, in the order of what they see."""
+    count = partial(torch.arange, device=CPU)
+    rows = count(ring.tiles * ring.tile).clamp_(max=ring.rows - 1).view(ring.tiles, ring.tile)
+    tables = (residue.starts, residue.stops, residue.entries)
+    starts, stops, entries = (torch.tensor(x, device=CPU)[rows] for x in tables)
+    boxes = count(ring.tiles).unsqueeze(1) * ring.step - ring.shift
     kinds = torch.stack([(starts - boxes) % ring.width, stops - starts, entries], -1)
     unique, ids = torch.unique(kinds, dim=0, return_inverse=True)
-    first, count, entry = (x.unsqueeze(-1) for x in unique.unbind(-1))
-    key = (torch.arange(ring.width) - first) % ring.width
-    seen = torch.where(key < count, entry + key, 2 * size - 1)
-    slot = torch.arange(size)
-    places = torch.where(slot < count, (first + slot) % ring.width, -1)
-    return Table(ids.to(device), seen.to(device), places.to(device))
+    first, seen, entry = (x.unsqueeze(-1) for x in unique.unbind(-1))
+    key = (count(ring.width) - first) % ring.width
+    entries = torch.where(key < seen, entry + key, 2 * size - 1)
+    slot = count(size)
+    places = torch.where(slot < seen, (first + slot) % ring.width, -1)
+    return Table(ids.to(device), entries.to(device), places.to(device))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from . import plan
+from .arena import Like
 from .plan import Part, Pass
 
 HIDDEN = -1e30
@@ -21,14 +22,14 @@ class Additive:
     are wanted.
     """
 
-    def __init__(self, part: Part, work: Pass, bias: Tensor | None, heads: range, like: Tensor) -> None:
+    def __init__(self, part: Part, work: Pass, bias: Tensor | None, heads: range, like: Like) -> None:
         self.part, self.work, self.device = part, work, like.device
         self.heads = heads if bias is not None else range(1)
         self.entries = [axis.entries for axis in part.tables(like.device)]
         self.entries[0] = self.entries[0][:, :, work.slots.start : work.slots.stop]
         self.keys = len(work.slots) * part.width
         self.kinds = part.kinds(work, like.device)
-        blank = like.new_full((), HIDDEN)
+        blank = torch.full((), HIDDEN, dtype=like.dtype, device=like.device)
         if bias is None:
             shape = (part.share, *(2 * size for size in part.sizes))
             self.source = blank.expand(shape).clone()
@@ -41,7 +42,7 @@ class Additive:
                 self.kinds + torch.arange(len(heads), device=like.device).unsqueeze(1) * part.classes
             ).view(-1)
         size = len(self.heads) * part.classes * part.rows * self.keys
-        self.fits = size * like.element_size() <= plan.TABLE
+        self.fits = size * like.dtype.itemsize <= plan.TABLE
         self.table = self._expand(self.entries, self.source) if self.fits else None
 
     def fill(self, scores: Tensor, start: int) -> None:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from .arena import take, trim
-from .call import accumulating, chunk
+from .arena import Like, take, trim
+from .call import accumulating, chunk, columns_of, rows_of
 from .layout import accumulate, cut, fold, gather, scatter, strips, tiles
 from .plan import Part, Pass, parts
-from .residues import columns_view, rows_view
 from .scores import Additive
 
 
@@ -22,8 +21,8 @@ class _Stage(NamedTuple):
 
     part: Part
     work: Pass
-    batch: tuple[slice, ...]
-    like: Tensor
+    batch: int
+    like: Like
 
     def chunks(self) -> Iterator[slice]:
         boxes = self.work.boxes
@@ -37,7 +36,7 @@ class _Stage(NamedTuple):
 
     def scratch(self, name: str, some: slice, width: int) -> Tensor:
         shape = (some.stop - some.start, self.part.rows, width)
-        return take(name, shape, self.like.dtype, self.like.device)
+        return take(name, shape, self.like)
 
     def places(self, some: slice) -> Tensor:
         """`[boxes, rows, window]` slot of the box that each key of a window has; the number of keys where
@@ -64,37 +63,25 @@ class _Stage(NamedTuple):
         return any(bool((table.places < 0).any()) for table in self.part.tables(torch.device("cpu")))
 
 
-def _stages(problem: Problem, like: Tensor) -> Iterator[_Stage]:
+def _stages(problem: Problem, x: Tensor) -> Iterator[_Stage]:
     trim()
-    for part in parts(problem):
-        for batch in part.batches:
-            sizes = (problem.kv_heads, problem.batch, *(residue.groups for residue in part.residues))
-            volumes = prod(len(range(*one.indices(size))) for one, size in zip(batch, sizes, strict=True))
-            for slab in part.slabs:
-                assert len(part.pieces) == 1
-                yield _Stage(part, part.measure(volumes, slab, part.pieces[0]), batch, like)
-
-
-def _rows(stage: _Stage, x: Tensor) -> Tensor:
-    return rows_view(x, stage.part.residues, stage.part.kv_heads)[stage.batch]
-
-
-def _columns(stage: _Stage, x: Tensor) -> Tensor:
-    return columns_view(x, stage.part.residues)[stage.batch]
+    like = Like(accumulating(x.dtype), x.device)
+    for part in parts(problem) if x.numel() else ():
+        assert len(part.pieces) == 1
+        for batch, slab in part.passes():
+            yield _Stage(part, part.measure(batch, slab, 0), batch, like)
 
 
 def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float) -> Tensor:
     weights = x.new_empty((*x.shape[:-1], prod(problem.window)))
-    like = x.new_empty(0, dtype=accumulating(x.dtype))
-    bias = None if bias is None else bias.to(like.dtype)
-    for stage in _stages(problem, like):
-        part, work = stage.part, stage.work
-        queries = gather(part, work, _rows(stage, x), "query", like)
-        keys = cut(part, work, _columns(stage, y), "key", like).boxes
-        target = _rows(stage, weights)
-        made = tiles(part, work, target.shape[: -part.rank - 2], weights.shape[-1], "weights", like)
-        made = made.view(work.boxes, part.rows, -1)
-        heads = range(part.kv_heads)[stage.batch[0]]
+    bias = None if bias is None else bias.to(accumulating(x.dtype))
+    for stage in _stages(problem, x):
+        part, work, batch, like = stage
+        queries = gather(part, work, rows_of(part, x, stage.batch), "query", like)
+        keys = cut(part, work, columns_of(part, y, stage.batch), "key", like).boxes
+        target = rows_of(part, weights, stage.batch)
+        made = tiles(part, work, weights.shape[-1], "weights", like)
+        heads = range(part.kv_heads)[part.batches[batch][0]]
         mask = None if bias is None else Additive(part, work, bias, heads, like)
         for some in stage.chunks():
             scores = stage.scratch("scores", some, stage.keys)
@@ -116,7 +103,8 @@ def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: floa
 
 def _spread(stage: _Stage, weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Weights of boxes, `[boxes, rows, keys]`, a chunk at a time; a slot without a key is never read."""
-    mine = gather(stage.part, stage.work, _rows(stage, weights), "weights", stage.like)
+    part, work, batch, like = stage
+    mine = gather(part, work, rows_of(part, weights, batch), "weights", like)
     for some in stage.chunks():
         scores = stage.scratch("scores", some, stage.keys + stage.gaps).zero_()
         yield some, scores.scatter_(-1, stage.places(some), mine[some])[:, :, : stage.keys]
@@ -124,13 +112,11 @@ def _spread(stage: _Stage, weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 def mix(problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
     out = y.new_empty((*weights.shape[:-1], y.shape[-1]))
-    like = y.new_empty(0, dtype=accumulating(y.dtype))
-    for stage in _stages(problem, like):
-        part, work = stage.part, stage.work
-        values = cut(part, work, _columns(stage, y), "key", like).boxes
-        target = _rows(stage, out)
-        made = tiles(part, work, target.shape[: -part.rank - 2], y.shape[-1], "out", like)
-        made = made.view(work.boxes, part.rows, -1)
+    for stage in _stages(problem, y):
+        part, work, _, like = stage
+        values = cut(part, work, columns_of(part, y, stage.batch), "key", like).boxes
+        target = rows_of(part, out, stage.batch)
+        made = tiles(part, work, y.shape[-1], "out", like)
         for some, scores in _spread(stage, weights):
             torch.bmm(scores, values[some], out=made[some])
         scatter(part, work, made, target)
@@ -139,13 +125,12 @@ def mix(problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
 
 def mix_back(problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
     shape = (x.shape[0], *problem.lengths, problem.kv_heads, x.shape[-1])
-    like = x.new_empty(0, dtype=accumulating(x.dtype))
-    total = like.new_zeros(shape)
-    for stage in _stages(problem, like):
-        part, work = stage.part, stage.work
-        rows = gather(part, work, _rows(stage, x), "query", like)
+    total = x.new_zeros(shape, dtype=accumulating(x.dtype))
+    for stage in _stages(problem, x):
+        part, work, _, like = stage
+        rows = gather(part, work, rows_of(part, x, stage.batch), "query", like)
         made = strips(part, work, x.shape[-1], "key", like).slots.zero_()
         for some, scores in _spread(stage, weights):
             accumulate(part, work, made, some, scores, rows[some], 1.0)
-        fold(part, work, made, _columns(stage, total))
+        fold(part, work, made, columns_of(part, total, stage.batch), like)
     return total.to(x.dtype)

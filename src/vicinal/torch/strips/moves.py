@@ -1,0 +1,73 @@
+"""Copies between strided views: worked out once for a layout, repeated for every tensor that has it."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Geometry = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Size, strides, and offset from where a tensor starts."""
+
+
+class Step(NamedTuple):
+    """`copy_`, `add_` or `zero_` applied to a view of one tensor with a view of another; tensors go by
+    number."""
+
+    action: str
+    sink: int
+    view: Tensor
+    source: int = -1
+    other: Tensor | None = None
+
+
+class Move(NamedTuple):
+    """A step without its tensors."""
+
+    action: str
+    sink: int
+    into: Geometry
+    source: int
+    outof: Geometry | None
+
+
+def blank(shape: Iterable[int], strides: Iterable[int] | None = None) -> Tensor:
+    """A tensor without memory, to take views of."""
+    if strides is None:
+        return torch.empty(tuple(shape), device="meta")
+    return torch.empty_strided(tuple(shape), tuple(strides), device="meta")
+
+
+def geometry(x: Tensor) -> Geometry:
+    return tuple(x.shape), x.stride(), int(x.storage_offset())
+
+
+def record(steps: Iterable[Step]) -> tuple[Move, ...]:
+    """Steps on blanks as moves; those that move nothing are left out."""
+    return tuple(
+        Move(
+            step.action,
+            step.sink,
+            geometry(step.view),
+            step.source,
+            None if step.other is None else geometry(step.other),
+        )
+        for step in steps
+        if step.view.numel()
+    )
+
+
+def view(x: Tensor, where: Geometry) -> Tensor:
+    size, strides, offset = where
+    return x.as_strided(size, strides, offset + x.storage_offset())
+
+
+def run(moves: tuple[Move, ...], *tensors: Tensor) -> None:
+    for action, sink, into, source, outof in moves:
+        target = view(tensors[sink], into)
+        if outof is None:
+            target.zero_()
+        elif action == "copy_":
+            target.copy_(view(tensors[source], outof))
+        else:
+            target.add_(view(tensors[source], outof))
