@@ -1,0 +1,237 @@
+"""Large windows on a Hopper GPU: time, share of dense cuDNN attention's speed, and host time a call.
+
+    python benchmarks/hopper.py [--out results.json] [--only b1,b16] [--quick]
+
+Every row is checked on sampled queries and keys in float64 before it is timed. `ratio` is the time of dense cuDNN attention,
+scaled by the visible share of its products, over the measured time: 1.0 is the speed of dense attention.
+"""
+
+import argparse
+import json
+import time
+from itertools import product
+from math import prod
+
+import torch
+import triton
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from vicinal import Axis, Problem
+from vicinal.torch.backends.base import Operands
+from vicinal.torch.backends.hopper import HOPPER
+
+NEEDS = (True,) * 3 + (False,) * 3
+
+
+def problem(lengths, size, stride=1, dilation=1, causal=False, **options) -> Problem:
+    rank = len(lengths)
+    spread = [x if isinstance(x, tuple) else (x,) * rank for x in (size, stride, dilation, causal)]
+    options = {"heads": 24, "dim": 128, "dtype": "bfloat16", "device": "cuda", "gradients": True} | options
+    options.setdefault("kv_heads", options["heads"])
+    return Problem(
+        tuple(Axis(*numbers) for numbers in zip(lengths, *spread, strict=True)),
+        value_dim=options["dim"],
+        **options,
+    )
+
+
+LINE, PLANE, VIDEO = (32768,), (256, 256), (30, 48, 80)
+ROWS = {
+    "a1": problem(LINE, 2048),
+    "a256": problem(LINE, 2048, 256),
+    "b1": problem(PLANE, 80),
+    "b16": problem(PLANE, 80, 16),
+    "c1": problem(VIDEO, (18, 24, 24)),
+    "c16": problem(VIDEO, (18, 24, 24), (16, 8, 8)),
+    "a1 causal": problem(LINE, 2048, causal=True),
+    "b1 causal": problem(PLANE, 80, causal=True),
+    "c1 causal in time": problem(VIDEO, (18, 24, 24), causal=(True, False, False)),
+    "b1 fp16": problem(PLANE, 80, dtype="float16"),
+    "b1 grouped 24/8": problem(PLANE, 80, kv_heads=8),
+    "b1 dim 64": problem(PLANE, 80, dim=64),
+    "b16 dim 64": problem(PLANE, 80, 16, dim=64),
+    "b1 dim 96": problem(PLANE, 80, dim=96),
+    "b1 dim 256": problem(PLANE, 80, dim=256, heads=12),
+    "b1 K=40": problem(PLANE, 40),
+    "b1 K=40 dilation 2": problem(PLANE, 40, dilation=2),
+    "b1 K=27 dilation 3": problem(PLANE, 27, dilation=3),
+}
+
+
+def milliseconds(call, repeats: int) -> float:
+    """Median time between device events."""
+    for _ in range(2):
+        call()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for start, stop in events:
+        start.record()
+        call()
+        stop.record()
+    torch.cuda.synchronize()
+    return sorted(start.elapsed_time(stop) for start, stop in events)[repeats // 2]
+
+
+def host_microseconds(call, calls: int = 40) -> float:
+    """Time of a call on the host while the device is busy."""
+    call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    spent = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return spent / calls * 1e6
+
+
+BASELINES: dict[str, tuple[float, float]] = {}
+
+
+def dense(tokens: int, heads: int, dim: int) -> tuple[float, float]:
+    """Forward and backward milliseconds of cuDNN's dense attention, once a shape."""
+    name = f"{tokens} tokens, {heads} heads, dim {dim}"
+    if name in BASELINES:
+        return BASELINES[name]
+    operands = [
+        torch.randn(1, heads, tokens, dim, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    ]
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        out = scaled_dot_product_attention(*operands)
+        grad = torch.randn_like(out)
+        with torch.no_grad():
+            forward = milliseconds(lambda: scaled_dot_product_attention(*operands), 3)
+        backward = milliseconds(lambda: torch.autograd.grad(out, operands, grad, retain_graph=True), 3)
+    BASELINES[name] = forward, backward
+    return forward, backward
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written by a large copy, in TB/s."""
+    x = torch.randn(2**29, device="cuda")
+    y = torch.empty_like(x)
+    return 2 * x.nbytes / milliseconds(lambda: y.copy_(x), 10) / 1e9
+
+
+def indices(per_axis, lengths) -> torch.Tensor:
+    """Flat indices of a product of ranges."""
+    flat = [sum(i * prod(lengths[a + 1 :]) for a, i in enumerate(at)) for at in product(*per_axis)]
+    return torch.tensor(flat, device="cuda")
+
+
+def unflat(flat: int, lengths) -> list[int]:
+    at = []
+    for length in reversed(lengths):
+        at.insert(0, flat % length)
+        flat //= length
+    return at
+
+
+def worst(case: Problem, given: Operands, out, lse, grad_out, grads: Operands) -> float:
+    """Largest relative error of sampled rows of outputs and gradients."""
+    scale, group, errors = case.dim**-0.5, case.heads // case.kv_heads, []
+    flat = lambda x: x.flatten(1, case.rank)[0].double()  # noqa: E731
+    q, k, v, o, do, dq, dk, dv = map(flat, (*given[:3], out, grad_out, *grads[:3]))
+    lse = lse.flatten(1, case.rank)[0].double()
+    delta = (o * do).sum(-1)
+    off = lambda x, y: errors.append(((x - y).norm() / y.norm()).item())  # noqa: E731
+    tokens = prod(case.lengths)
+    for token in [0, tokens - 1, *torch.randint(tokens, (6,)).tolist()]:
+        head = token % case.heads
+        at = unflat(token, case.lengths)
+        seen = indices([axis.keys(i) for axis, i in zip(case.axes, at, strict=True)], case.lengths)
+        keys, values = k[seen, head // group], v[seen, head // group]
+        scores = keys @ q[token, head] * scale
+        weights = scores.softmax(0)
+        off(o[token, head], weights @ values)
+        errors.append((lse[token, head] - scores.logsumexp(0)).abs().item())
+        off(dq[token, head], scale * (weights * (values @ do[token, head] - delta[token, head])) @ keys)
+        seen = indices([axis.queries(i) for axis, i in zip(case.axes, at, strict=True)], case.lengths)
+        kv_head, sums = head // group, [0.0, 0.0]
+        for member in range(kv_head * group, (kv_head + 1) * group):
+            weights = (q[seen, member] @ k[token, kv_head] * scale - lse[seen, member]).exp()
+            slopes = weights * (do[seen, member] @ v[token, kv_head] - delta[seen, member])
+            sums = [sums[0] + scale * slopes @ q[seen, member], sums[1] + weights @ do[seen, member]]
+        off(dk[token, kv_head], sums[0])
+        off(dv[token, kv_head], sums[1])
+    return max(errors)
+
+
+def measure(name: str, case: Problem, quick: bool) -> dict:
+    dtype = getattr(torch, case.dtype)
+    random = lambda heads: torch.randn(case.batch, *case.lengths, heads, case.dim, device="cuda", dtype=dtype)  # noqa: E731
+    given = Operands(random(case.heads), random(case.kv_heads), random(case.kv_heads))
+    grad_out, scale = random(case.heads), case.dim**-0.5
+    out, lse = HOPPER.attend(case, given, scale)
+    grads = HOPPER.attend_back(case, given, out, lse, grad_out, None, scale, NEEDS)
+    error = worst(case, given, out, lse, grad_out, grads)
+    if not error < 1e-2:
+        return {"name": name, "problem": str(case), "error": error, "failed": True}
+    forward = lambda: HOPPER.attend(case, given, scale)  # noqa: E731
+    back = lambda needs: HOPPER.attend_back(case, given, out, lse, grad_out, None, scale, needs)  # noqa: E731
+    times = {
+        "forward": milliseconds(forward, 7),
+        "backward": milliseconds(lambda: back(NEEDS), 5),
+        "prepare": milliseconds(lambda: back((False,) * 6), 5),
+        "query": milliseconds(lambda: back((True,) + (False,) * 5), 5),
+    }
+    row = {"name": name, "problem": str(case), "error": error, **times}
+    row["forward_tflops"] = case.flops / times["forward"] / 1e9
+    row["backward_tflops"] = 2.5 * case.flops / times["backward"] / 1e9
+    row["host_forward_us"] = host_microseconds(forward)
+    if not quick:
+        tokens = prod(case.lengths)
+        share = case.pairs / tokens**2
+        dim = max(64, 1 << (case.dim - 1).bit_length()) if case.dim != 256 else 128
+        baseline = dense(tokens, 24, dim)
+        scaled = case.heads * case.dim / (24 * dim) * share
+        row["forward_ratio"] = baseline[0] * scaled / times["forward"]
+        row["backward_ratio"] = baseline[1] * scaled / times["backward"]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out")
+    parser.add_argument("--only", help="names of rows, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="without the dense baseline")
+    options = parser.parse_args()
+    wanted = options.only.split(",") if options.only else list(ROWS)
+    versions = {
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+    rows = []
+    print("row                  fwd ms  TF/s ratio | bwd ms  TF/s ratio (prep   dq  dkv) | host us    error")
+    for name in wanted:
+        row = measure(name, ROWS[name], options.quick)
+        rows.append(row)
+        torch.cuda.empty_cache()
+        if row.get("failed"):
+            print(f"{name:20} WRONG: relative error {row['error']:.3g}", flush=True)
+            continue
+        parts = row["prepare"], row["query"] - row["prepare"], row["backward"] - row["query"]
+        print(
+            f"{name:20} {row['forward']:7.3f} {row['forward_tflops']:5.0f} {row.get('forward_ratio', 0):5.2f} | "
+            f"{row['backward']:7.3f} {row['backward_tflops']:5.0f} {row.get('backward_ratio', 0):5.2f} "
+            f"({parts[0]:.2f} {parts[1]:.2f} {parts[2]:.2f}) | {row['host_forward_us']:5.1f} {row['error']:.1e}",
+            flush=True,
+        )
+    result = {
+        "device": torch.cuda.get_device_name(),
+        "versions": versions,
+        "copy_tb_s": copy_bandwidth(),
+        "dense": BASELINES,
+        "rows": rows,
+    }
+    print(result["device"], versions, f"copy {result['copy_tb_s']:.2f} TB/s", result["dense"])
+    if options.out:
+        with open(options.out, "w") as file:
+            json.dump(result, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Tiles on Hopper GPUs: the Gluon kernels of `triton/hopper_*`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from torch import Tensor
+
+from ...problem import Problem
+from .base import Needs, Operands
+
+# Pairs that the tiles compute over pairs that are visible. Above it, kernels with smaller tiles take less time.
+WASTE = 5.0
+# Gluon is an experimental interface; these releases have the one that the kernels are written for.
+VERSIONS = ("3.6",)
+
+
+class Hopper:
+    """Runs fused attention with large windows on GPUs of compute capability 9.0."""
+
+    name = "hopper"
+
+    def refusal(self, problem: Problem) -> str | None:
+        return _unfit(problem) or _missing() or _small(problem)
+
+    def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
+        from ...triton import hopper_attention
+
+        return hopper_attention.attend(problem, operands.query, operands.key, operands.value, scale)
+
+    def attend_back(
+        self,
+        problem: Problem,
+        operands: Operands,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor | None,
+        grad_lse: Tensor | None,
+        scale: float,
+        needs: Needs,
+    ) -> Operands:
+        from ...triton import hopper_attention
+
+        query, key, value = operands[:3]
+        grads = hopper_attention.attend_back(
+            problem, query, key, value, out, lse, grad_out, grad_lse, scale, needs[:3]
+        )
+        return Operands(*grads)
+
+    def dot(self, problem: Problem, x: Tensor, y: Tensor, bias, scale: float, fill: float) -> Tensor:
+        raise AssertionError("refused: walks are not tiled")
+
+    def mix(self, problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
+        raise AssertionError("refused: walks are not tiled")
+
+    def mix_back(self, problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
+        raise AssertionError("refused: walks are not tiled")
+
+
+def _unfit(problem: Problem) -> str | None:
+    """What the kernels do not compute."""
+    if problem.device != "cuda":
+        return f"runs on cuda, not {problem.device}"
+    if problem.operation != "attend":
+        return f"computes fused attention, not {problem.operation}"
+    if problem.dtype not in ("float16", "bfloat16"):
+        return f"multiplies float16 or bfloat16, not {problem.dtype}"
+    if problem.bias:
+        return "has no relative position bias"
+    if problem.extra:
+        return "has no additional tokens"
+    for name, dim in (("head dim", problem.dim), ("value dim", problem.value_dim)):
+        if dim % 8 or not 8 <= dim <= 256:
+            return f"{name} {dim} is not a multiple of 8 up to 256"
+    if any(axis.dilation > 1 and axis.output_stride > 1 for axis in problem.axes):
+        return "has no output stride on a dilated axis"
+    return None
+
+
+@lru_cache(1)
+def _missing() -> str | None:
+    """What this machine lacks."""
+    from importlib.util import find_spec
+
+    import torch
+
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    import triton
+
+    if not triton.__version__.startswith(VERSIONS):
+        return f"Gluon of Triton {triton.__version__} is untried; it takes {' or '.join(VERSIONS)}"
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    return None if capability == (9, 0) else "compute capability is {}.{}, not 9.0".format(*capability)
+
+
+@lru_cache(1024)
+def _small(problem: Problem) -> str | None:
+    """Windows that a tile is too large for."""
+    from ...triton import hopper_plan
+
+    waste = hopper_plan.waste(problem)
+    if waste > WASTE:
+        return f"the window is small: tiles would compute {waste:.1f} pairs for each visible one"
+    return None
+
+
+HOPPER = Hopper()

@@ -1,0 +1,162 @@
+"""Attention and its gradients by the Hopper kernels: what is allocated, and which kernel runs with which boxes."""
+
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+from . import hopper_plan as plans
+from .hopper_forward import attend as attend_kernel
+from .hopper_forward import attend_groups
+from .hopper_key_gradient import differentiate_key_groups, differentiate_keys
+from .hopper_launch import GroupLaunch, Launch, Map, mapped
+from .hopper_prepare import prepare
+from .hopper_query_gradient import differentiate_queries, differentiate_query_groups
+from .launch import Launch as PointerLaunch
+
+LOG2E = 1.4426950408889634
+# Rows of one program of `prepare`.
+PREPARED = 64
+
+
+def attend(
+    problem: Problem, query: Tensor, key: Tensor, value: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of contiguous or strided operands."""
+    query, positive = _with_positive_scale(query, scale)
+    out = query.new_empty(*query.shape[:-1], problem.value_dim)
+    lse = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+    forward_launch(problem)((mapped(query), mapped(key), mapped(value), out), (lse,), (positive * LOG2E,))
+    return out, lse
+
+
+def attend_back(
+    problem: Problem,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    scale: float,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of queries, keys and values, where `needs` asks for them."""
+    query, positive = _with_positive_scale(query, scale)
+    query, key, value = mapped(query), mapped(key), mapped(value)
+    statistics = _statistics(problem, out, lse, grad_out, grad_lse)
+    # A product with zeros is rare enough to be a product.
+    grad_out = torch.zeros_like(out) if grad_out is None else mapped(grad_out)
+    scales = (positive, positive * LOG2E)
+    grads: list[Tensor | None] = [None, None, None]
+    if needs[0]:
+        grads[0] = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        tensors = (query, grad_out, key, value, grads[0])
+        query_gradient_launch(problem)(tensors, (statistics,), (scale, positive * LOG2E))
+    if needs[1] or needs[2]:
+        grads[1], grads[2] = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (key, value))
+        tensors = (key, value, query, grad_out, grads[1], grads[2])
+        for launch in key_gradient_launches(problem, needs[1], needs[2]):
+            launch(tensors, (statistics,), scales)
+    return grads[0], grads[1] if needs[1] else None, grads[2] if needs[2] else None
+
+
+def _with_positive_scale(query: Tensor, scale: float) -> tuple[Tensor, float]:
+    """Queries and a positive scale with the same products: the running maximum is taken of unscaled scores."""
+    if scale > 0:
+        return query, scale
+    return (-query, -scale) if scale < 0 else (torch.zeros_like(query), 1.0)
+
+
+def _statistics(
+    problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor | None, grad_lse: Tensor | None
+) -> Tensor:
+    """`[2, batch * heads, tokens]`: log-sum-exp in base 2, and what the slopes of a query subtract."""
+    rows = problem.batch * problem.heads * prod(problem.outputs)
+    found = torch.empty(2, rows, dtype=torch.float32, device=out.device)
+    dense_out = None if grad_out is None else grad_out.contiguous()
+    dense_lse = None if grad_lse is None else grad_lse.contiguous()
+    launch = _prepare_launch(problem, grad_out is not None, grad_lse is not None)
+    launch(out, dense_out, lse, dense_lse, found)
+    return found
+
+
+@lru_cache(256)
+def _prepare_launch(problem: Problem, has_grad_out: bool, has_grad_lse: bool) -> PointerLaunch:
+    tokens = prod(problem.outputs)
+    rows = problem.batch * problem.heads * tokens
+    numbers = (rows, tokens, problem.heads, problem.value_dim)
+    constants = (PREPARED, plans.padded(problem.value_dim), has_grad_out, has_grad_lse)
+    return PointerLaunch(prepare, -(-rows // PREPARED), numbers, constants, num_warps=4)
+
+
+def _extents(problem: Problem) -> tuple:
+    """Extents of queries, outputs, keys and values, and the numbers that end every kernel's run-time parameters."""
+    ones = (1,) * (3 - problem.rank)
+    outputs, lengths = ones + problem.outputs, ones + problem.lengths
+    rows = (problem.batch, *outputs, problem.heads)
+    columns = (problem.batch, *lengths, problem.kv_heads)
+    numbers = (*outputs, *lengths, problem.heads, problem.heads // problem.kv_heads)
+    dim, value_dim = problem.dim, problem.value_dim
+    return (*rows, dim), (*rows, value_dim), (*columns, dim), (*columns, value_dim), numbers
+
+
+def _launch(
+    kernels, spec: plans.Spec, programs: int, maps: tuple[Map, ...], numbers: tuple, problem: Problem
+):
+    """A launch of the first kernel, or with dilation of the second."""
+    if spec.dilated:
+        return GroupLaunch(kernels[1], spec, programs, maps, (*numbers, problem.dim, problem.value_dim))
+    return Launch(kernels[0], spec, programs, maps, numbers)
+
+
+@lru_cache(256)
+def forward_launch(problem: Problem) -> Launch:
+    """The forward, compiled and mapped for a problem."""
+    spec, programs = plans.forward(problem)
+    query, out, key, value, numbers = _extents(problem)
+    maps = (
+        Map(query, spec.rows, spec.dim),
+        Map(key, spec.columns, spec.dim),
+        Map(value, spec.columns, spec.value_dim),
+        Map(out, spec.rows, spec.value_dim),
+    )
+    return _launch((attend_kernel, attend_groups), spec, programs, maps, numbers, problem)
+
+
+@lru_cache(256)
+def query_gradient_launch(problem: Problem) -> Launch:
+    """The gradient of queries, compiled and mapped for a problem."""
+    spec, programs = plans.query_gradient(problem)
+    query, out, key, value, numbers = _extents(problem)
+    maps = (
+        Map(query, spec.rows, spec.dim),
+        Map(out, spec.rows, spec.value_dim),
+        Map(key, spec.columns, spec.dim),
+        Map(value, spec.columns, spec.value_dim),
+        Map(query, spec.rows, spec.dim),
+    )
+    kernels = (differentiate_queries, differentiate_query_groups)
+    return _launch(kernels, spec, programs, maps, (*numbers, prod(out[:-1])), problem)
+
+
+@lru_cache(256)
+def key_gradient_launches(problem: Problem, wants_key: bool, wants_value: bool) -> tuple[Launch, ...]:
+    """The gradients of keys and values; two kernels where the sums of both do not fit into registers."""
+    query, out, key, value, numbers = _extents(problem)
+    launches = []
+    for spec, programs in plans.key_gradients(problem, wants_key, wants_value):
+        maps = (
+            Map(key, spec.rows, spec.dim),
+            Map(value, spec.rows, spec.value_dim),
+            Map(query, spec.columns, spec.dim),
+            Map(out, spec.columns, spec.value_dim),
+            Map(key, spec.rows, spec.dim),
+            Map(value, spec.rows, spec.value_dim),
+        )
+        kernels = (differentiate_keys, differentiate_key_groups)
+        launches.append(_launch(kernels, spec, programs, maps, (*numbers, prod(out[:-1])), problem))
+    return tuple(launches)

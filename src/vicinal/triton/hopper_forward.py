@@ -1,0 +1,232 @@
+"""Forward for Hopper in Gluon: one warp copies boxes with TMA, two warpgroups of 64 queries each run wgmma.
+
+The two warpgroups take turns: while one multiplies, the other computes its softmax. Within a warpgroup the
+product with the values of a box runs beside the product with the keys of the next, and no product stays in
+flight over a loop's back edge, where ptxas would serialize them.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from . import hopper_window as hw
+
+# Finite, so that a row whose first boxes hold no key of its window stays free of NaN; a power of two, so that its product
+# with the scale is exact and a fused multiply-add of it and that product is zero.
+HIDDEN = gl.constexpr(-(2.0**100))
+LN2 = gl.constexpr(0.6931471805599453)
+
+
+@gluon.jit
+def _copy(query, key, value, queries, ready, keys, values, tile, kv_head, SPEC: gl.constexpr):
+    """The producer: queries of both warpgroups, then boxes of keys and values as buffers become free."""
+    for warpgroup in gl.static_range(2):
+        at = hw.corner(tile.start, warpgroup, SPEC)
+        mbarrier.expect(ready.index(warpgroup), query.block_type.nbytes)
+        tma.async_copy_global_to_shared(
+            query,
+            [tile.planes[0] + at[0], at[1], at[2], tile.head, 0],
+            ready.index(warpgroup),
+            queries.index(warpgroup),
+        )
+    zero = gl.to_tensor(0)
+    box = (zero, zero, zero)
+    for i in range(tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
+        stage = i % SPEC.stages
+        phase = (i // SPEC.stages) & 1
+        at = hw.box_at(tile.first, box, SPEC)
+        mbarrier.wait(keys.empty.index(stage), phase ^ 1)
+        hw.fill(key, keys, stage, tile.planes[1], at, kv_head)
+        mbarrier.wait(values.empty.index(stage), phase ^ 1)
+        hw.fill(value, values, stage, tile.planes[1], at, kv_head)
+        over, box = hw.step(box, tile.boxes, SPEC)
+
+
+@gluon.jit
+def _score(query, keys, stage, empty, SPEC: gl.constexpr):
+    """Starts the product of the queries with a box of keys."""
+    key = keys.buffers.index(stage).reshape([SPEC.width, SPEC.dim]).permute((1, 0))
+    return warpgroup_mma(query, key, empty, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _add(weights, values, stage, acc, SPEC: gl.constexpr):
+    """Starts adding a box of values to the sums."""
+    value = values.buffers.index(stage).reshape([SPEC.width, SPEC.value_dim])
+    return warpgroup_mma(weights, value, acc, is_async=True)
+
+
+@gluon.jit
+def _softmax(scores, top, scale2):
+    """Weights of one box in units of the new row maximum, that maximum, and what the old sums shrink by."""
+    highest = gl.maximum(top, gl.max(scores, 1))
+    shift = highest * scale2
+    shrink = gl.exp2(top * scale2 - shift)
+    return gl.exp2(scores * scale2 - shift[:, None]), highest, shrink
+
+
+@gluon.jit
+def _attend(
+    warpgroup: gl.constexpr,
+    out,
+    lse,
+    queries,
+    outs,
+    ready,
+    keys,
+    values,
+    turn,
+    scale2,
+    tile,
+    extents,
+    heads,
+    SPEC: gl.constexpr,
+):
+    """A consumer: 64 queries against every box of keys, with an online softmax."""
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
+    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.value_dim, 16])
+    weight_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
+    row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
+
+    box_of_rows: gl.constexpr = SPEC.rows
+    start = hw.corner(tile.start, warpgroup, SPEC)
+    row = hw.coordinates(gl.arange(0, 64, layout=row_layout), start, box_of_rows)
+    first, stop = hw.windows(hw.clip(row, tile.outputs), tile.lengths, SPEC)
+    shared = hw.shared_window(start, tile, SPEC)
+    sizes: gl.constexpr = SPEC.sizes
+    column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, score_layout))
+
+    query = queries.index(warpgroup).reshape([64, SPEC.dim])
+    top = gl.full([64], HIDDEN, gl.float32, layout=row_layout)
+    acc = gl.full([64, SPEC.value_dim], 0.0, gl.float32, layout=out_layout)
+    empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
+    zero = gl.to_tensor(0)
+    box = (zero, zero, zero)
+    mbarrier.wait(ready.index(warpgroup), 0)
+    mbarrier.wait(keys.full.index(0), 0)
+    if SPEC.takes_turns:
+        mbarrier.wait(turn.index(warpgroup), 0)
+    flying = _score(query, keys, 0, empty, SPEC)
+    scores = warpgroup_mma_wait(0, deps=(flying,))
+    if SPEC.takes_turns:
+        mbarrier.arrive(turn.index(1 - warpgroup), count=1)
+    mbarrier.arrive(keys.empty.index(0), count=1)
+    scores = hw.hide(scores, HIDDEN, tile.first, column, first, stop, shared, sizes, SPEC)
+    weights, top, shrink = _softmax(scores, top, scale2)
+    total = gl.sum(weights, 1)
+    operand = gl.convert_layout(weights.to(out.dtype), weight_layout)
+
+    count = tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
+    for i in range(1, count):
+        over, box = hw.step(box, tile.boxes, SPEC)
+        stage = i % SPEC.stages
+        before = (i - 1) % SPEC.stages
+        mbarrier.wait(keys.full.index(stage), (i // SPEC.stages) & 1)
+        if SPEC.takes_turns:
+            mbarrier.wait(turn.index(warpgroup), i & 1)
+        flying = _score(query, keys, stage, empty, SPEC)
+        mbarrier.wait(values.full.index(before), ((i - 1) // SPEC.stages) & 1)
+        adding = _add(operand, values, before, acc, SPEC)
+        if SPEC.takes_turns:
+            mbarrier.arrive(turn.index(1 - warpgroup), count=1)
+        scores = warpgroup_mma_wait(1, deps=(flying,))
+        mbarrier.arrive(keys.empty.index(stage), count=1)
+        at = hw.box_at(tile.first, box, SPEC)
+        scores = hw.hide(scores, HIDDEN, at, column, first, stop, shared, sizes, SPEC)
+        weights, top, shrink = _softmax(scores, top, scale2)
+        total = total * shrink + gl.sum(weights, 1)
+        rounded = weights.to(out.dtype)
+        acc = warpgroup_mma_wait(0, deps=(adding,))
+        mbarrier.arrive(values.empty.index(before), count=1)
+        acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, out_layout))[:, None]
+        operand = gl.convert_layout(rounded, weight_layout)
+    last = (count - 1) % SPEC.stages
+    mbarrier.wait(values.full.index(last), ((count - 1) // SPEC.stages) & 1)
+    acc = warpgroup_mma_wait(0, deps=(_add(operand, values, last, acc, SPEC),))
+    acc = acc * gl.convert_layout(1.0 / total, gl.SliceLayout(1, out_layout))[:, None]
+
+    hw.put(out, acc, outs.index(warpgroup), tile.planes[0], start, tile.head)
+    at = tile.batch.to(gl.int64) * (extents[0] * extents[1] * extents[2]) + hw.token(row, tile, extents, SPEC)
+    found = (top * scale2 + gl.log2(total)) * LN2
+    gl.store(lse + at * heads + tile.head, found, mask=hw.inside(row, tile.outputs))
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _run(query, key, value, out, lse, scale2, tile, extents, heads, group, SPEC: gl.constexpr):
+    queries = hw.buffers(query, 2)
+    if SPEC.dim == SPEC.value_dim:
+        # The queries are done with when the outputs are ready.
+        outs = queries
+    else:
+        outs = hw.buffers(out, 2)
+    ready = hw.barriers(2, 1)
+    turn = hw.barriers(2, 1)
+    keys = hw.ring(key, SPEC.stages, 2)
+    values = hw.ring(value, SPEC.stages, 2)
+    if SPEC.takes_turns:
+        mbarrier.arrive(turn.index(0), count=1)
+    # A tuple with a name of its own would turn its constexprs into tensors.
+    gl.warp_specialize(
+        [
+            (
+                _attend,
+                (0, out, lse, queries, outs, ready, keys, values, turn, scale2, tile, extents, heads, SPEC),
+            ),
+            (
+                _attend,
+                (1, out, lse, queries, outs, ready, keys, values, turn, scale2, tile, extents, heads, SPEC),
+            ),
+            (_copy, (query, key, value, queries, ready, keys, values, tile, tile.head // group, SPEC)),
+        ],
+        [4, 1],
+        [240, 24],
+    )
+
+
+@gluon.jit(do_not_specialize=["scale2", "t", "h", "w", "key_t", "key_h", "key_w", "heads", "group"])
+def attend(
+    query, key, value, out, lse, scale2, t, h, w, key_t, key_h, key_w, heads, group, SPEC: gl.constexpr
+):
+    """Attention through host descriptors of `[batch * t, h, w, heads, dim]` tensors; `lse` is `[batch, t, h, w, heads]`."""
+    outputs = (t, h, w)
+    tile = hw.query_tile(gl.program_id(0), outputs, (key_t, key_h, key_w), heads, SPEC)
+    _run(query, key, value, out, lse, scale2, tile, outputs, heads, group, SPEC)
+
+
+@gluon.jit(
+    do_not_specialize=[
+        "scale2",
+        "t",
+        "h",
+        "w",
+        "key_t",
+        "key_h",
+        "key_w",
+        "heads",
+        "group",
+        "dim",
+        "value_dim",
+    ]
+)
+def attend_groups(
+    query, key, value, out, lse, scale2, t, h, w, key_t, key_h, key_w, heads, group, dim, value_dim,
+    query_strides, key_strides, value_strides, out_strides, SPEC: gl.constexpr,
+):  # fmt: skip
+    """The same with dilation: every program describes its batch entry and group itself, so that all lengths divide."""
+    outputs, lengths = (t, h, w), (key_t, key_h, key_w)
+    rows: gl.constexpr = SPEC.rows
+    columns: gl.constexpr = SPEC.columns
+    tile = hw.query_tile(gl.program_id(0), outputs, lengths, heads, SPEC)
+    query = hw.group_view(query, query_strides, outputs, tile, heads, dim, rows, SPEC.dim, SPEC)
+    key = hw.group_view(key, key_strides, lengths, tile, heads // group, dim, columns, SPEC.dim, SPEC)
+    value = hw.group_view(
+        value, value_strides, lengths, tile, heads // group, value_dim, columns, SPEC.value_dim, SPEC
+    )
+    out = hw.group_view(out, out_strides, outputs, tile, heads, value_dim, rows, SPEC.value_dim, SPEC)
+    _run(query, key, value, out, lse, scale2, tile, outputs, heads, group, SPEC)

@@ -1,0 +1,201 @@
+"""Launching the Hopper kernels with little host work: one launch per geometry, one tensor map per buffer."""
+
+from functools import lru_cache
+from inspect import getclosurevars
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton.experimental.gluon.language import NVMMASharedLayout
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.runtime import driver
+
+from .hopper_plan import Spec
+
+Box = tuple[int, int, int]
+Tensors = tuple[Tensor, ...]
+
+
+class Map(NamedTuple):
+    """How a kernel reads or writes one tensor: extents `[batch, t, h, w, heads, dim]`, and a box of it.
+
+    `width` is the dimension of the box, padded to a power of two.
+    """
+
+    extents: tuple[int, ...]
+    box: Box
+    width: int
+
+    def layout(self) -> NVMMASharedLayout:
+        return NVMMASharedLayout(swizzle_byte_width=min(128, 2 * self.width), element_bitwidth=16, rank=5)
+
+    def descriptor(self, tensor: Tensor) -> TensorDescriptor:
+        """The tensor with its batch folded into the first axis."""
+        batch, t, h, w, heads, dim = self.extents
+        strides = lifted_strides(tensor)
+        return TensorDescriptor(
+            tensor,
+            [batch * t, h, w, heads, dim],
+            [strides[0] if t == 1 else strides[1], *strides[2:], 1],
+            [*self.box, 1, self.width],
+            self.layout(),
+        )
+
+
+class Compiled(NamedTuple):
+    """A kernel on one device: the function that launches it, its first arguments, and what its tensor maps hold."""
+
+    launch: Any
+    function: int
+    packed: tuple
+    maps: list[dict]
+    scratch: int
+
+
+class Launch:
+    """A kernel compiled for one geometry, called with tensors and numbers.
+
+    Args:
+        kernel: a `gluon.jit` function whose parameters are tensors seen through descriptors, then addresses, then numbers,
+            then `SPEC`.
+        spec: its constants.
+        programs: size of its grid.
+        maps: one per described tensor.
+        numbers: last run-time parameters, the same in every call.
+    """
+
+    def __init__(self, kernel: Any, spec: Spec, programs: int, maps: tuple[Map, ...], numbers: tuple) -> None:
+        self.kernel = kernel
+        self.spec = spec
+        self.programs = programs
+        self.maps = maps
+        self.numbers = numbers
+        self.known: list[dict] = [{} for _ in maps]
+        self.compiled: dict[Any, Compiled] = {}
+
+    def __call__(self, tensors: Tensors, addressed: Tensors, numbers: tuple) -> None:
+        """Run on the current stream of the tensors' device."""
+        device = tensors[0].get_device()
+        if device != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self._run(device, tensors, addressed, numbers)
+        else:
+            self._run(device, tensors, addressed, numbers)
+
+    def _run(self, device: int, tensors: Tensors, addressed: Tensors, numbers: tuple) -> None:
+        found = self.compiled.get(device)
+        if found is None:
+            found = self.compiled[device] = _ready(self.warmup(tensors, addressed, numbers))
+        arguments = []
+        for index, tensor in enumerate(tensors):
+            key = (device, tensor.data_ptr(), tensor.stride())
+            known = self.known[index].get(key)
+            arguments += self._encode(index, tensor, found.maps[index], key) if known is None else known
+        for tensor in addressed:
+            arguments.append(tensor.data_ptr())
+        _start(found, self.programs, device, None, (*arguments, *numbers, *self.numbers, self.spec))
+
+    def _encode(self, index: int, tensor: Tensor, metadata: dict, key: tuple) -> tuple:
+        """The tensor map of a buffer, followed by the extents and strides that the kernel's signature repeats."""
+        described = self.maps[index].descriptor(tensor)
+        encoded = driver.active.utils.fill_tma_descriptor(
+            tensor.data_ptr(),
+            metadata["swizzle"],
+            metadata["elem_size"],
+            HOST_TYPE[metadata["elem_type"]],
+            metadata["block_size"],
+            described.shape,
+            described.strides,
+            0,
+        )
+        known = self.known[index]
+        if len(known) >= 256:
+            known.clear()
+        known[key] = found = (encoded, *described.shape, *described.strides)
+        return found
+
+    def warmup(self, tensors: tuple[Any, ...], addressed: tuple[Any, ...], numbers: tuple) -> Any:
+        """The compiled kernel, without a launch."""
+        described = [how.descriptor(tensor) for how, tensor in zip(self.maps, tensors, strict=True)]
+        arguments = (*described, *addressed, *numbers, *self.numbers, self.spec)
+        return self.kernel.warmup(*arguments, grid=(self.programs,), num_warps=4)
+
+
+class GroupLaunch(Launch):
+    """A kernel that describes dilation groups itself: it takes addresses, and the tensors' strides as its last numbers."""
+
+    def _run(self, device: int, tensors: Tensors, addressed: Tensors, numbers: tuple) -> None:
+        key = (device, *(tensor.stride() for tensor in tensors))
+        found = self.compiled.get(key)
+        if found is None:
+            found = self.compiled[key] = _ready(self.warmup(tensors, addressed, numbers))
+        size = found.scratch * self.programs
+        scratch = torch.empty(size, dtype=torch.uint8, device=tensors[0].device)
+        addresses = [tensor.data_ptr() for tensor in (*tensors, *addressed)]
+        arguments = (*addresses, *numbers, *self.numbers, *map(sixteen_bytes, tensors), self.spec)
+        _start(found, self.programs, device, scratch.data_ptr(), arguments)
+
+    def warmup(self, tensors: tuple[Any, ...], addressed: tuple[Any, ...], numbers: tuple) -> Any:
+        """The compiled kernel, without a launch."""
+        strides = map(sixteen_bytes, tensors)
+        arguments = (*tensors, *addressed, *numbers, *self.numbers, *strides, self.spec)
+        return self.kernel.warmup(*arguments, grid=(self.programs,), num_warps=4)
+
+
+def _ready(compiled: Any) -> Compiled:
+    """Load a kernel. The public launcher encodes tensor maps in every call; the function in it takes them ready-made."""
+    launcher, metadata = compiled.run, compiled.metadata
+    inner = getclosurevars(launcher.launch).nonlocals if metadata.tensordesc_meta else {}
+    launch = inner.get("launcher", launcher.launch)
+    return Compiled(
+        launch,
+        compiled.function,
+        compiled.packed_metadata,
+        metadata.tensordesc_meta,
+        metadata.global_scratch_size,
+    )
+
+
+def _start(found: Compiled, programs: int, device: int, scratch: int | None, arguments: tuple) -> None:
+    stream = driver.active.get_current_stream(device)
+    # Neither cooperative nor waiting for the kernel before; no scratch for profiling, no hooks.
+    found.launch(
+        programs, 1, 1, stream, found.function, False, False, scratch, None, found.packed, None, None, None, *arguments
+    )  # fmt: skip
+
+
+# Element types of a tensor map are numbered differently in the driver's interface: float16 and bfloat16.
+HOST_TYPE = {6: 6, 10: 9}
+
+
+def lifted_strides(tensor: Tensor) -> list[int]:
+    """Strides of `[batch, t, h, w, heads]`; an axis of one element gets one that TMA takes."""
+    shape, strides = list(tensor.shape[:-1]), list(tensor.stride()[:-1])
+    for _ in range(6 - tensor.ndim):
+        shape.insert(1, 1)
+        strides.insert(1, 0)
+    return [stride if extent > 1 else 8 for extent, stride in zip(shape, strides, strict=True)]
+
+
+def sixteen_bytes(tensor: Tensor) -> tuple[int, ...]:
+    """`lifted_strides` in units that 32 bits hold."""
+    return tuple(stride // 8 for stride in lifted_strides(tensor))
+
+
+@lru_cache(4096)
+def _strides_fit(shape: torch.Size, strides: tuple[int, ...]) -> bool:
+    """Whether TMA takes the strides: multiples of 16 bytes, and a batch that folds into the first of three axes."""
+    *outer, last = zip(shape, strides, strict=True)
+    if any(stride % 8 or stride <= 0 for extent, stride in outer if extent > 1) or (
+        last[0] > 1 and last[1] != 1
+    ):
+        return False
+    folds = len(shape) < 6 or shape[0] == 1 or shape[1] == 1 or strides[0] == shape[1] * strides[1]
+    return folds
+
+
+def mapped(tensor: Tensor) -> Tensor:
+    """`tensor`, or a contiguous copy where TMA cannot address it."""
+    if tensor.data_ptr() % 16 == 0 and _strides_fit(tensor.shape, tensor.stride()):
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)

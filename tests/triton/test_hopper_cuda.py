@@ -1,0 +1,260 @@
+"""The Hopper backend against the float64 oracle, on a GPU of compute capability 9.0."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from tests import budget, oracle
+from vicinal import Axis, Problem
+from vicinal.torch.backends.base import Operands
+from vicinal.torch.backends.hopper import HOPPER
+
+pytestmark = pytest.mark.cuda
+
+
+def problem(lengths, size, stride=1, dilation=1, causal=False, output_stride=1, **options):
+    rank = len(lengths)
+    spread = [
+        x if isinstance(x, tuple) else (x,) * rank for x in (size, stride, dilation, causal, output_stride)
+    ]
+    axes = tuple(Axis(*numbers) for numbers in zip(lengths, *spread, strict=True))
+    options = {"heads": 2, "dim": 64, "dtype": "bfloat16", "device": "cuda"} | options
+    options.setdefault("kv_heads", options["heads"])
+    options.setdefault("value_dim", options["dim"])
+    return Problem(axes, gradients=True, **options)
+
+
+CASES = (
+    problem((300,), 65),
+    problem((257,), 64, dim=128, batch=2),
+    problem((256,), 100, stride=16, dim=32, dtype="float16"),
+    problem((333,), 90, causal=True, heads=4, kv_heads=2, dim=128),
+    problem((301,), 77, stride=13, causal=True, dim=32, batch=3),
+    problem((150,), 20, stride=20),
+    problem((129,), 129, causal=True, dtype="float16"),
+    problem((200,), 30, output_stride=3),
+    problem((190,), 2, output_stride=5, stride=2),
+    problem((31, 37), (13, 16), dim=128),
+    problem((32, 32), 9, stride=(4, 8), heads=6, kv_heads=1),
+    problem((24, 41), (8, 11), stride=(3, 5), causal=(True, False), dtype="float16", dim=128),
+    problem((29, 23), (7, 9), causal=True, dim=32),
+    problem((20, 31), (20, 9), dim=64, value_dim=128),
+    problem((25, 26), (5, 8), dim=128, value_dim=32, batch=2),
+    problem((30, 30), 10, output_stride=(2, 3), causal=(False, True)),
+    problem((22, 21), (1, 8), dim=96),
+    problem((22, 21), 7, dim=80, dtype="float16", batch=2),
+    problem((22, 21), 7, dim=48, value_dim=40),
+    problem((33, 17), (8, 7), dim=256),
+    problem((33, 17), (8, 7), dim=8, value_dim=256, causal=True),
+    problem((7, 12, 11), (3, 6, 5), dim=128),
+    problem((8, 9, 10), (4, 4, 4), stride=(4, 2, 1), batch=2, heads=4, kv_heads=2),
+    problem((7, 9, 10), (5, 4, 6), causal=(True, False, True), batch=3, dim=96, dtype="float16"),
+    problem((6, 7, 8), (2, 3, 4), output_stride=(1, 2, 3), batch=2),
+    problem((6, 16, 16), (6, 8, 8), stride=(1, 8, 8), dim=256, heads=1),
+)
+DILATED = (
+    problem((260,), 50, dilation=4),
+    problem((261,), 30, dilation=3, causal=True, dim=128, batch=2),
+    problem((263,), 20, dilation=7, stride=4, heads=4, kv_heads=2, dtype="float16"),
+    problem((33, 29), (7, 5), dilation=(3, 4), dim=128),
+    problem((32, 32), (8, 12), dilation=(1, 2), stride=(2, 3), causal=(True, False)),
+    problem((8, 13, 15), (4, 5, 3), dilation=(2, 1, 5), batch=2, dim=96, value_dim=64),
+)
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    """Allocations without a value hold NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def operands(case, seed=0, tokens="outputs"):
+    generator = torch.Generator().manual_seed(seed)
+    dtype = getattr(torch, case.dtype)
+    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).cuda()  # noqa: E731
+    return Operands(
+        make(case.batch, *getattr(case, tokens), case.heads, case.dim),
+        make(case.batch, *case.lengths, case.kv_heads, case.dim),
+        make(case.batch, *case.lengths, case.kv_heads, case.value_dim),
+    )
+
+
+def cotangents(out, lse, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype).cuda() for x in (out, lse)
+    ]
+
+
+def array(x):
+    return x.detach().cpu().double().numpy()
+
+
+def exact(case, given, scale, grad_out=None, grad_lse=None):
+    """The oracle's answer, with the gradient of the sampled queries."""
+    steps = tuple(axis.output_stride for axis in case.axes)
+    sampled = (slice(None), *(slice(None, None, step) for step in steps))
+    query = np.zeros((case.batch, *case.lengths, case.heads, case.dim))
+    query[sampled] = array(given.query)
+    rules = [
+        tuple(getattr(axis, name) for axis in case.axes) for name in ("size", "stride", "dilation", "causal")
+    ]
+    answer = oracle.attend(
+        query, array(given.key), array(given.value), oracle.Window(*rules, steps), scale,
+        grad_out=grad_out, grad_lse=grad_lse,
+    )  # fmt: skip
+    return answer if answer.query is None else answer._replace(query=answer.query[sampled])
+
+
+def compare(name, actual, wanted, dtype):
+    """Within the budget, and near it on average: rounding errors do not add up."""
+    actual = array(actual)
+    budget.check(name, actual, wanted, dtype, rounded_weights=True)
+    error = np.linalg.norm(actual - wanted) / max(np.linalg.norm(wanted), 1e-6)
+    assert error < {"bfloat16": 5e-3, "float16": 8e-4}[dtype], f"{name}: relative error {error:.2e}"
+
+
+def check(case, scale=None, seed=0, given=None):
+    scale = case.dim**-0.5 if scale is None else scale
+    given = operands(case, seed) if given is None else given
+    out, lse = HOPPER.attend(case, given, scale)
+    grad_out, grad_lse = cotangents(out, lse)
+    grads = HOPPER.attend_back(case, given, out, lse, grad_out, grad_lse, scale, (True,) * 3 + (False,) * 3)
+    answer = exact(case, given, scale, array(grad_out), array(grad_lse))
+    compare("out", out, answer.out, case.dtype)
+    assert np.abs(array(lse) - answer.lse).max() < 2e-5 * max(1, np.abs(answer.lse).max())
+    for name, grad, operand in zip(("query", "key", "value"), grads, given, strict=False):
+        assert grad.shape == operand.shape
+        assert grad.dtype == operand.dtype
+        compare(f"gradient of {name}", grad, getattr(answer, name), case.dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_the_oracle(case):
+    check(case)
+
+
+@pytest.mark.parametrize("case", DILATED, ids=str)
+def test_dilation_matches_the_oracle(case):
+    check(case)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.1, 1.0])
+def test_any_scale(scale):
+    check(problem((150,), 40, dim=32), scale=scale)
+
+
+def test_strided_operands():
+    case = problem((17, 19), (5, 6), heads=3, batch=2)
+    packed = torch.randn(2, 17, 19, 3, 3, 64, device="cuda").bfloat16()
+    check(case, given=Operands(*packed.unbind(3)))
+    transposed = [
+        torch.randn(2, 3, 17, 19, 64, device="cuda").bfloat16().permute(0, 2, 3, 1, 4) for _ in range(3)
+    ]
+    check(case, given=Operands(*transposed))
+    expanded = torch.randn(1, 17, 19, 3, 64, device="cuda").bfloat16().expand(2, -1, -1, -1, -1)
+    check(case, given=Operands(packed[..., 0, :], expanded, expanded))
+    shifted = torch.randn(2 * 17 * 19 * 3 * 64 + 1, device="cuda").bfloat16()[1:].view(2, 17, 19, 3, 64)
+    check(case, given=Operands(shifted, packed[..., 1, :], packed[..., 2, :]))
+
+
+def test_missing_gradients_are_zero():
+    case = problem((140,), 50, heads=4, kv_heads=2)
+    given = operands(case)
+    scale = case.dim**-0.5
+    out, lse = HOPPER.attend(case, given, scale)
+    grad_out, grad_lse = cotangents(out, lse)
+    for outs, lses in ((grad_out, None), (None, grad_lse)):
+        grads = HOPPER.attend_back(case, given, out, lse, outs, lses, scale, (True,) * 3 + (False,) * 3)
+        zero = np.zeros(out.shape) if outs is None else array(outs)
+        answer = exact(case, given, scale, zero, None if lses is None else array(lses))
+        for name, grad in zip(("query", "key", "value"), grads, strict=False):
+            if np.abs(getattr(answer, name)).max() == 0:
+                assert not grad.any()
+            else:
+                compare(name, grad, getattr(answer, name), case.dtype)
+
+
+def test_only_what_is_needed():
+    case = problem((21, 22), 9, dim=128)
+    given = operands(case)
+    out, lse = HOPPER.attend(case, given, 0.1)
+    grad_out, _ = cotangents(out, lse)
+    whole = HOPPER.attend_back(case, given, out, lse, grad_out, None, 0.1, (True,) * 3 + (False,) * 3)
+    for needs in product((True, False), repeat=3):
+        some = HOPPER.attend_back(case, given, out, lse, grad_out, None, 0.1, needs + (False,) * 3)
+        for need, one, all_ in zip(needs, some, whole, strict=False):
+            assert (one is None) if not need else torch.equal(one, all_)
+
+
+@pytest.mark.parametrize("case", [CASES[3], CASES[9], CASES[21]], ids=str)
+def test_repeats_are_bitwise_equal(case):
+    given = operands(case)
+    results = []
+    for _ in range(5):
+        out, lse = HOPPER.attend(case, given, 0.1)
+        grad_out, grad_lse = cotangents(out, lse)
+        grads = HOPPER.attend_back(case, given, out, lse, grad_out, grad_lse, 0.1, (True,) * 3 + (False,) * 3)
+        results.append([out, lse, *grads[:3]])
+    for result in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
+
+
+def test_scores_far_below_zero_leave_no_infinity_past_the_end():
+    case = problem((65,), 64, dim=32, heads=1)
+    given = operands(case)
+    given = given._replace(query=torch.full_like(given.query, 8.0), key=torch.full_like(given.key, -8.0))
+    out, lse = HOPPER.attend(case, given, 0.2)
+    grads = HOPPER.attend_back(case, given, out, lse, *cotangents(out, lse), 0.2, (True,) * 3 + (False,) * 3)
+    assert lse.max() < -300
+    assert all(x.isfinite().all() for x in (out, lse, *grads[:3]))
+
+
+def test_a_graph_captures_forward_and_backward():
+    case = problem((40, 44), 12, dim=128)
+    given, other = operands(case), operands(case, seed=7)
+    needs = (True,) * 3 + (False,) * 3
+    out, lse = HOPPER.attend(case, given, 0.1)
+    grad_out, grad_lse = cotangents(out, lse)
+    HOPPER.attend_back(case, given, out, lse, grad_out, grad_lse, 0.1, needs)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, lse = HOPPER.attend(case, given, 0.1)
+        grads = HOPPER.attend_back(case, given, out, lse, grad_out, grad_lse, 0.1, needs)
+    for x, y in zip(given[:3], other[:3], strict=True):
+        x.copy_(y)
+    graph.replay()
+    wanted, wanted_lse = HOPPER.attend(case, other, 0.1)
+    wanted_grads = HOPPER.attend_back(case, other, wanted, wanted_lse, grad_out, grad_lse, 0.1, needs)
+    assert torch.equal(out, wanted)
+    assert torch.equal(lse, wanted_lse)
+    assert all(torch.equal(x, y) for x, y in zip(grads[:3], wanted_grads[:3], strict=True))
+
+
+def test_more_than_65535_batches_and_2_31_elements():
+    # 70,000 x 480 x 64 is over 2**31; the last entry is checked.
+    case = problem((480,), 128, heads=1, dim=64, batch=70_000)
+    given = Operands(
+        *(torch.randn(70_000, 480, 1, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    )
+    out, lse = HOPPER.attend(case, given, 0.125)
+    grads = HOPPER.attend_back(case, given, out, lse, out, None, 0.125, (True,) * 3 + (False,) * 3)
+    one = replace(case, batch=1)
+    last = Operands(*(x[-1:].contiguous() for x in given[:3]))
+    wanted, wanted_lse = HOPPER.attend(one, last, 0.125)
+    wanted_grads = HOPPER.attend_back(
+        one, last, wanted, wanted_lse, wanted, None, 0.125, (True,) * 3 + (False,) * 3
+    )
+    assert torch.equal(out[-1:], wanted)
+    assert torch.equal(lse[-1:], wanted_lse)
+    assert all(torch.equal(x[-1:], y) for x, y in zip(grads[:3], wanted_grads[:3], strict=True))
+
+
+def test_takes_large_windows_here():
+    assert HOPPER.refusal(problem((256, 256), 80, dim=128)) is None

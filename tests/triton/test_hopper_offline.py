@@ -1,0 +1,126 @@
+"""Every kind of Hopper kernel, compiled for sm_90 without a GPU: what ptxas makes of it is part of the contract."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from vicinal import Axis, Problem
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+if not triton.__version__.startswith("3.6"):
+    pytest.skip(f"the kernels are written for Triton 3.6, not {triton.__version__}", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from vicinal.triton import hopper_attention
+
+pytestmark = pytest.mark.slow
+
+BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
+SHARED = 232448
+# Bytes that ptxas keeps in local memory. The gradients of keys and values hold two sums of 64 registers a thread.
+SPILLS = {"attend": 0, "differentiate_quer": 64, "differentiate_key": 256}
+
+
+class Hopper:
+    """A driver that only names a target, so that kernels compile where there is no GPU."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture(autouse=True)
+def _hopper():
+    driver.set_active(Hopper())
+    yield
+    driver.reset_active()
+
+
+class Shape:
+    """A tensor without memory."""
+
+    def __init__(self, *shape, dtype):
+        self.shape, self.dtype, self.ndim = torch.Size(shape), dtype, len(shape)
+
+    def stride(self):
+        strides = [1]
+        for extent in self.shape[:0:-1]:
+            strides.append(strides[-1] * extent)
+        return tuple(reversed(strides))
+
+    def data_ptr(self):
+        return 0
+
+
+def problem(lengths, size, stride=1, dilation=1, causal=False, output_stride=1, **options):
+    rank = len(lengths)
+    spread = [
+        x if isinstance(x, tuple) else (x,) * rank for x in (size, stride, dilation, causal, output_stride)
+    ]
+    axes = tuple(Axis(*numbers) for numbers in zip(lengths, *spread, strict=True))
+    options = {"heads": 4, "kv_heads": 2, "dim": 128, "value_dim": 128, "dtype": "bfloat16"} | options
+    return Problem(axes, device="cuda", gradients=True, **options)
+
+
+CASES = (
+    problem((32768,), 2048),
+    problem((4096,), 512, stride=64, causal=True, dtype="float16"),
+    problem((256, 256), 80),
+    problem((256, 256), 80, stride=16, dim=64, value_dim=64),
+    problem((255, 130), (40, 33), dilation=(2, 3), causal=(True, False)),
+    problem((64, 64), 16, output_stride=2, dim=32, value_dim=32),
+    problem((128, 128), 31, dim=48, value_dim=80),
+    problem((128, 128), 31, dim=256, value_dim=256),
+    problem((30, 48, 80), (18, 24, 24), causal=(True, False, False)),
+)
+
+
+def kernels(case):
+    """Compiled forward, gradient of queries and gradients of keys and values."""
+    dtype = getattr(torch, case.dtype)
+    rows, columns = (case.batch, *case.outputs, case.heads), (case.batch, *case.lengths, case.kv_heads)
+    query, out = (Shape(*rows, dim, dtype=dtype) for dim in (case.dim, case.value_dim))
+    key, value = (Shape(*columns, dim, dtype=dtype) for dim in (case.dim, case.value_dim))
+    floats = (torch.float32,)
+    yield hopper_attention.forward_launch(case).warmup((query, key, value, out), floats, (0.1,))
+    tensors = (query, out, key, value, query)
+    yield hopper_attention.query_gradient_launch(case).warmup(tensors, floats, (0.1, 0.1))
+    for launch in hopper_attention.key_gradient_launches(case, True, True):
+        yield launch.warmup((key, value, query, out, key, value), floats, (0.1, 0.1))
+
+
+def assembled(compiled, folder):
+    """What ptxas reports, and the machine code."""
+    source, binary = folder / "kernel.ptx", folder / "kernel.cubin"
+    source.write_text(compiled.asm["ptx"])
+    command = [BINARIES / "ptxas", "-arch=sm_90a", "-v", source, "-o", binary]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    code = subprocess.run(
+        [BINARIES / "cuobjdump", "-sass", binary], capture_output=True, text=True, check=True
+    )
+    return report, code.stdout
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_compiles_to_what_hopper_is_fast_at(case, tmp_path):
+    for compiled in kernels(case):
+        report, code = assembled(compiled, tmp_path)
+        # Serialized products are reported with these numbers.
+        assert not re.search(r"C75\d\d", report), (compiled.name, report)
+        spilled = int(re.search(r"(\d+) bytes spill stores", report).group(1))
+        allowed = next(bytes_ for name, bytes_ in SPILLS.items() if compiled.name.startswith(name))
+        assert spilled <= allowed, (compiled.name, report)
+        assert compiled.metadata.shared <= SHARED, compiled.name
+        assert "HGMMA" in code, compiled.name
+        assert "UTMALDG" in code, compiled.name
+        assert "HMMA.16816" not in code, compiled.name
