@@ -29,10 +29,11 @@ def lint(source: str, name: str = "kernel.metal", **options) -> list[str]:
         match = re.match(r"(\S+?:\d+):\d+: warning: (implicit conversion.* to .*bf(?:16|loat).*)", line)
         if match and match[1].startswith(name):
             found.append(f"{match[1]}: {match[2]}")
-    return sorted({*found, *_without_space(command, text, name)})
+    lines = source.splitlines()
+    return sorted({*found, *_without_space(command, text, name, lines)})
 
 
-def _without_space(command: list[str], text: str, name: str) -> list[str]:
+def _without_space(command: list[str], text: str, name: str, lines: list[str]) -> list[str]:
     """Pointers and references that name no address space, which clang reads as generic and Metal has not."""
     dump = [*command, "-Xclang", "-ast-dump", "-fno-color-diagnostics", "-"]
     tree = subprocess.run(dump, input=text, capture_output=True, text=True, check=True).stdout
@@ -41,7 +42,10 @@ def _without_space(command: list[str], text: str, name: str) -> list[str]:
         for place, number in _POSITION.findall(node.split("'")[0]):
             file, line = file if place == "line" else place, number
         declared = _DECLARATION.search(node)
-        if declared and file == name and "__generic" in declared[2] and "&&" not in declared[2]:
+        if not declared or file != name or "__generic" not in declared[2] or "&&" in declared[2]:
+            continue
+        # The rewriter takes the space off references to const, which must bind to temporaries.
+        if not re.search(rf"\bthread\b[^,;]*\b{declared[1]}\b", lines[int(line) - 1]):
             found.append(
                 f"{file}:{line}: pointer or reference without address space: {declared[1]} ({declared[2]})"
             )

@@ -11,7 +11,8 @@ SOURCE = """#include <metal_stdlib>
 using namespace metal;
 template <typename T>
 [[kernel]] void scale(device const T* x [[buffer(0)]], device T* y [[buffer(1)]],
-                      constant int* n [[buffer(2)]], constant float& by [[buffer(3)]], uint2 at [[thread_position_in_grid]]) {
+                      constant int* n [[buffer(2)]], constant float& by [[buffer(3)]],
+                      uint2 at [[thread_position_in_grid]]) {
   const uint i = at.y * n[1] + at.x;
   y[i] = T(float(x[i]) * by);
 }

@@ -1,0 +1,22 @@
+"""On Linux the kernels run in the checker of tools/mslcpu, on a Mac on its GPU; the tests are the same."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "mslcpu"))
+torch = pytest.importorskip("torch")
+
+from tests.metal import checking  # noqa: E402
+
+
+@pytest.fixture
+def session():
+    """Kernels run, outputs start as NaN, and nothing is found; the checker's session, or None on a Mac."""
+    torch.use_deterministic_algorithms(True)
+    with checking.opened() as session:
+        yield session
+    torch.use_deterministic_algorithms(False)
+    if session is not None:
+        assert not session.findings, "\n".join(session.findings[:10])

@@ -1,0 +1,137 @@
+"""What only the checker can show: schedules, mutations, fast math, and the sources themselves."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests import budget
+from tests.metal import checking
+from tests.torch import problems
+from vicinal.catalog import named
+from vicinal.metal import source
+from vicinal.metal.geometry import Geometry, layout
+
+mslcpu = pytest.importorskip("mslcpu")
+pytestmark = pytest.mark.skipif(checking.HAS_METAL, reason="the checker runs on Linux")
+TILED, PLAIN = checking.BACKENDS
+BARRIER = re.compile(r"threadgroup_barrier\([^;]*\);")
+# More rows than a SIMD-group has, more columns than a chunk, grouped heads: so that barriers matter.
+PROBLEM = replace(named("everything").problem, batch=1)
+
+
+@pytest.mark.parametrize("backend", checking.BACKENDS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("name", ["everything", "odd_3d", "long"])
+def test_schedules_give_the_same_bits(backend, name):
+    runs = []
+    for order in mslcpu.ORDERS:
+        with checking.opened(order=order) as session:
+            runs.append(checking.tensors(checking.run(backend, named(name).problem)))
+        assert not session.findings
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+def backward(problem, *places):
+    """The gradients at `places`, of whatever went forward."""
+    given = checking.arrange(problem, problems.operands(problem))
+    out, lse = checking.cotangents(problem, 0)
+    needs = tuple(place in places for place in range(6))
+    TILED.attend_back(problem, given, out, lse, out, lse, 0.3, needs)
+
+
+def walks(problem):
+    given = checking.arrange(problem, problems.operands(problem))
+    weights = TILED.dot(problem, given.query, given.key, given.bias, 0.3, 0.0)
+    TILED.mix(problem, weights, given.value)
+    TILED.mix_back(problem, weights, given.query)
+
+
+OPERATIONS = {
+    "forward": lambda problem: TILED.attend(
+        problem, checking.arrange(problem, problems.operands(problem)), 0.3
+    ),
+    "backward": lambda problem: backward(problem, 0, 1),
+    "bias": lambda problem: backward(problem, 3),
+    "walks": walks,
+}
+BARRIERS = [(name, n) for name in source.FILES for n in range(len(BARRIER.findall(source.template(name))))]
+
+
+@pytest.mark.parametrize(("name", "number"), BARRIERS)
+def test_every_barrier_matters(name, number):
+    before = source.template(name)
+    start, stop = list(BARRIER.finditer(before))[number].span()
+    after = before[:start] + before[stop:]
+    with checking.opened(edit=lambda text: text.replace(before, after)) as session:
+        OPERATIONS[name](PROBLEM)
+    wanted = "race in threadgroup memory", "unwritten threadgroup"
+    assert any(kind in found for found in session.findings for kind in wanted)
+
+
+@pytest.mark.parametrize("backend", checking.BACKENDS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("name", ["everything", "causal_3d", "float16"])
+def test_fast_math_stays_within_the_budget(backend, name):
+    problem = named(name).problem
+    with checking.opened() as session:
+        safe = checking.tensors(checking.run(backend, problem))
+    with checking.opened(fast_math=True) as fast_session:
+        fast = checking.tensors(checking.run(backend, problem))
+    assert not session.findings + fast_session.findings
+    for place, (actual, wanted) in enumerate(zip(fast, safe, strict=True)):
+        budget.check(str(place), problems.array(actual), problems.array(wanted), problem.dtype, True)
+
+
+def test_a_mistake_in_the_window_is_found():
+    """Boxes one column too wide read past the end of the keys."""
+    right = "g.columns[d] + on_axis;"
+    assert right in source.templates()
+    with checking.opened(edit=lambda text: text.replace(right, right.replace(";", " + 1;"))) as session:
+        TILED.attend(PROBLEM, checking.arrange(PROBLEM, problems.operands(PROBLEM)), 0.3)
+    assert any("out-of-bounds read" in found for found in session.findings)
+
+
+def test_geometry_is_in_the_order_of_the_struct():
+    struct = re.search(r"struct Geometry \{(.*?)\};", source.templates(), re.S)[1]
+    fields = re.findall(r"int (\w+)(\[ND\])?;", struct)
+    assert tuple(name for name, _ in fields) == Geometry._fields
+    geometry = layout(PROBLEM).geometry
+    assert [isinstance(number, tuple) for number in geometry] == [bool(many) for _, many in fields]
+
+
+def test_offsets_have_64_bits():
+    text = source.templates() + (
+        "kernel void far(device long* to [[buffer(0)]], constant int& n [[buffer(1)]]) {\n"
+        "  to[0] = vector_at(3, n, n - 1, 2, 1, 256);\n}\n"
+    )
+    result, tokens = np.zeros(1, "int64"), 2**30
+    mslcpu.Library(text).run("far", {0: result, 1: np.array([tokens], "int32")}, grid=(1,), group=(1,))
+    assert result[0] == ((3 * tokens + tokens - 1) * 2 + 1) * 256
+
+
+def test_sources_are_clean():
+    kernels = {"attend": (True, True), "attend_back_query": (True, True), "attend_back_key": (True,)}
+    made = [
+        source.instantiation(kernel + suffix, *kind, *options)
+        for kind in (("float", 2, 8, 8), ("half", 3, 5, 12), ("bfloat", 1, 16, 4))
+        for kernel, options in kernels.items()
+        for suffix in ("", "_plain")
+    ]
+    made.append(source.instantiation("attend_back_bias", "half", 3, 5, 12))
+    made += [source.instantiation(f"mix{back}", "float", "bfloat", 2, 8) for back in ("", "_back", "_plain")]
+    text = source.templates() + "".join(text for _, text in made)
+    assert not mslcpu.lint(text)
+
+
+def test_threadgroup_memory_fits_at_the_largest_head_dim():
+    for dtype in source.TYPES:
+        problem = replace(
+            named("odd_1d").problem, dim=256, value_dim=256, batch=1, heads=1, kv_heads=1, dtype=dtype
+        )
+        with checking.opened() as session:
+            checking.run(TILED, problem)
+        assert not session.findings
+        most = max(result.counters["threadgroup_memory"] for _, result in session.launches)
+        assert most <= 32768
