@@ -1,0 +1,5 @@
+"""`python -m vicinal`."""
+
+from .cli import main
+
+raise SystemExit(main())
