@@ -1,20 +1,33 @@
-"""The window rule in Triton against `Axis`, element by element; run with TRITON_INTERPRET=1."""
+"""The window rule in Triton against `Axis`, element by element: needs TRITON_INTERPRET=1."""
 
-import itertools
-import sys
+import math
+from itertools import product
 
 import torch
 import triton
 import triton.language as tl
 
-from vicinal.triton.window import key_span, query_span, rule
-from vicinal.window import Axis
+from vicinal import Axis
+from vicinal.triton.window import key_span, query_span, rule, viewers, window
 
+LONGEST = 11
 NUMBERS = tl.constexpr(14)
 
 
 @triton.jit
-def tabulate(found, length, BOX: tl.constexpr, RULE: tl.constexpr, INVERSE: tl.constexpr):
+def rules(found, tokens, COUNT: tl.constexpr, BLOCK: tl.constexpr, RULE: tl.constexpr):
+    flat = tl.arange(0, BLOCK)
+    many = tl.load(tokens + flat, mask=flat < COUNT, other=1)
+    first = tl.load(tokens + COUNT + flat, mask=flat < COUNT, other=0)
+    keys, queries = window(first, many, RULE), viewers(first, many, RULE)
+    tl.store(found + flat, keys.start, mask=flat < COUNT)
+    tl.store(found + COUNT + flat, keys.stop, mask=flat < COUNT)
+    tl.store(found + 2 * COUNT + flat, queries.start, mask=flat < COUNT)
+    tl.store(found + 3 * COUNT + flat, queries.stop, mask=flat < COUNT)
+
+
+@triton.jit
+def spans(found, length, BOX: tl.constexpr, RULE: tl.constexpr, INVERSE: tl.constexpr):
     tile = tl.program_id(0)
     first = tl.program_id(1)
     found += (first * tl.num_programs(0) + tile) * NUMBERS * BOX
@@ -23,88 +36,75 @@ def tabulate(found, length, BOX: tl.constexpr, RULE: tl.constexpr, INVERSE: tl.c
         span = key_span(tile, first, length, lane, BOX, RULE)
     else:
         span = query_span(tile, first, length, lane, BOX, RULE)
-    pitch = RULE.period if INVERSE else RULE.dilation
-    numbers = (
-        span.index,
-        span.inside,
-        span.place,
-        span.start,
-        span.stop,
-        span.low,
-        span.high,
-        span.full_low,
-        span.full_high,
-        span.origin,
-        span.base,
-        span.count,
-        span.empty,
-        pitch,
-    )
+    rows = (span.index, span.inside, span.place, span.start, span.stop)
+    limits = (span.low, span.high, span.full_low, span.full_high)
+    numbers = (*rows, *limits, span.origin, span.base, span.count, span.tokens, span.empty)
     for place in tl.static_range(NUMBERS):
         tl.store(found + place * BOX + lane, numbers[place] + tl.zeros([BOX], tl.int32))
 
 
-def check(axis, inverse, box):
-    rules = rule(axis)
-    groups = axis.dilation if inverse else rules.period
-    rows_of_all = axis.length if inverse else axis.outputs
-    touched = axis.queries if inverse else axis.keys
-    met = []
-    tiles = -(-(-(-rows_of_all // groups)) // box)
+def check_rule(size, stride, causal):
+    """Every token of every length, without dilation: what the rest of the arithmetic rests on."""
+    pairs = [(many, at) for many in range(size, LONGEST + 1) for at in range(many)]
+    tokens = torch.tensor(pairs, dtype=torch.int32).T.contiguous()
+    found = torch.full((4, len(pairs)), -1, dtype=torch.int32)
+    block = triton.next_power_of_2(len(pairs))
+    rules[(1,)](found, tokens, len(pairs), block, rule(Axis(LONGEST, size, stride, 1, causal)))
+    for (many, at), (start, stop, first, last) in zip(pairs, found.T.tolist(), strict=True):
+        axis = Axis(many, size, stride, 1, causal)
+        assert range(start, stop) == axis.keys(at), (axis, at)
+        assert range(first, last) == axis.queries(at), (axis, at)
+
+
+def check_spans(axis, inverse, box):
+    """Every row of every group of an axis, and what its tiles read."""
+    made = rule(axis)
+    groups, total = (axis.dilation, axis.length) if inverse else (made.period, axis.outputs)
+    tiles = math.ceil(math.ceil(total / groups) / box)
     found = torch.zeros(groups, tiles, NUMBERS.value, box, dtype=torch.int32)
-    tabulate[(tiles, groups)](found, axis.length, box, rules, inverse)
-    for first in range(groups):
-        for tile in range(tiles):
-            (
-                index,
-                inside,
-                place,
-                start,
-                stop,
-                low,
-                high,
-                full_low,
-                full_high,
-                origin,
-                base,
-                count,
-                empty,
-                pitch,
-            ) = found[first, tile].tolist()
-            rows = [row for row, is_inside in zip(index, inside, strict=True) if is_inside]
-            assert empty[0] == (not rows), axis
-            met += rows
-            if not rows:
-                continue
-            columns = range(origin[0], origin[0] + pitch[0] * count[0], pitch[0])
-            for row, at, left, right in zip(index, place, start, stop, strict=True):
-                assert list(columns[left:right]) == list(touched(row)), (axis, inverse, row)
-                assert left <= right
-                assert at == (row if inverse else row * axis.output_stride) // axis.dilation
-            for column in range(count[0]):
-                token = columns[column] * (axis.output_stride if inverse else 1)
-                step = rules.step if inverse else 1
-                assert token // axis.dilation == base[0] + column * step
-            assert (low[0], high[0]) == (min(start), max(stop)) or low[0] >= high[0]
-            assert (full_low[0], full_high[0]) == (max(start), min(stop)), (axis, inverse, first, tile)
-    assert sorted(met) == list(range(rows_of_all)), axis
+    spans[(tiles, groups)](found, axis.length, box, made, inverse)
+    met = []
+    for numbers in found.flatten(0, 1).tolist():
+        met += check_tile(axis, made, inverse, numbers)
+    assert sorted(met) == list(range(total)), axis
 
 
-def axes(longest):
-    for length in range(1, longest + 1):
-        for size, dilation in itertools.product(range(1, length + 1), range(1, length + 1)):
-            if size * dilation > length:
-                continue
-            for stride, causal, output_stride in itertools.product(
-                range(1, size + 1), (False, True), (1, 2, 3, 4, 6)
-            ):
+def check_tile(axis, made, inverse, numbers):
+    """Rows of a tile."""
+    index, inside, place, start, stop, *scalars = numbers
+    low, high, full_low, full_high, origin, base, count, tokens, empty = (number[0] for number in scalars)
+    rows = [row for row, is_inside in zip(index, inside, strict=True) if is_inside]
+    assert empty == (not rows), axis
+    if not rows:
+        return rows
+    pitch = made.period if inverse else made.dilation
+    columns = range(origin, origin + pitch * count, pitch)
+    for row, at, left, right in zip(index, place, start, stop, strict=True):
+        assert 0 <= left <= right
+        assert list(columns[left:right]) == list((axis.queries if inverse else axis.keys)(row)), (axis, row)
+        assert at == row * (1 if inverse else axis.output_stride) // axis.dilation
+    for number, column in enumerate(columns):
+        token, step = (column * axis.output_stride, made.step) if inverse else (column, 1)
+        assert token // axis.dilation == base + number * step, axis
+    residue = rows[0] * (1 if inverse else axis.output_stride) % axis.dilation
+    assert tokens == len(range(residue, axis.length, axis.dilation))
+    assert (low, high) == (start[0], stop[-1]), axis
+    assert (full_low, full_high) == (max(start), min(stop)), axis
+    return rows
+
+
+def axes():
+    """Axes in which dilation, output stride, stride and raggedness meet in many ways."""
+    for length, size, dilation, output_stride in product((1, 7, 13), (1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 6)):
+        if size * dilation <= length:
+            for stride, causal in product({1, size}, (False, True)):
                 yield Axis(length, size, stride, dilation, causal, output_stride)
 
 
 if __name__ == "__main__":
-    count = 0
-    for axis in axes(int(sys.argv[1])):
-        for inverse in (False, True):
-            check(axis, inverse, (2, 4)[count % 2])
-        count += 1
-    print(count, "axes")
+    for number in range(1, LONGEST + 1):
+        for step, causal in product(range(1, number + 1), (False, True)):
+            check_rule(number, step, causal)
+    for axis in axes():
+        check_spans(axis, False, 2)
+        check_spans(axis, True, 4)

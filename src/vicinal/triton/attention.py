@@ -266,7 +266,7 @@ class _Split(NamedTuple):
 def _bias_split(problem: Problem) -> _Split:
     head_bytes = 4 * prod(problem.outputs) * prod(problem.window)
     heads = max(1, min(problem.heads, SCORES_LIMIT // head_bytes))
-    tiles = plan.query_gradient(problem).tiles
+    tiles = plan.bias_gradient(problem).tiles
     parts = max(1, min(problem.batch, BUSY * 2 // (tiles * heads), SCORES_LIMIT // (head_bytes * heads)))
     return _Split(heads, ceil(problem.batch / parts))
 
@@ -276,7 +276,7 @@ def _bias_gradient_launches(
     problem: Problem, scale: float, given: Strides, first: int
 ) -> tuple[Launch, Launch, tuple[int, ...]]:
     """Launches for the heads from `first` on, and the shape of the score gradients between them."""
-    shape, split = plan.query_gradient(problem), _bias_split(problem)
+    shape, split = plan.bias_gradient(problem), _bias_split(problem)
     heads = min(split.heads, problem.heads - first)
     parts = ceil(problem.batch / split.part)
     slots = prod(problem.window)

@@ -109,11 +109,11 @@ def query_gradient(
     if extra_key is not None:
         extra_keys = extra_key + tile.batch * ekb + kv_head * ekn
         extra_values = extra_value + tile.batch * evb + kv_head * evn
-        for start in range(0, extras, N):
+        for start in tl.range(0, extras, N, num_stages=1):
             token = start + tl.arange(0, N)
-            at = tl.minimum(token, extras - 1).to(tl.int64)
-            k = load_rows(extra_keys, at * eks, DIM, PAD)
-            v = load_rows(extra_values, at * evs, VALUE_DIM, VALUE_PAD)
+            place = tl.minimum(token, extras - 1).to(tl.int64)
+            k = load_rows(extra_keys, place * eks, DIM, PAD)
+            v = load_rows(extra_values, place * evs, VALUE_DIM, VALUE_PAD)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
             products = tl.dot(g, tl.trans(v), input_precision=PRECISION)
             slope = _slope(scores, 1.0, level, mean, products)[1]

@@ -46,6 +46,8 @@ class Size(NamedTuple):
 # Boxes of at most this many columns go through one softmax without a running maximum.
 SINGLE_COLUMNS = 256
 FEW_BOXES = 4
+# Most elements of such a box of keys; it and its values take 64 KiB of shared memory.
+SINGLE_ELEMENTS = 256 * 64
 SMALL_ROWS = (Size(16, 0, 1, 1), Size(64, 0, 4, 1))
 
 
@@ -64,7 +66,8 @@ def three_axes(axes: tuple[Axis, ...]) -> tuple[Axis, Axis, Axis]:
 def forward(problem: Problem) -> Shape:
     """Tiles of queries against boxes of keys, for attention."""
     width = max(padded(problem.dim), padded(problem.value_dim))
-    single = list(_single(problem, width))
+    # The exact products of float32 keep too much in registers for boxes of this size.
+    single = [] if problem.dtype == "float32" else list(_single(problem, width))
     if single:
         return min(single)[1]
     return _loop(problem, _sizes(problem, width, FORWARD), inverse=False)
@@ -72,7 +75,7 @@ def forward(problem: Problem) -> Shape:
 
 @lru_cache(4096)
 def query_gradient(problem: Problem) -> Shape:
-    """Tiles of queries against boxes of keys, for the gradient of the query and of the bias."""
+    """Tiles of queries against boxes of keys, for the gradient of the query."""
     width = max(padded(problem.dim), padded(problem.value_dim))
     return _loop(problem, _sizes(problem, width, BACKWARD), inverse=False)
 
@@ -81,7 +84,14 @@ def query_gradient(problem: Problem) -> Shape:
 def key_gradient(problem: Problem) -> Shape:
     """Tiles of keys against boxes of queries, for the gradients of key and value."""
     width = max(padded(problem.dim), padded(problem.value_dim))
-    return _loop(problem, _sizes(problem, width, BACKWARD), inverse=True)
+    return _loop(problem, _sizes(problem, width, BACKWARD_KEY), inverse=True)
+
+
+@lru_cache(4096)
+def bias_gradient(problem: Problem) -> Shape:
+    """Tiles of queries against boxes of keys, for the gradient of the bias: it sums every score."""
+    width = max(padded(problem.dim), padded(problem.value_dim))
+    return _loop(problem, _sizes(problem, width, BACKWARD_KEY), inverse=False)
 
 
 @lru_cache(4096)
@@ -116,8 +126,8 @@ FORWARD = {
         256: (Size(64, 32, 4, 2),),
     },
     "float32": {
-        64: (Size(64, 32, 4, 2), Size(16, 32, 1, 1)),
-        128: (Size(32, 32, 4, 1),),
+        64: (Size(64, 32, 4, 2), Size(32, 32, 4, 1)),
+        128: (Size(32, 16, 4, 1),),
         256: (Size(16, 16, 4, 1),),
     },
 }
@@ -128,14 +138,22 @@ BACKWARD = {
         256: (Size(32, 32, 4, 1),),
     },
     "float32": {
-        64: (Size(32, 32, 4, 1), Size(16, 32, 1, 1)),
+        64: (Size(32, 32, 4, 1), Size(16, 16, 2, 1)),
         128: (Size(32, 16, 4, 1),),
         256: (Size(16, 16, 4, 1),),
     },
 }
+BACKWARD_KEY = {
+    "short": {
+        64: (Size(64, 64, 4, 2), Size(16, 64, 1, 1)),
+        128: (Size(64, 32, 4, 2), Size(16, 32, 1, 1)),
+        256: (Size(32, 32, 8, 1),),
+    },
+    "float32": BACKWARD["float32"],
+}
 EXTRA = {
     "short": {128: (Size(16, 64, 4, 2),), 256: (Size(16, 32, 4, 1),)},
-    "float32": {128: (Size(16, 32, 4, 1),), 256: (Size(16, 16, 4, 1),)},
+    "float32": {64: (Size(16, 32, 4, 1),), 128: (Size(16, 16, 4, 1),), 256: (Size(16, 16, 4, 1),)},
 }
 
 
@@ -152,12 +170,14 @@ def _cost(tiles: int, visited: float, rows: int, columns: int) -> float:
 def _single(problem: Problem, width: int) -> Iterator[tuple[float, Shape]]:
     """Candidates in which one box of columns holds all that a tile sees, with their costs."""
     axes = three_axes(problem.axes)
-    limit = SINGLE_COLUMNS if problem.dtype != "float32" else SINGLE_COLUMNS // 2
+    # Gathering a bias and a second loop take registers too.
+    share = 2 if problem.bias or problem.extra else 1
+    most, registers = SINGLE_COLUMNS // share, SINGLE_ELEMENTS // 2 // share
     for size in SMALL_ROWS:
         for rows in tiling.boxes(size.rows, 3, [axis.outputs for axis in axes]):
             columns = tuple(map(reach, axes, rows))
             count = max(16, 1 << (prod(columns) - 1).bit_length())
-            if count > limit or count * width > limit * 64:
+            if count > most or count * width > min(size.warps * registers, SINGLE_ELEMENTS):
                 continue
             even = tuple(1 << (extent - 1).bit_length() for extent in columns)
             # Coordinates in a box of uneven sides cost divisions.

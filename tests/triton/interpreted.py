@@ -1,0 +1,137 @@
+"""Every portable kernel against the oracle, in Triton's interpreter: needs TRITON_INTERPRET=1."""
+
+import sys
+from dataclasses import replace
+
+import hypothesis
+import torch
+from hypothesis import strategies as st
+
+from tests import budget, oracle
+from tests.torch import problems as make
+from vicinal import Axis, Problem, catalog
+from vicinal.torch.backends.base import Operands
+from vicinal.torch.backends.triton import TRITON
+
+
+def sampled(problem):
+    return (slice(None), *(slice(None, None, axis.output_stride) for axis in problem.axes))
+
+
+def operands(problem, seed):
+    """Operands of the public function, and as a backend gets them, none of them contiguous."""
+    tensors = make.operands(problem, seed, gradients=False)
+    strided = {name: torch.stack([x, x], -2)[..., 0, :] for name, x in tensors.items()}
+    strided["query"] = strided["query"][sampled(problem)]
+    return tensors, Operands(**strided)
+
+
+def noise(shape, seed, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def check_attend(problem, seed=0, scale=0.3):
+    tensors, given = operands(problem, seed)
+    out, lse = TRITON.attend(problem, given, scale)
+    grad_out, grad_lse = noise(out.shape, seed + 1, out.dtype), noise(lse.shape, seed + 2)
+    grads = TRITON.attend_back(problem, given, out, lse, grad_out, grad_lse, scale, (True,) * 6)
+    exact = make.exact(problem, tensors, scale, make.array(grad_out), make.array(grad_lse))
+    rounded = problem.dtype != "float32"
+    budget.check("out", make.array(out), exact.out, problem.dtype, rounded)
+    budget.check("lse", make.array(lse), exact.lse, "float32")
+    for name, grad in grads._asdict().items():
+        if name not in tensors:
+            assert grad is None
+            continue
+        wanted = getattr(exact, name)
+        wanted = wanted[sampled(problem)] if name == "query" else wanted
+        budget.check(name, make.array(grad), wanted, problem.dtype, rounded)
+
+
+def check_walks(problem, seed=0, scale=0.3):
+    tensors, given = operands(problem, seed)
+    win = oracle.window(problem.rank, **make.window(problem))
+    rounded = problem.dtype != "float32"
+    bias = None if given.bias is None else make.array(given.bias)
+    walk = replace(problem, operation="dot", extra=0)
+    weights = TRITON.dot(walk, given.query, given.key, given.bias, scale, -3.0)
+    exact = oracle.dot(
+        make.array(tensors["query"])[sampled(problem)], make.array(given.key), win, scale, bias, -3.0
+    )
+    budget.check("dot", make.array(weights), exact, problem.dtype, rounded)
+    walk = replace(walk, operation="mix", dim=problem.value_dim, bias=False)
+    # A slot without a key is never read: its NaN reaches no result.
+    holes = make.array(weights) == -3.0
+    poisoned = weights.masked_fill(torch.from_numpy(holes), float("nan"))
+    clean = make.array(weights.masked_fill(torch.from_numpy(holes), 0.0))
+    mixed = TRITON.mix(walk, poisoned, given.value)
+    exact = oracle.mix(clean, make.array(given.value), win)
+    budget.check("mix", make.array(mixed), exact, problem.dtype, rounded)
+    x = noise((*given.query.shape[:-1], problem.value_dim), seed + 3, given.query.dtype)
+    back = TRITON.mix_back(replace(walk, operation="mix_back"), poisoned, x)
+    exact = oracle.mix_back(clean, make.array(x), problem.lengths, problem.kv_heads, win)
+    budget.check("mix_back", make.array(back), exact, problem.dtype, rounded)
+
+
+@st.composite
+def any_axis(draw, longest):
+    length = draw(st.integers(1, longest))
+    size = draw(st.integers(1, length))
+    return Axis(
+        length,
+        size,
+        draw(st.integers(1, size)),
+        draw(st.integers(1, length // size)),
+        draw(st.booleans()),
+        draw(st.integers(1, 3)),
+    )
+
+
+@st.composite
+def any_problem(draw):
+    rank = draw(st.integers(1, 3))
+    axes = tuple(draw(any_axis((18, 6, 3)[rank - 1])) for _ in range(rank))
+    kv_heads = draw(st.integers(1, 2))
+    return Problem(
+        axes,
+        batch=draw(st.integers(1, 2)),
+        heads=kv_heads * draw(st.integers(1, 2)),
+        kv_heads=kv_heads,
+        dim=draw(st.integers(1, 20)),
+        value_dim=draw(st.integers(1, 20)),
+        dtype=draw(st.sampled_from(["float32", "float16"])),
+        bias=draw(st.booleans()),
+        extra=draw(st.sampled_from([0, 1, 19])),
+        gradients=True,
+    )
+
+
+def check(name):
+    # The interpreter multiplies no bfloat16, and Triton has no float64 products.
+    problem = replace(catalog.named(name).problem, gradients=True)
+    check_attend(problem)
+    check_walks(problem)
+
+
+def check_any(count):
+    @hypothesis.settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(any_problem(), st.integers(0, 99), st.sampled_from([0.3, 0.0, -0.7]))
+    def test(problem, seed, scale):
+        hypothesis.note(str(problem))
+        check_attend(problem, seed, scale)
+        check_walks(problem, seed, scale)
+
+    test()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "any":
+        check_any(int(sys.argv[2]))
+    for case in sys.argv[1:] if sys.argv[1] != "any" else ():
+        check(case)

@@ -1,0 +1,153 @@
+"""Compile the portable kernels for a GPU that need not be here; prints what each uses as a JSON line.
+
+python -m tests.triton.offline cuda:90 short
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from vicinal import Axis, Problem
+from vicinal.triton import attention, split
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+MATRIX = r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA)\b|v_mfma_\w+|v_dot\w+"
+
+
+class AbsentDevice:
+    """Stands in for Triton's driver: it knows what to compile for, and launches nothing."""
+
+    launcher_cls = None
+
+    def __init__(self, target):
+        self.target = target
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=0):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+
+def problems(kind):
+    """Problems whose kernels are all that ships: loops and single boxes, head dims, options."""
+    plane, small = Axis(64, 33), Axis(56, 7)
+    dtypes = {"short": ("bfloat16",), "float32": ("float32",)}[kind]
+    for dtype, dim in product(dtypes, (32, 64, 128, 256)):
+        for axis, axes in (("loop", (plane, plane)), ("single", (small, small))):
+            yield f"{axis}-{dtype}-{dim}", problem(axes, dim, dtype)
+    dtype = dtypes[0]
+    yield f"padded-{dtype}-80", problem((plane, plane), 80, dtype, value_dim=48)
+    yield f"cube-{dtype}-32", problem((Axis(32, 3),) * 3, 32, dtype)
+    hard = Axis(65, 5, 2, 3, True, 2)
+    yield f"options-{dtype}-64", problem((hard, Axis(64, 8)), 64, dtype, bias=True, extra=5, kv_heads=2)
+    yield f"options-{dtype}-128", problem((hard, plane), 128, dtype, bias=True, extra=5, kv_heads=2)
+
+
+def problem(axes, dim, dtype, **options):
+    options = {"value_dim": dim, "kv_heads": 4, **options}
+    return Problem(axes, batch=2, heads=4, dim=dim, dtype=dtype, device="cuda", gradients=True, **options)
+
+
+def contiguous(*shape):
+    strides = [1]
+    for extent in shape[:0:-1]:
+        strides.insert(0, strides[0] * extent)
+    return tuple(strides)
+
+
+def launches(p):
+    """Every kernel of a problem, with the dtypes of its tensors."""
+    element, wide = getattr(torch, p.dtype), torch.float32
+    row = contiguous(p.batch, *p.outputs, p.heads, p.dim)
+    key, value = (contiguous(p.batch, *p.lengths, p.kv_heads, d) for d in (p.dim, p.value_dim))
+    extra = [contiguous(p.batch, p.extra, p.kv_heads, d) if p.extra else () for d in (p.dim, p.value_dim)]
+    out = contiguous(p.batch, *p.outputs, p.heads, p.value_dim)
+    given = (row, key, value, (1,) if p.bias else (), *extra)
+    bias, more = wide if p.bias else None, element if p.extra else None
+    inputs = (element, element, element, bias, more, more)
+    yield "attend", attention._forward(p, 0.1, given), (*inputs, element, wide)
+    back = (*given, out)
+    yield "delta_of", attention._delta(p, out), (element, element, wide, wide)
+    rows = (element, wide, wide, element)
+    yield "query_gradient", attention._query_gradient(p, 0.1, back), (*inputs, *rows)
+    yield "key_gradient", attention._key_gradient(p, 0.1, back), (*inputs[:4], *rows, element)
+    if p.extra:
+        types = (element, element, element, element, wide, wide, wide, wide)
+        yield "extra_gradient", attention._extra_gradient(p, 0.1, back)[0], types
+    if p.bias:
+        scores, tally, _ = attention._bias_gradient_launches(p, 0.1, back, 0)
+        yield "score_gradient", scores, (*inputs[:4], element, wide, wide, wide)
+        yield "tally", tally, (wide, wide)
+    plain = replace(p, extra=0)
+    yield (
+        "dot",
+        split._launch(replace(plain, operation="dot"), 0.1, row, key),
+        (element, element, bias, element),
+    )
+    plain = replace(plain, bias=False, dim=p.value_dim)
+    yield "mix", split._launch(replace(plain, operation="mix"), None, value), (element,) * 3
+    yield "mix_back", split._launch(replace(plain, operation="mix_back"), None, out), (element,) * 3
+
+
+def measure(compiled, target):
+    """Registers, bytes spilled a thread, shared memory and matrix instructions."""
+    shared = compiled.metadata.shared
+    if target.backend == "hip":
+        code = compiled.asm["amdgcn"]
+        spilled = sum(map(int, re.findall(r"\.(?:vgpr|sgpr)_spill_count:\s*(\d+)", code)))
+        registers = max(map(int, re.findall(r"\.vgpr_count:\s*(\d+)", code)))
+        return {"registers": registers, "spilled": spilled, "shared": shared, "matrix": count(code)}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        code, usage = (tool(option, file.name) for option in ("-sass", "--dump-resource-usage"))
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, usage
+    spilled = len(re.findall(r"\bSTL", code)) * 4
+    return {"registers": int(found[1]), "spilled": spilled, "shared": shared, "matrix": count(code)}
+
+
+def count(code):
+    return len(re.findall(MATRIX, code))
+
+
+def tool(option, file):
+    return subprocess.run(
+        [TOOLS / "cuobjdump", option, file], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def main(target, kind, *names):
+    backend, arch = target.split(":")
+    found = GPUTarget(backend, int(arch) if backend == "cuda" else arch, 32 if backend == "cuda" else 64)
+    driver.set_active(AbsentDevice(found))
+    for name, p in problems(kind):
+        for kernel, launch, dtypes in launches(p):
+            if names and not any(wanted in f"{name}/{kernel}" for wanted in names):
+                continue
+            tensors = [None if dtype is None else torch.empty(16, dtype=dtype) for dtype in dtypes]
+            print(
+                json.dumps({"name": f"{name}/{kernel}", **measure(launch.warmup(*tensors), found)}),
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
