@@ -1,0 +1,166 @@
+"""Attention of tiles of queries on boxes of keys, some units at a time.
+
+Pieces of work run one after another, each waiting for the one before, so that what they need lives once.
+Scores are in units of log 2.
+"""
+
+import sys
+from math import e, log, log2
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from ..problem import Problem
+from . import layout, tiles
+from .layout import Layout
+from .operands import Operands, wide
+
+# Bytes of a piece of work: what does not fit the caches is slower, and over 32 MiB comes as fresh pages.
+BUDGET = 1 << 24
+
+# Powers below 2 ** LEAST count as zero, which spares the slow subnormal numbers.
+LEAST = -100.0
+
+
+class Piece(NamedTuple):
+    """Volumes, and of each the units, that are worked on together."""
+
+    volumes: slice
+    units: slice
+
+    @property
+    def extent(self) -> int:
+        return self.volumes.stop - self.volumes.start
+
+    def of(self, x: mx.array, found: Layout) -> mx.array:
+        """Its part of `[units of all volumes, ...]`."""
+        start = self.volumes.start * found.units + self.units.start
+        stop = (self.volumes.stop - 1) * found.units + self.units.stop
+        return x if stop - start == x.shape[0] else x[start:stop]
+
+
+class Work:
+    """One call cut into tiles: its operands as rows, tokens and additions to the scores."""
+
+    def __init__(self, problem: Problem, operands: Operands, scale: float, gradients: bool) -> None:
+        self.problem = problem
+        self.layout = layout.layout(problem.axes, tiles.rows(problem, gradients), problem.bias)
+        self.gradients = gradients
+        self.volumes = problem.batch * problem.kv_heads
+        self.group = problem.heads // problem.kv_heads
+        self.query = self.rows(wide(operands.query) * (scale * log2(e)))
+        self.key, self.value = (layout.tokens(wide(x)) for x in (operands.key, operands.value))
+        self.extra_key, self.extra_value = map(self._extra, operands[4:])
+        bias = None if operands.bias is None else wide(operands.bias) * log2(e)
+        self.added = layout.added(self.layout, bias)
+        self.firsts = None if self.layout.whole else layout.firsts(self.layout, self.volumes)
+
+    def rows(self, x: mx.array) -> mx.array:
+        """`[batch, *outputs, heads, width]` as `[units, tiles, group * rows, width]`."""
+        return layout.rows(self.layout, x, self.problem.kv_heads)
+
+    def unrows(self, parts: list[mx.array]) -> mx.array:
+        """The way back, of the parts that the pieces found."""
+        return layout.unrows(self.layout, together(parts), self.problem)
+
+    def pieces(self) -> list[list[Piece]]:
+        """All work, cut to the budget: lists of pieces of the same volumes."""
+        problem, found = self.problem, self.layout
+        rows = self.group * found.rows
+        scores = rows * (found.columns + problem.extra) * (4 if self.gradients else 2)
+        boxes = found.columns * (problem.dim + problem.value_dim) * (4 if self.gradients else 1)
+        most = max(BUDGET // (4 * found.tiles * (scores + boxes)), 1)
+        if most >= found.units:
+            step, every = most // found.units, slice(0, found.units)
+            starts = range(0, self.volumes, step)
+            return [[Piece(slice(start, min(start + step, self.volumes)), every)] for start in starts]
+        units = [slice(start, min(start + most, found.units)) for start in range(0, found.units, most)]
+        return [[Piece(slice(volume, volume + 1), some) for some in units] for volume in range(self.volumes)]
+
+    def boxes(self, piece: Piece) -> tuple[mx.array, mx.array]:
+        """Keys and values of every tile, `[units, tiles, columns, width]`."""
+        if self.firsts is None:
+            both = (x.reshape(self.volumes, 1, -1, x.shape[-1]) for x in (self.key, self.value))
+            key, value = (piece.of(x, self.layout) for x in both)
+            return key, value
+        index = layout.columns(self.layout, piece.of(self.firsts, self.layout))
+        return mx.take(self.key, index, axis=0), mx.take(self.value, index, axis=0)
+
+    def scores(self, piece: Piece, query: mx.array, key: mx.array) -> mx.array:
+        """`[units, tiles, group * rows, columns]`, far below zero where a row does not see a column."""
+        scores = query @ key.swapaxes(-1, -2)
+        if self.added is None:
+            return scores
+        index = layout.kinds(self.layout, piece.units)
+        if self.added.shape[0] > 1:
+            heads = mx.arange(piece.volumes.start, piece.volumes.stop)[:, None] % self.problem.kv_heads
+            heads = heads * self.group + mx.arange(self.group)
+            index = index + heads.reshape(-1, 1, 1, self.group) * self.added.shape[1]
+        added = mx.take(self.added.flatten(0, 1), index, axis=0)
+        apart = scores.reshape(piece.extent, -1, *scores.shape[1:2], self.group, added.shape[-1])
+        return (apart + added).reshape(scores.shape)
+
+    def extra_scores(self, piece: Piece, query: mx.array) -> mx.array | None:
+        """`[units, tiles, group * rows, extra]`."""
+        return self.with_extra(piece, query, self.extra_key, True)
+
+    def with_extra(
+        self, piece: Piece, rows: mx.array, extra: mx.array | None, transposed: bool
+    ) -> mx.array | None:
+        """Products of all rows with the additional tokens of their volume."""
+        if extra is None:
+            return None
+        mine = extra[piece.volumes]
+        flat = rows.reshape(piece.extent, -1, rows.shape[-1])
+        return (flat @ (mine.swapaxes(-1, -2) if transposed else mine)).reshape(*rows.shape[:-1], -1)
+
+    def _extra(self, x: mx.array | None) -> mx.array | None:
+        """`[batch, extra, kv_heads, width]` as `[volumes, extra, width]`."""
+        return None if x is None else wide(x).swapaxes(1, 2).flatten(0, 1)
+
+
+def attend(problem: Problem, operands: Operands, scale: float) -> tuple[mx.array, mx.array]:
+    """Output and log-sum-exp."""
+    work = Work(problem, operands, scale, False)
+    outs, lses = [], []
+    for piece in (piece for some in work.pieces() for piece in some):
+        (query,) = after(outs[-1:], piece.of(work.query, work.layout))
+        out, lse = _attend(work, piece, query)
+        outs.append(out)
+        lses.append(lse)
+    out = work.unrows(outs).astype(operands.query.dtype)
+    return out, work.unrows(lses)[..., 0] * log(2)
+
+
+def _attend(work: Work, piece: Piece, query: mx.array) -> tuple[mx.array, mx.array]:
+    key, value = work.boxes(piece)
+    scores = work.scores(piece, query, key)
+    extra = work.extra_scores(piece, query)
+    top = scores.max(-1, keepdims=True)
+    if extra is not None:
+        top = mx.maximum(top, extra.max(-1, keepdims=True))
+    weights = powers(scores - top)
+    total, out = weights.sum(-1, keepdims=True), weights @ value
+    if extra is not None:
+        weights = powers(extra - top)
+        total = total + weights.sum(-1, keepdims=True)
+        out = out + work.with_extra(piece, weights, work.extra_value, False)
+    return out / total, top + mx.log2(total)
+
+
+def after(done: list[mx.array], *given: mx.array) -> list[mx.array]:
+    """`given`, once `done` is."""
+    return mx.depends(list(given), done) if done else list(given)
+
+
+def together(parts: list[mx.array]) -> mx.array:
+    """Parts along the first axis."""
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+
+def powers(x: mx.array) -> mx.array:
+    """`2 ** x`, and exactly zero from `2 ** LEAST` down."""
+    x = mx.maximum(x, LEAST)
+    # Off Apple's libraries `exp` takes almost three times as long as a power.
+    found = mx.power(2.0, x) if sys.platform == "linux" else mx.exp(x * log(2))
+    return found - 2.0**LEAST

@@ -1,0 +1,108 @@
+"""Gradients of attention of tiles of queries on boxes of keys, some units at a time."""
+
+from functools import reduce
+from itertools import zip_longest
+from math import e, log, log2
+
+import mlx.core as mx
+
+from ..problem import Problem
+from . import layout
+from .blocks import Piece, Work, after, powers, together
+from .operands import Operands, wide
+
+
+def attend_back(
+    problem: Problem,
+    operands: Operands,
+    out: mx.array,
+    lse: mx.array,
+    grad_out: mx.array,
+    grad_lse: mx.array,
+    scale: float,
+) -> Operands:
+    """Gradients of every operand."""
+    work = Work(problem, operands, scale, True)
+    grad_out = wide(grad_out)
+    delta = (grad_out * wide(out)).sum(-1, keepdims=True) - wide(grad_lse)[..., None]
+    per_row = [work.query, work.rows(lse[..., None] * log2(e)), work.rows(delta), work.rows(grad_out)]
+    grads = _Grads(work)
+    done: list[mx.array] = []
+    for some in work.pieces():
+        for piece in some:
+            given = after(done, *(piece.of(x, work.layout) for x in per_row))
+            done = grads.add(piece, *given)
+        grads.close()
+    return grads.result(operands, scale)
+
+
+class _Grads:
+    """Gradients as the pieces come in; all but the query's are added up volume by volume."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.query: list[mx.array] = []
+        self.pieces: list[list[mx.array]] = []
+        self.volumes: list[list[mx.array]] = []
+
+    def add(
+        self, piece: Piece, query: mx.array, lse: mx.array, delta: mx.array, grad_out: mx.array
+    ) -> list[mx.array]:
+        """Take one piece; what comes back is done when the piece is."""
+        work = self.work
+        key, value = work.boxes(piece)
+        weights = powers(work.scores(piece, query, key) - lse)
+        slope = weights * (grad_out @ value.swapaxes(-1, -2) - delta)
+        grad_query = slope @ key
+        pairs = ((slope, query), (weights, grad_out))
+        found = [layout.fold_rest(work.layout, x.swapaxes(-1, -2) @ rows) for x, rows in pairs]
+        if work.added is not None and work.problem.bias:
+            apart = slope.reshape(
+                piece.extent, -1, slope.shape[1], work.group, work.layout.rows, slope.shape[-1]
+            )
+            found.append(layout.per_kind(work.layout, apart, piece.units))
+        if work.extra_key is not None:
+            weights = powers(work.with_extra(piece, query, work.extra_key, True) - lse)
+            slope = weights * (work.with_extra(piece, grad_out, work.extra_value, True) - delta)
+            grad_query = grad_query + work.with_extra(piece, slope, work.extra_key, False)
+            pairs = ((slope, query), (weights, grad_out))
+            found += [_of_volumes(piece, x).swapaxes(-1, -2) @ _of_volumes(piece, rows) for x, rows in pairs]
+        self.query.append(grad_query)
+        self.pieces.append(found)
+        return [grad_query, *found]
+
+    def close(self) -> None:
+        """The volumes of the pieces since the last time are complete."""
+        boxes, sums = 2, list(zip(*self.pieces, strict=True))
+        found = [layout.fold_first(self.work.layout, together(list(parts))) for parts in sums[:boxes]]
+        found += [reduce(mx.add, parts) for parts in sums[boxes:]]
+        self.volumes.append(found)
+        self.pieces = []
+
+    def result(self, operands: Operands, scale: float) -> Operands:
+        """Gradients in the shapes and dtypes of the operands."""
+        work, problem = self.work, self.work.problem
+        key, value, *rest = (together(list(parts)) for parts in zip(*self.volumes, strict=True))
+        bias = layout.bias_gradient(work.layout, rest.pop(0), problem.heads) if problem.bias else None
+        extra = (
+            x.reshape(problem.batch, problem.kv_heads, *x.shape[1:]).swapaxes(1, 2) * factor
+            for x, factor in zip(rest, (log(2), 1.0), strict=False)
+        )
+        found = (
+            work.unrows(self.query) * scale,
+            layout.untokens(key, problem) * log(2),
+            layout.untokens(value, problem),
+            bias,
+            *extra,
+        )
+        return Operands(
+            *(
+                None if x is None or grad is None else grad.astype(x.dtype)
+                for grad, x in zip_longest(found, operands)
+            )
+        )
+
+
+def _of_volumes(piece: Piece, x: mx.array) -> mx.array:
+    """`[units, tiles, rows, width]` as `[volumes, all rows, width]`."""
+    return x.reshape(piece.extent, -1, x.shape[-1])

@@ -1,0 +1,14 @@
+"""Which backends can run a problem."""
+
+from ..problem import Problem
+
+
+def refusals(problem: Problem) -> dict[str, str | None]:
+    """Every backend, in order of preference, with why it cannot run `problem` here; None if it can.
+
+    The first with None is the one that runs. Nothing is computed.
+    """
+    # Here, because `import vicinal.mlx` loads no backend.
+    from .backends import BACKENDS
+
+    return {backend.name: backend.refusal(problem) for backend in BACKENDS}
