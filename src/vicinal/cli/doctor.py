@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> int:
     lines = {"vicinal": __version__, "python": sys.version.split()[0], "platform": platform.platform()}
     found = {package: _version(package) for packages in EXTRAS.values() for package in packages}
     lines |= {package: number or "not installed" for package, number in found.items()}
-    if found["torch"] is not None:
-        lines |= _torch_devices()
+    for package, devices in DEVICES.items():
+        lines |= devices() if found[package] is not None else {}
     lines |= {name: value for name, value in os.environ.items() if name.startswith("VICINAL_")}
     for extra, packages in EXTRAS.items():
         missing = [package for package in packages if found[package] is None]
@@ -59,3 +59,6 @@ def _torch_devices() -> dict[str, str]:
     if torch.backends.mps.is_available():
         devices["mps"] = f"available, {platform.machine()}"
     return devices
+
+
+DEVICES = {"torch": _torch_devices}

@@ -1,14 +1,12 @@
 """Which backends can run a problem."""
 
 from ..problem import Problem
+from .backends import BACKENDS
 
 
 def refusals(problem: Problem) -> dict[str, str | None]:
-    """Every backend, in order of preference, with why it cannot run `problem` on this machine; None if it can.
+    """Every backend, in order of preference, and why it cannot run `problem` on this machine, or None.
 
     The first with None is the one that runs. Nothing is computed.
     """
-    # Here, because `import vicinal.torch` loads no backend.
-    from .backends import BACKENDS
-
     return {backend.name: backend.refusal(problem) for backend in BACKENDS}
