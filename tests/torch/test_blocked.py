@@ -1,5 +1,7 @@
 """The `blocked` backend against the oracle, through the backend protocol."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 
 from tests import budget, oracle
 from tests.torch.problems import array, problems, window
-from vicinal import catalog
+from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import plan
+from vicinal.torch.strips import arena, plan
 
 ALL = (True,) * 6
 FIELDS = Operands._fields
@@ -152,3 +154,204 @@ def tight(request, monkeypatch):
 def test_small_budgets_change_nothing(tight, problem):
     check(problem)
     check_walks(problem)
+
+
+def flat(out, lse, grads):
+    return [x for x in (out, lse, *grads) if x is not None]
+
+
+def equal(one, other):
+    return len(one) == len(other) and all(map(torch.equal, one, other))
+
+
+BITWISE = (
+    Problem((Axis(300, 33),), heads=2, kv_heads=2, dim=8, value_dim=8),
+    Problem((Axis(40, 7), Axis(33, 5, dilation=2)), 2, 4, 2, 16, 16, bias=True, extra=3),
+    Problem((Axis(12, 5), Axis(13, 3), Axis(14, 7)), 1, 2, 2, 8, 12, "bfloat16"),
+    Problem((Axis(3000, 2501),), heads=1, kv_heads=1, dim=64, value_dim=64),
+)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads; the number before comes back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("problem", BITWISE, ids=str)
+def test_bits_do_not_depend_on_run_or_threads(problem, threads, monkeypatch):
+    monkeypatch.setattr(plan, "CHUNK", 50_000)
+    _, operands = make(problem)
+    results = []
+    for count in (1, 1, 2, 3, 4):
+        threads(count)
+        results.append(flat(*run(problem, operands)[:3]))
+    assert all(equal(results[0], other) for other in results[1:])
+
+
+def test_python_threads_do_not_share_scratch():
+    problem = Problem((Axis(30, 7), Axis(31, 5)), 1, 2, 2, 8, 8)
+    inputs = [make(problem, seed)[1] for seed in range(4)]
+    alone = [flat(*run(problem, operands)[:3]) for operands in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: flat(*run(problem, inputs[i % 4])[:3]), range(40)))
+    assert all(equal(alone[i % 4], found) for i, found in enumerate(together))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_computes_the_same(threads):
+    threads(1)
+    problem = Problem((Axis(30, 7), Axis(31, 5)), 1, 2, 2, 8, 8)
+    _, operands = make(problem)
+    before = flat(*run(problem, operands)[:3])
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if equal(before, flat(*run(problem, operands)[:3])) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert equal(before, flat(*run(problem, operands)[:3]))
+
+
+def test_results_are_not_scratch():
+    problem = Problem((Axis(20, 5),), 1, 2, 2, 4, 4)
+    first = flat(*run(problem, make(problem, 0)[1])[:3])
+    kept = [x.clone() for x in first]
+    run(problem, make(problem, 1)[1])
+    assert equal(first, kept)
+    assert all(x.is_contiguous() and not x.requires_grad for x in first)
+
+
+def test_inference_mode_leaves_nothing_behind():
+    arena.clear()
+    problem = Problem((Axis(19, 5, dilation=2), Axis(11, 3)), 1, 2, 2, 4, 4)
+    plan.parts.cache_clear()
+    _, operands = make(problem)
+    with torch.inference_mode():
+        BLOCKED.attend(problem, operands, 0.4)
+    check(problem)
+
+
+@pytest.mark.parametrize("missing", range(6), ids=FIELDS)
+@pytest.mark.parametrize("alone", [False, True], ids=["all but", "only"])
+def test_gradients_that_are_not_needed_are_none(missing, alone):
+    problem = Problem((Axis(13, 5), Axis(9, 4)), 2, 4, 2, 6, 5, bias=True, extra=3)
+    _, operands = make(problem)
+    needs = tuple((place == missing) == alone for place in range(6))
+    every = run(problem, operands)[2]
+    some = run(problem, operands, needs=needs)[2]
+    for need, grad, whole in zip(needs, some, every, strict=True):
+        assert grad is None if not need else torch.equal(grad, whole)
+
+
+@pytest.mark.parametrize("lone", ["out", "lse"])
+def test_one_cotangent_may_be_missing(lone):
+    problem = Problem((Axis(13, 5),), 2, 2, 1, 6, 5, "float64", bias=True, extra=2)
+    _, operands = make(problem)
+    out, lse = BLOCKED.attend(problem, operands, 0.4)
+    grads = cotangents(out, lse)
+    keep = [grad if name == lone else None for name, grad in zip(("out", "lse"), grads, strict=True)]
+    zero = [grad if name == lone else grad * 0 for name, grad in zip(("out", "lse"), grads, strict=True)]
+    some = BLOCKED.attend_back(problem, operands, out, lse, *keep, 0.4, ALL)
+    every = BLOCKED.attend_back(problem, operands, out, lse, *zero, 0.4, ALL)
+    assert all(map(torch.allclose, some, every))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
+def test_any_strides(layout):
+    problem = Problem((Axis(13, 5, dilation=2), Axis(9, 4)), 2, 4, 2, 6, 6)
+    _, operands = make(problem)
+
+    def restride(x):
+        if x is None:
+            return None
+        if layout == "transposed":
+            return x.transpose(1, -1).contiguous().transpose(1, -1)
+        if layout == "sliced":
+            wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), float("nan"))
+            wide[..., ::2] = x
+            return wide[..., ::2]
+        return x[:1].expand(x.shape)
+
+    strided = Operands(*map(restride, operands))
+    plain = Operands(*(None if x is None else x.contiguous() for x in strided))
+    assert equal(flat(*run(problem, strided)[:3]), flat(*run(problem, plain)[:3]))
+
+
+@pytest.mark.parametrize(("batch", "heads"), [(0, 2), (2, 0)])
+def test_nothing_in_nothing_out(batch, heads):
+    problem = Problem((Axis(9, 3), Axis(7, 5)), batch, heads, heads, 4, 6, bias=True, extra=2)
+    _, operands = make(problem)
+    out, lse, grads, *_ = run(problem, operands)
+    assert (out.shape, lse.shape) == ((batch, 9, 7, heads, 6), (batch, 9, 7, heads))
+    for grad, operand in zip(grads, operands, strict=True):
+        assert grad.shape == operand.shape
+        assert not grad.any()
+
+
+def test_a_nan_reaches_no_further_than_the_tiles_that_read_it():
+    problem = Problem((Axis(64, 3), Axis(64, 3)), 1, 1, 1, 4, 4)
+    _, operands = make(problem)
+    clean = BLOCKED.attend(problem, operands, 0.4)[0]
+    operands.key[0, 20, 30] = float("nan")
+    found = BLOCKED.attend(problem, operands, 0.4)[0]
+    hit = found.isnan().any(-1)[0, :, :, 0]
+    assert hit[19:22, 29:32].all()
+    rows, columns = hit.nonzero().unbind(1)
+    tile = plan.parts(problem)[0].tile
+    assert rows.min() >= 19 - tile[0]
+    assert rows.max() <= 21 + tile[0]
+    assert columns.min() >= 29 - tile[1]
+    assert columns.max() <= 31 + tile[1]
+    assert torch.equal(found[~found.isnan()], clean[~found.isnan()])
+
+
+def test_large_scores_do_not_overflow():
+    problem = Problem((Axis(40, 7),), 1, 1, 1, 8, 8)
+    query, operands = make(problem)
+    large = operands._replace(query=operands.query * 300, value=operands.value * 1e30)
+    out, lse = BLOCKED.attend(problem, large, 1.0)
+    win = oracle.window(1, 7)
+    answer = oracle.attend(array(query) * 300, array(large.key), array(large.value), win, 1.0)
+    budget.check("out", array(out), answer.out, "float32")
+    budget.check("lse", array(lse), answer.lse, "float32")
+
+
+MEGA = 1 << 20
+BIG = (
+    Problem((Axis(200_000, 33),), heads=4, kv_heads=4, dim=64, value_dim=64),
+    Problem((Axis(256, 13), Axis(512, 13)), heads=2, kv_heads=2, dim=64, value_dim=64),
+    Problem((Axis(8, 5), Axis(96, 7), Axis(96, 7)), heads=2, kv_heads=2, dim=64, value_dim=64),
+    Problem((Axis(65536, 60001, stride=60001),), heads=1, kv_heads=1, dim=64, value_dim=64),
+    Problem((Axis(512, 401, stride=401), Axis(256, 201, stride=201)), heads=1, kv_heads=1),
+)
+
+
+WORK = [(problem, operation) for problem in BIG for operation in ("attend", "attend_back")] + [
+    (problem, operation) for problem in BIG[:3] for operation in ("dot", "mix", "mix_back")
+]
+
+
+@pytest.mark.parametrize(("problem", "operation"), WORK, ids=str)
+def test_a_plan_takes_at_most_64_mib(problem, operation):
+    """Counted from the sizes a pass asks for, without computing anything."""
+    back = operation == "attend_back"
+    problem = replace(problem, operation=operation.removesuffix("_back") if back else operation)
+    for part in plan.parts(problem, back):
+        per = plan.load(problem, back)
+        work = part.measure(0, 0, 0)
+        slots = work.strips * work.length * part.width * (per.slot + per.width)
+        need = 4 * (slots + work.boxes * part.rows * per.row)
+        scores = max(plan.CHUNK, 4 * part.rows * len(work.slots) * part.width) * per.scores
+        assert need + scores + plan.TABLE <= 48 * MEGA
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scratch_stays_bounded(dtype):
+    arena.clear()
+    problem = Problem((Axis(6, 3), Axis(40, 7), Axis(48, 7)), 1, 2, 2, 64, 64, dtype)
+    run(problem, make(problem)[1])
+    assert 0 < arena.held() <= 48 * MEGA
+    arena.clear()
+    assert arena.held() == 0

@@ -11,6 +11,12 @@ HELD = 32 << 20
 """Bytes that a thread keeps between calls at most. A pass takes no more than that again."""
 
 
+VECTOR = 64
+"""Elements that PyTorch's loops take at a time divide this."""
+SHARE = 32768
+"""Elements that PyTorch gives a thread at least."""
+
+
 class _Arena(threading.local):
     """One buffer a name and dtype, and the views that earlier calls took of it."""
 
@@ -40,6 +46,27 @@ def take(name: str, shape: tuple[int, ...], like: Like) -> Tensor:
     if view is None:
         view = _arena.views[key] = _view(name, shape, dtype)
     return view
+
+
+def sheet(name: str, shape: tuple[int, ...], like: Like) -> tuple[Tensor, Tensor]:
+    """A tensor like `take`'s, and the flat buffer that it is the start of, for exp2 and log2.
+
+    PyTorch computes what a thread's share has left over after whole vectors by another routine, which rounds
+    differently. The buffer is so long that every share is whole vectors: bits do not depend on threads.
+    """
+    size, workers = prod(shape), torch.get_num_threads()
+    whole = _rounded(size, workers)
+    while True:
+        shares = min(workers, -(-whole // SHARE))
+        if whole % (shares * VECTOR) == 0:
+            break
+        whole = _rounded(whole, shares)
+    buffer = take(name, (whole,), like)
+    return buffer[:size].view(shape), buffer
+
+
+def _rounded(size: int, shares: int) -> int:
+    return -(-size // (shares * VECTOR)) * shares * VECTOR
 
 
 def trim() -> None:

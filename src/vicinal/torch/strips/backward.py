@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Grads, Needs, Operands
-from .arena import Like, take, trim
+from .arena import Like, sheet, take, trim
 from .call import LOG2E, Call, chunk, columns_of, rows_of
 from .gradients import Gradients
 from .layout import accumulate, cut, fold, gather, scatter, strips, tiles
@@ -143,10 +143,11 @@ def _piece(
     for start in range(0, work.boxes, step):
         some = slice(start, min(start + step, work.boxes))
         mine, shape = rows.some(some), (some.stop - start, part.rows, keys.shape[1])
-        weights = take("scores", shape, like)
+        weights, whole = sheet("scores", shape, like)
         mask.fill(weights, start)
         weights.baddbmm_(mine.query, keys[some].mT, alpha=call.scale * LOG2E)
-        torch.exp2(weights.sub_(mine.level), out=weights)
+        weights.sub_(mine.level)
+        torch.exp2(whole, out=whole)
         if sums[1] is not None:
             accumulate(part, work, sums[1], some, weights, mine.pull, 1.0)
         if not grads.slopes:
@@ -175,9 +176,11 @@ def _slopes(rows: _Rows, weights: Tensor, values: Tensor) -> Tensor:
 
 def _extra_weights(call: Call, rows: _Rows, key: Tensor) -> Tensor:
     """`[1, rows, tokens]` weights of additional tokens."""
-    weights = take("scores", (1, rows.query.shape[1], key.shape[1]), call.like)
+    weights, whole = sheet("scores", (1, rows.query.shape[1], key.shape[1]), call.like)
     torch.bmm(rows.query, key.mT, out=weights).mul_(call.scale * LOG2E)
-    return torch.exp2(weights.sub_(rows.level), out=weights)
+    weights.sub_(rows.level)
+    torch.exp2(whole, out=whole)
+    return weights
 
 
 def _extra_delta(call: Call, batch: int, rows: _Rows) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Operands
-from .arena import take, trim
+from .arena import Like, sheet, trim
 from .call import LOG2E, Call, accumulating, chunk, columns_of, rows_of
 from .layout import cut, gather, scatter, tiles
 from .plan import Pass, parts
@@ -35,18 +35,22 @@ class _State:
     def __getitem__(self, some: slice) -> "_State":
         return _State(self.out[some], self.top[some], self.total[some])
 
-    def start(self, scores: Tensor, values: Tensor) -> None:
-        """Take the first keys; `scores` are spent."""
+    def start(self, scores: Tensor, whole: Tensor, values: Tensor) -> None:
+        """Take the first keys. `scores`, the start of the sheet `whole`, are spent."""
         torch.amax(scores, -1, keepdim=True, out=self.top)
-        torch.exp2(scores.sub_(self.top), out=scores)
+        scores.sub_(self.top)
+        torch.exp2(whole, out=whole)
         torch.sum(scores, -1, keepdim=True, out=self.total)
         torch.bmm(scores, values, out=self.out)
 
-    def absorb(self, scores: Tensor, values: Tensor) -> None:
-        """Take more keys; `scores` are spent."""
+    def absorb(self, scores: Tensor, whole: Tensor, values: Tensor) -> None:
+        """Take more keys."""
         top = torch.maximum(self.top, scores.amax(-1, keepdim=True))
-        fade = torch.exp2(self.top - top)
-        torch.exp2(scores.sub_(top), out=scores)
+        fade, faded = sheet("fade", tuple(top.shape), Like(top.dtype, top.device))
+        torch.sub(self.top, top, out=fade)
+        torch.exp2(faded, out=faded)
+        scores.sub_(top)
+        torch.exp2(whole, out=whole)
         self.total.mul_(fade).add_(scores.sum(-1, keepdim=True))
         self.out.mul_(fade).baddbmm_(scores, values)
         self.top.copy_(top)
@@ -57,14 +61,17 @@ def _pass(call: Call, batch: int, slab: int, results: tuple[Tensor, Tensor]) -> 
     columns = columns_of(part, call.key, batch), columns_of(part, call.value, batch)
     work = part.measure(batch, slab, 0)
     queries = gather(part, work, rows_of(part, call.query, batch), "query", like)
-    widths = {"out": call.value.shape[-1], "top": 1, "total": 1}
-    state = _State(*(tiles(part, work, width, name, like) for name, width in widths.items()))
+    total, totals = sheet("total", (work.boxes, part.rows, 1), like)
+    out, top = (
+        tiles(part, work, width, name, like) for name, width in (("out", call.value.shape[-1]), ("top", 1))
+    )
+    state = _State(out, top, total)
     for piece in range(len(part.pieces)):
         _piece(call, batch, part.measure(batch, slab, piece), columns, queries, state)
     _extra(call, batch, queries, state)
-    out, lse = (rows_of(part, x, batch) for x in results)
-    scatter(part, work, state.out.div_(state.total), out)
-    scatter(part, work, torch.log2(state.total, out=state.total).add_(state.top).mul_(1 / LOG2E), lse)
+    scatter(part, work, out.div_(total), rows_of(part, results[0], batch))
+    torch.log2(totals, out=totals)
+    scatter(part, work, total.add_(top).mul_(1 / LOG2E), rows_of(part, results[1], batch))
 
 
 def _piece(
@@ -77,13 +84,13 @@ def _piece(
     step = chunk(part.rows, keys.shape[1], like)
     for start in range(0, work.boxes, step):
         some = slice(start, min(start + step, work.boxes))
-        scores = take("scores", (some.stop - start, part.rows, keys.shape[1]), like)
+        scores, whole = sheet("scores", (some.stop - start, part.rows, keys.shape[1]), like)
         mask.fill(scores, start)
         scores.baddbmm_(queries[some], keys[some].mT, alpha=call.scale * LOG2E)
         if work.slots.start == 0:
-            state[some].start(scores, values[some])
+            state[some].start(scores, whole, values[some])
         else:
-            state[some].absorb(scores, values[some])
+            state[some].absorb(scores, whole, values[some])
 
 
 def _extra(call: Call, batch: int, queries: Tensor, state: _State) -> None:
@@ -92,6 +99,6 @@ def _extra(call: Call, batch: int, queries: Tensor, state: _State) -> None:
     flat = [x.view(1, -1, x.shape[-1]) for x in (queries, state.out, state.top, state.total)]
     for rows, _, (key, value) in call.extra_chunks(batch, flat[0].shape[1]):
         query, *mine = (x[:, rows] for x in flat)
-        scores = take("scores", (1, query.shape[1], key.shape[1]), call.like)
+        scores, whole = sheet("scores", (1, query.shape[1], key.shape[1]), call.like)
         torch.bmm(query, key.mT, out=scores).mul_(call.scale * LOG2E)
-        _State(*mine).absorb(scores, value)
+        _State(*mine).absorb(scores, whole, value)

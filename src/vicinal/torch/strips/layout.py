@@ -6,11 +6,10 @@ are copied.
 """
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import product as combinations
 from math import prod
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .arena import Like, take
@@ -224,7 +223,7 @@ def _overlap(part: Part, made: Tensor, windows: Tensor) -> Iterator[Step]:
         [(at, min(ring.step, ring.width - at)) for at in range(0, ring.width, ring.step)]
         for ring in part.rings[1:]
     ]
-    for chosen in product(*segments):
+    for chosen in combinations(*segments):
         source, sink = made, windows
         for axis, (at, length) in enumerate(chosen):
             source = source.narrow(part.rank + 1 + axis, at, length)
@@ -238,7 +237,7 @@ def _pieces(part: Part, work: Pass, x: Tensor, tiles: Tensor) -> Iterator[tuple[
     rank, at, steps = part.rank, x.ndim - part.rank - 1, x.stride()
     batch, share = x.shape[: at - 1], at - 1
     order = (*range(1, rank), 0)
-    for chosen in product(*(_stretches(part, work, axis) for axis in range(rank))):
+    for chosen in combinations(*(_stretches(part, work, axis) for axis in range(rank))):
         counts, sizes = [len(c[1]) for c in chosen], [c[2] for c in chosen]
         shape = (*batch, *(counts[i] for i in order), part.share, *sizes, x.shape[-1])
         hops = [steps[at + axis] * ring.tile for axis, ring in enumerate(part.rings)]
@@ -320,10 +319,9 @@ def accumulate(
             size, (work.pitch * row, slots.shape[-1], 1), (some.start * work.pitch + at) * row
         )
         mine = weights[:, :, at * part.width : at * part.width + length].transpose(1, 2)
-        if sink.is_contiguous():
+        if length == work.pitch * part.width:
             sink.baddbmm_(mine, rows, alpha=scale)
         else:
             # A product written with gaps runs matrix by matrix.
-            sink.add_(
-                torch.bmm(mine, rows, out=take("segment", size, Like(slots.dtype, slots.device))), alpha=scale
-            )
+            product = take("segment", size, Like(slots.dtype, slots.device))
+            sink.add_(product.baddbmm_(mine, rows, alpha=scale, beta=0))

@@ -21,6 +21,8 @@ PASS = 12 << 20
 take."""
 CHUNK = 1 << 20
 """Bytes of scores that a thread works on at a time: its second-level cache."""
+SCORES = 1 << 20
+"""Scores of a tile at most, where a smaller tile exists."""
 TABLE = 4 << 20
 """Bytes of a table of masks; over it, masks are made tile by tile."""
 
@@ -258,11 +260,11 @@ def _tile(problem: Problem, back: bool) -> tuple[int, ...]:
     share = problem.heads // problem.kv_heads
     options = []
     for rows in product(*sides):
-        if share * prod(rows) <= 512 or rows == tuple(side[0] for side in sides):
-            widths = tuple(
-                max(ring.width for ring in rings(axis, side))
-                for axis, side in zip(problem.axes, rows, strict=True)
-            )
+        axes = zip(problem.axes, rows, strict=True)
+        widths = tuple(max(ring.width for ring in rings(axis, side)) for axis, side in axes)
+        height = share * prod(rows)
+        least = rows == tuple(side[0] for side in sides)
+        if least or (height <= 512 and height * prod(widths) <= SCORES):
             options.append((rows, widths))
 
     def cost(problem: Problem, rows: tiling.Boxes, columns: tiling.Boxes, counts: tiling.Counts) -> float:
@@ -292,8 +294,9 @@ def _cost(
     length = (first.tiles - 1) * first.step + first.width
     places = -(-length // first.step) / first.tiles
     tiles = counts.tiles * places
-    products = (problem.dim + problem.value_dim) * (2.5 if back else 1.0)
-    gemm = 0.0125 * products * (1 + 2 / height + 4 / width)
-    passes = 1.2 if back else 0.8
+    both = problem.dim + problem.value_dim
+    product = 0.022 * both * (1 + 3 / height + 8 / width)
+    # Backward, five products for two, and strips that are read and written where forward writes tiles.
+    score = 2.5 * product + 0.12 * both / height + 1.2 if back else product + 0.8
     copied = tiles * first.step * prod(columns[1:]) * per.slot + tiles * height * per.row
-    return tiles * (height * width * (gemm + passes) + 300) + 0.3 * copied
+    return tiles * (height * width * score + 600) + 0.6 * copied
