@@ -240,6 +240,31 @@ def parts(outputs: Sequence[Sequence[int]], lses: Sequence[Sequence[int]]) -> No
             )
 
 
+def packed(query: Shape, key: Shape, value: Shape) -> None:
+    """Packed operands are `[tokens, heads, dim]`, of the same tokens."""
+    for name, shape in (("query", query), ("key", key), ("value", value)):
+        if len(shape) != 3 or shape[-1] == 0:
+            raise ValueError(f"{name} {_shape(shape)} must be [tokens, heads, dim], with a dim of 1 or more")
+        if shape[0] != query[0]:
+            raise ValueError(f"{name} has {shape[0]} tokens, query has {query[0]}; they are the same tokens")
+    if key[1] != value[1]:
+        raise ValueError(f"value has {value[1]} heads, key has {key[1]}; they must be the same")
+
+
+def sizes(shape: Shape, batch: int, rank: int) -> None:
+    """Sizes of a padded batch are `[batch, spatial axes]`, or `[batch]` where there is one axis."""
+    if tuple(shape) == (batch, rank) or (rank == 1 and tuple(shape) == (batch,)):
+        return
+    wanted = _shape((batch, rank)) + f" or {_shape((batch,))}" * (rank == 1)
+    raise ValueError(f"sizes {_shape(shape)} must be [batch, spatial axes], here {wanted}")
+
+
+def fit(value: object) -> bool:
+    """Whether a window is clipped to a document that is shorter."""
+    one_of("fit", value, ("error", "clip"))
+    return value == "clip"
+
+
 def one_of(what: str, value: object, allowed: Sequence[object]) -> None:
     """`value` must be among `allowed`."""
     if value not in allowed:

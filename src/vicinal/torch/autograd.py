@@ -88,12 +88,12 @@ def _recorded(tensors: tuple) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def _keep(ctx: Any, *tensors: Tensor | None) -> None:
+def keep(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_backward(*tensors)
     ctx.save_for_forward(*tensors)
 
 
-def _run(backend: str | None, tf32: bool | None) -> tuple[str | None, bool]:
+def fixed(backend: str | None, tf32: bool | None) -> tuple[str | None, bool]:
     """The caller's settings, fixed: a backward pass may run in another thread."""
     current = settings.current()
     return current.backend if backend is None else backend, current.tf32 if tf32 is None else tf32
@@ -142,9 +142,9 @@ class Attend(Formula):
     tensors = 6
 
     def save(self, ctx, inputs, output):
-        _keep(ctx, *inputs[:6], *output)
+        keep(ctx, *inputs[:6], *output)
         *window, ctx.scale, _, backend, tf32 = inputs[6:]
-        ctx.window, ctx.run = tuple(window), _run(backend, tf32)
+        ctx.window, ctx.run = tuple(window), fixed(backend, tf32)
 
     def backward(self, ctx, grad_out, grad_lse):
         needs = ctx.needs_input_grad[1:7]
@@ -168,9 +168,9 @@ class AttendBack(Formula):
 
     def save(self, ctx, inputs, output):
         operands, (out, lse, grad_out, grad_lse) = inputs[:6], inputs[6:10]
-        _keep(ctx, *operands, _zeros(grad_out, out.detach()), _zeros(grad_lse, lse.detach()))
+        keep(ctx, *operands, _zeros(grad_out, out.detach()), _zeros(grad_lse, lse.detach()))
         *window, ctx.scale, ctx.needs, backend, tf32 = inputs[10:]
-        ctx.window, ctx.run = tuple(window), _run(backend, tf32)
+        ctx.window, ctx.run = tuple(window), fixed(backend, tf32)
         ctx.given = (grad_out is not None, grad_lse is not None)
 
     def backward(self, ctx, *cotangents):
@@ -213,8 +213,8 @@ class Dot(Formula):
 
     def save(self, ctx, inputs, output):
         x, y, bias, *window, ctx.scale, _, backend, tf32 = inputs
-        _keep(ctx, x, y, bias)
-        ctx.window, ctx.run = tuple(window), _run(backend, tf32)
+        keep(ctx, x, y, bias)
+        ctx.window, ctx.run = tuple(window), fixed(backend, tf32)
 
     def backward(self, ctx, grad):
         x, y, bias = ctx.saved_tensors
@@ -237,8 +237,8 @@ class Mix(Formula):
 
     def save(self, ctx, inputs, output):
         weights, y, *window, backend, tf32 = inputs
-        _keep(ctx, weights, y)
-        ctx.window, ctx.run = tuple(window), _run(backend, tf32)
+        keep(ctx, weights, y)
+        ctx.window, ctx.run = tuple(window), fixed(backend, tf32)
 
     def backward(self, ctx, grad):
         weights, y = ctx.saved_tensors
@@ -259,8 +259,8 @@ class MixBack(Formula):
 
     def save(self, ctx, inputs, output):
         weights, x, ctx.lengths, ctx.kv_heads, *window, backend, tf32 = inputs
-        _keep(ctx, weights, x)
-        ctx.window, ctx.run = tuple(window), _run(backend, tf32)
+        keep(ctx, weights, x)
+        ctx.window, ctx.run = tuple(window), fixed(backend, tf32)
 
     def backward(self, ctx, grad):
         weights, x = ctx.saved_tensors
@@ -307,7 +307,7 @@ class Dense(Formula):
     tensors = 3
 
     def save(self, ctx, inputs, output):
-        _keep(ctx, *inputs[:3], *output)
+        keep(ctx, *inputs[:3], *output)
         ctx.is_causal, ctx.scale = inputs[3:]
 
     def backward(self, ctx, grad_out, grad_lse):
@@ -328,7 +328,7 @@ class DenseBack(Formula):
 
     def save(self, ctx, inputs, output):
         operands, (out, lse, grad_out, grad_lse) = inputs[:3], inputs[3:7]
-        _keep(ctx, *operands, _zeros(grad_out, out.detach()), _zeros(grad_lse, lse.detach()))
+        keep(ctx, *operands, _zeros(grad_out, out.detach()), _zeros(grad_lse, lse.detach()))
         ctx.is_causal, ctx.scale = inputs[7:]
         ctx.given = (grad_out is not None, grad_lse is not None)
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from . import packed  # noqa: F401  (defines operators)
+
 ops = torch.ops.vicinal
 
 # Where each tensor has its heads, counted from the end if negative; bias has them first.
@@ -54,6 +56,8 @@ _COTANGENTS = (_TOKENS, _ROWS, _TOKENS, _ROWS)
 
 _rule("attend", _OPERANDS, (_TOKENS, _ROWS))
 _rule("attend_back", _OPERANDS + _COTANGENTS, _OPERANDS)
+_rule("attend_varlen", _OPERANDS, (_TOKENS, _ROWS))
+_rule("attend_varlen_back", _OPERANDS + _COTANGENTS, _OPERANDS)
 _rule("dot", (_TOKENS, _TOKENS, _BIAS), (_TOKENS,))
 _rule("mix", (_TOKENS, _TOKENS), (_TOKENS,))
 _rule("mix_back", (_TOKENS, _TOKENS), (_TOKENS,), lambda rest, size: (rest[0], rest[1] * size, *rest[2:]))

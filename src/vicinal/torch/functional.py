@@ -68,7 +68,7 @@ def neighborhood_attention(
     Source: Hassani et al., "Neighborhood Attention Transformer" (2023) and "Generalized Neighborhood
     Attention" (2025).
     """
-    operands = _checked(query, key, value, bias, additional_keys, additional_values)
+    operands = checked(query, key, value, bias, additional_keys, additional_values)
     query, key, value, bias, extra_key, extra_value = operands
     lengths = arguments.spatial("query", query.shape)
     extra_shapes = (None if x is None else x.shape for x in (extra_key, extra_value))
@@ -110,7 +110,7 @@ def qk(
     Raises:
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`.
     """
-    query, key, _, bias, extra, _ = _checked(query, key, None, bias, additional_keys, None)
+    query, key, _, bias, extra, _ = checked(query, key, None, bias, additional_keys, None)
     lengths = arguments.spatial("query", query.shape)
     extra_shape = None if extra is None else extra.shape
     arguments.attention(query.shape, key.shape, key.shape, extra_shape, extra_shape)
@@ -195,7 +195,7 @@ def attention(
     Raises:
         TypeError, ValueError: an argument is not what is said above.
     """
-    query, key, value, *_ = _checked(query, key, value, None, None, None)
+    query, key, value, *_ = checked(query, key, value, None, None, None)
     arguments.attention(query.shape, key.shape, value.shape)
     arguments.dense(query.shape, key.shape)
     if not isinstance(is_causal, bool):
@@ -214,7 +214,7 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def _checked(query, key, value, bias, extra_key, extra_value) -> tuple[Any, ...]:
+def checked(query, key, value, bias, extra_key, extra_value) -> tuple[Any, ...]:
     """Operands that agree in dtype and device, cast where autocast says so."""
     names = ("query", "key", "value", "additional_keys", "additional_values")
     query, key, value, extra_key, extra_value = _tensors(names, (query, key, value, extra_key, extra_value))

@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from .. import arguments
 from ..arguments import Flags, Sizes
+from . import documents
+from .backends.base import Operands
 from .functional import av, neighborhood_attention, qk
+from .varlen import Extents, inside, neighborhood_attention_varlen, table
+
+ops = torch.ops.vicinal
 
 
 class _NeighborhoodAttention(nn.Module):
@@ -82,9 +87,16 @@ class _NeighborhoodAttention(nn.Module):
         names = ("kernel_size", "stride", "dilation", "is_causal", "output_stride")
         return {name: getattr(self, name) for name in names}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[batch, *spatial, embed_dim]` to `[batch, *outputs, embed_dim]`."""
+    def forward(self, x: Tensor, sizes: Extents | None = None, fit: str = "error") -> Tensor:
+        """`[batch, *spatial, embed_dim]` to `[batch, *outputs, embed_dim]`.
+
+        With `sizes` every entry of the batch holds a document of its own size; they and `fit` are those of
+        `neighborhood_attention_varlen`. Padding changes nothing, whatever it holds, and its rows come out as
+        zeros: the projection's bias is not added to them.
+        """
         arguments.channels_last(self.rank, x.shape, self.embed_dim)
+        if sizes is not None:
+            return self._varlen(x, sizes, fit)
         query, key, value = self._project(x)
         window = self.window
         if self.training and self.attn_drop.p > 0:
@@ -93,6 +105,30 @@ class _NeighborhoodAttention(nn.Module):
         else:
             out = neighborhood_attention(query, key, value, scale=self.scale, bias=self.rpb, **window)
         return self.proj_drop(self.proj(out.flatten(-2)))
+
+    def _varlen(self, x: Tensor, sizes: Extents, fit: str) -> Tensor:
+        shapes, frame = table(sizes, x.shape[0], self.rank), x.shape[1:-1]
+        # Zeros, because a gradient of 0 times NaN would reach the weights of the projections.
+        x = x.masked_fill(~inside(shapes, frame, (1,) * self.rank, x.device).unsqueeze(-1), 0)
+        query, key, value = self._project(x)
+        if self.training and self.attn_drop.p > 0:
+            out = self._drop_varlen(Operands(query, key, value, self.rpb), shapes, fit)
+        else:
+            out = neighborhood_attention_varlen(
+                query, key, value, shapes, scale=self.scale, bias=self.rpb, fit=fit, **self.window
+            )
+        padding = ~inside(shapes, frame, self.output_stride, x.device).unsqueeze(-1)
+        return self.proj_drop(self.proj(out.flatten(-2)).masked_fill(padding, 0))
+
+    def _drop_varlen(self, operands: Operands, shapes: Tensor, fit: str) -> Tensor:
+        batch = documents.batch(operands.query, shapes, tuple(self.window.values()), arguments.fit(fit))
+        parts = []
+        for group in batch.groups:
+            query, key, value, bias, *_ = batch.operands(operands, group)
+            scores = ops.dot(query, key, bias, *group.window, self.scale, -torch.inf, None, None)
+            parts.append(ops.mix(self.attn_drop(scores.softmax(-1)), value, *group.window, None, None))
+        token = operands.value.new_zeros(self.num_heads, self.head_dim)
+        return batch.outputs.joined(batch.groups, parts, token)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.num_kv_heads == self.num_heads:

@@ -20,19 +20,20 @@ from .backends.base import Backend, Operands
 
 LIBRARY = torch.library.Library("vicinal", "DEF")
 
-_WINDOW = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, int[] output_stride"
-_ATTEND = "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? extra_key, Tensor? extra_value"
-_RUN = "str? backend, bool? tf32"
+# Causality travels as integers: tracing, and so ONNX and fvcore, refuses lists of bool.
+WINDOW = "int[] kernel_size, int[] stride, int[] dilation, int[] is_causal, int[] output_stride"
+ATTEND = "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? extra_key, Tensor? extra_value"
+RUN = "str? backend, bool? tf32"
 
 SCHEMAS = {
-    "attend": f"({_ATTEND}, {_WINDOW}, float scale, bool gradients, {_RUN}) -> (Tensor out, Tensor lse)",
-    "attend_back": f"({_ATTEND}, Tensor out, Tensor lse, Tensor? grad_out, Tensor? grad_lse, {_WINDOW}, "
-    f"float scale, bool[] needs, {_RUN}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    "dot": f"(Tensor x, Tensor y, Tensor? bias, {_WINDOW}, float scale, float fill, {_RUN}) -> Tensor",
-    "mix": f"(Tensor weights, Tensor y, {_WINDOW}, {_RUN}) -> Tensor",
-    "mix_back": f"(Tensor weights, Tensor x, SymInt[] lengths, SymInt kv_heads, {_WINDOW}, {_RUN}) -> Tensor",
-    "spread": f"(Tensor bias, SymInt[] lengths, {_WINDOW}) -> Tensor",
-    "tally": f"(Tensor weights, SymInt[] lengths, {_WINDOW}) -> Tensor",
+    "attend": f"({ATTEND}, {WINDOW}, float scale, bool gradients, {RUN}) -> (Tensor out, Tensor lse)",
+    "attend_back": f"({ATTEND}, Tensor out, Tensor lse, Tensor? grad_out, Tensor? grad_lse, {WINDOW}, "
+    f"float scale, bool[] needs, {RUN}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "dot": f"(Tensor x, Tensor y, Tensor? bias, {WINDOW}, float scale, float fill, {RUN}) -> Tensor",
+    "mix": f"(Tensor weights, Tensor y, {WINDOW}, {RUN}) -> Tensor",
+    "mix_back": f"(Tensor weights, Tensor x, SymInt[] lengths, SymInt kv_heads, {WINDOW}, {RUN}) -> Tensor",
+    "spread": f"(Tensor bias, SymInt[] lengths, {WINDOW}) -> Tensor",
+    "tally": f"(Tensor weights, SymInt[] lengths, {WINDOW}) -> Tensor",
     "dense": "(Tensor query, Tensor key, Tensor value, bool is_causal, float scale) "
     "-> (Tensor out, Tensor lse)",
     "dense_back": "(Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor? grad_out, "

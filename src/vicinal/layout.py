@@ -1,0 +1,189 @@
+"""Documents of different shapes in one tensor: where each one lies, and which are computed together."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from math import prod
+from typing import Any, NamedTuple, TypeVar, cast
+
+from .arguments import Window
+
+Shape = tuple[int, ...]
+Layout = TypeVar("Layout", bound="VarlenLayout")
+
+
+class VarlenLayout:
+    """Shapes of documents packed one after another, each row-major, along one axis of tokens.
+
+    Picklable; equal to every layout of the same shapes, and hashed like it.
+
+    Args:
+        shapes: one spatial shape per document, all of the same 1 to 3 axes; an integer is a shape of one
+            axis. A document with an extent of 0 is empty.
+        rank: axes of a document; needed only where there are none.
+
+    Raises:
+        TypeError, ValueError: a shape is not what is said above.
+    """
+
+    def __init__(self, shapes: Sequence[int | Sequence[int]], rank: int | None = None) -> None:
+        self.shapes, self.rank = _checked(shapes, rank)
+        self.offsets = (0, *accumulate(map(prod, self.shapes)))
+
+    @classmethod
+    def from_tensors(cls: type[Layout], documents: Sequence[Any]) -> Layout:
+        """The layout of documents `[*shape, heads, dim]`, in their order."""
+        shapes = [tuple(x.shape) for x in documents]
+        for place, shape in enumerate(shapes):
+            if not 3 <= len(shape) <= 5:
+                raise ValueError(
+                    f"document {place} is {list(shape)}; pass [*shape, heads, dim] with 1 to 3 spatial axes"
+                )
+        return cls([shape[:-2] for shape in shapes])
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all documents."""
+        return self.offsets[-1]
+
+    def sampled(self: Layout, output_stride: int | Sequence[int]) -> Layout:
+        """The layout of the outputs where only queries `output_stride` apart are computed."""
+        steps = (output_stride,) * self.rank if isinstance(output_stride, int) else output_stride
+        shapes = [
+            tuple(-(-extent // step) for extent, step in zip(shape, steps, strict=True))
+            for shape in self.shapes
+        ]
+        return type(self)(shapes, self.rank)
+
+    def split(self, packed: Any) -> list[Any]:
+        """The documents `[*shape, ...]` of a packed tensor `[total_tokens, ...]`, without a copy."""
+        if not packed.shape or packed.shape[0] != self.total_tokens:
+            raise ValueError(
+                f"packed tensor {list(packed.shape)} has no axis of {self.total_tokens} tokens first; pass "
+                "one that this layout describes"
+            )
+        return [
+            packed[start : start + prod(shape)].reshape(*shape, *packed.shape[1:])
+            for start, shape in zip(self.offsets, self.shapes, strict=False)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, VarlenLayout) and (self.shapes, self.rank) == (other.shapes, other.rank)
+
+    def __hash__(self) -> int:
+        return hash((self.shapes, self.rank))
+
+    def __reduce__(self) -> tuple[type["VarlenLayout"], tuple[tuple[Shape, ...], int]]:
+        return type(self), (self.shapes, self.rank)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({list(self.shapes)}, rank={self.rank})"
+
+
+class Group(NamedTuple):
+    """Documents of one shape, in order, and the window that fits them."""
+
+    shape: Shape
+    documents: tuple[int, ...]
+    window: Window
+
+    @property
+    def neighbors(self) -> bool:
+        """Whether the documents follow one another."""
+        return self.documents[-1] - self.documents[0] == len(self.documents) - 1
+
+
+@lru_cache(256)
+def groups(shapes: tuple[Shape, ...], window: Window, clip: bool) -> tuple[Group, ...]:
+    """Documents that can be computed together; empty ones are in no group.
+
+    Args:
+        shapes: shape of every document.
+        window: a window that `arguments.window` has checked.
+        clip: whether a document shorter than the window attends to its whole extent.
+
+    Raises:
+        ValueError: a document is shorter than the window, and `clip` is false or cannot help.
+    """
+    found: dict[Shape, list[int]] = {}
+    for document, shape in enumerate(shapes):
+        if prod(shape):
+            found.setdefault(shape, []).append(document)
+    _fitting(found, window, clip)
+    return tuple(Group(shape, tuple(mine), _clipped(shape, window)) for shape, mine in found.items())
+
+
+def within(shapes: Sequence[Shape], frame: Shape) -> None:
+    """Documents of a padded batch are no larger than the tensors that hold them.
+
+    Raises:
+        ValueError: one is.
+    """
+    for document, shape in enumerate(shapes):
+        for axis, (extent, room) in enumerate(zip(shape, frame, strict=True)):
+            if extent > room:
+                raise ValueError(
+                    f"sizes has {extent} for document {document} on axis {axis}, over the {room} tokens "
+                    "there; lower it or pad the batch to its longest document"
+                )
+
+
+def _checked(shapes: object, rank: int | None) -> tuple[tuple[Shape, ...], int]:
+    if not isinstance(shapes, Sequence) or isinstance(shapes, str):
+        raise TypeError(f"shapes is of type {type(shapes).__name__}; pass a list with one per document")
+    found: list[Shape] = []
+    for document, entry in enumerate(cast("Sequence[object]", shapes)):
+        shape = tuple(cast("Sequence[int]", entry)) if isinstance(entry, Sequence) else (cast("int", entry),)
+        for extent in shape:
+            if type(extent) is not int:
+                raise TypeError(
+                    f"document {document} has shape {entry!r}; each extent is an integer, one is of type "
+                    f"{type(extent).__name__}"
+                )
+        rank = len(shape) if rank is None else rank
+        if len(shape) != rank:
+            raise ValueError(
+                f"document {document} has shape {list(shape)}, of {len(shape)} axes instead of {rank}; all "
+                "documents of a layout have the same number"
+            )
+        if min(shape, default=0) < 0:
+            raise ValueError(f"document {document} has shape {list(shape)}; pass extents of 0 or more")
+        found.append(shape)
+    if rank is None:
+        raise ValueError("a layout of no documents cannot tell their axes; pass rank=")
+    if not 1 <= rank <= 3:
+        raise ValueError(f"documents have {rank} spatial axes; pass 1 to 3")
+    return tuple(found), rank
+
+
+def _fitting(documents: Mapping[Shape, Sequence[int]], window: Window, clip: bool) -> None:
+    """Windows fit into the documents of every shape, or can be clipped to them."""
+    for axis, (size, apart) in enumerate(zip(window[0], window[2], strict=True)):
+        if clip and apart == 1:
+            continue
+        short = sorted(
+            (document, shape[axis])
+            for shape, mine in documents.items()
+            if size * apart > shape[axis]
+            for document in mine
+        )
+        if not short:
+            continue
+        reach = f"kernel_size {size}" + (f" times dilation {apart} is {size * apart}," * (apart > 1) or " is")
+        names = ", ".join(f"{document} ({extent} tokens)" for document, extent in short[:8])
+        more = f" and {len(short) - 8} more" * (len(short) > 8)
+        way_out = 'pass fit="clip" to let them attend to their whole extent'
+        if clip:
+            way_out = 'fit="clip" works only where dilation is 1, so lower one of the two or leave them out'
+        elif apart > 1:
+            way_out = "lower one of the two or leave them out"
+        raise ValueError(f"{reach} over the extent on axis {axis} of documents {names}{more}; {way_out}")
+
+
+def _clipped(shape: Shape, window: Window) -> Window:
+    """`window`, cut to the whole axis where it is longer: there queries see the same keys at any stride."""
+    sizes = tuple(map(min, window[0], shape))
+    return sizes, tuple(map(min, window[1], sizes)), *window[2:]

@@ -1,0 +1,190 @@
+"""Attention of documents of different shapes, padded or packed: names, defaults, documentation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import arguments, layout
+from ..arguments import Flags, Sizes, Window
+from . import packed, packed_derivatives  # noqa: F401  (registers operators and derivatives)
+from .functional import checked
+
+ops = torch.ops.vicinal
+
+Extents = Tensor | Sequence[int] | Sequence[Sequence[int]]
+
+
+class VarlenLayout(layout.VarlenLayout):
+    __doc__ = layout.VarlenLayout.__doc__
+
+    def __init__(self, shapes: Sequence[int | Sequence[int]], rank: int | None = None) -> None:
+        super().__init__(shapes, rank)
+        # `[documents, rank]`, all that a call reads of a layout: a graph does not depend on the numbers.
+        with torch.inference_mode(False):
+            self.table = torch.tensor(self.shapes, dtype=torch.int64, device="cpu").view(len(self), self.rank)
+
+    def pack(self, documents: Sequence[Tensor]) -> Tensor:
+        """`[total_tokens, ...]` of documents `[*shape, ...]`, in the order of the layout."""
+        shapes = tuple(tuple(x.shape[: self.rank]) for x in documents)
+        if shapes != self.shapes:
+            raise ValueError(
+                f"documents have shapes {list(shapes)}, their layout has {list(self.shapes)}; pass "
+                "the layout of these documents, VarlenLayout.from_tensors(documents)"
+            )
+        return torch.cat([x.flatten(0, self.rank - 1) for x in documents])
+
+
+def neighborhood_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sizes: Extents,
+    kernel_size: Sizes,
+    stride: Sizes = 1,
+    dilation: Sizes = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    *,
+    output_stride: Sizes = 1,
+    bias: Tensor | None = None,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    fit: str = "error",
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Any:
+    """Neighborhood attention of a padded batch, in which every entry holds a document of its own size.
+
+    A document lies in the first corner of its entry. The result is that of `neighborhood_attention` on each
+    document alone; padding is never read, whatever it holds. Arguments that are not listed are those of
+    `neighborhood_attention`.
+
+    Args:
+        query: `[batch, *spatial, heads, dim]`, 1 to 3 spatial axes.
+        key: `[batch, *spatial, kv_heads, dim]`.
+        value: `[batch, *spatial, kv_heads, value_dim]`.
+        sizes: `[batch, spatial axes]`, or `[batch]` where there is one axis: the extents of every document, 0
+            to those of the tensors. An int32 or int64 tensor, a list or a tuple. The numbers are read on the
+            host: a tensor on the CPU spares a wait for the device, and under `torch.compile` any tensor
+            spares a compilation per batch.
+        additional_keys: `[batch, tokens, kv_heads, dim]` for the queries of each document.
+        additional_values: `[batch, tokens, kv_heads, value_dim]`.
+        fit: what becomes of a document that is shorter than the window: "error", or "clip" to let it attend
+            to its whole extent on that axis, as a window of `min(kernel_size, extent)`, which takes a
+            dilation of 1.
+
+    Returns:
+        `[batch, *outputs, heads, value_dim]`, zero outside of the documents; with `return_lse`, a pair
+        with the log-sum-exp `[batch, *outputs, heads]`, `-inf` outside of the documents, which is what
+        `merge_attentions` takes for nothing seen. Gradients of padding are
+        zero, and those that flow into it are ignored.
+
+    Raises:
+        TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`; a ValueError names the
+            documents that do not fit.
+    """
+    operands = checked(query, key, value, bias, additional_keys, additional_values)
+    query, key, value, bias, extra_key, extra_value = operands
+    lengths = arguments.spatial("query", query.shape)
+    extra_shapes = (None if x is None else x.shape for x in (extra_key, extra_value))
+    arguments.attention(query.shape, key.shape, value.shape, *extra_shapes)
+    arguments.same_spatial(lengths, key.shape)
+    rank = len(lengths)
+    window = arguments.window(None, kernel_size, stride, dilation, is_causal, output_stride, rank)
+    shapes = table(sizes, query.shape[0], rank)
+    return _attend(operands, shapes, window, fit, scale, return_lse, backend)
+
+
+def neighborhood_attention_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: VarlenLayout,
+    kernel_size: Sizes,
+    stride: Sizes = 1,
+    dilation: Sizes = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    *,
+    output_stride: Sizes = 1,
+    bias: Tensor | None = None,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    fit: str = "error",
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Any:
+    """Neighborhood attention of documents packed along one axis, without any padding.
+
+    The result is that of `neighborhood_attention` on each document alone. Arguments that are not listed are
+    those of `neighborhood_attention`, and `fit` is that of `neighborhood_attention_varlen`.
+
+    Args:
+        query: `[tokens, heads, dim]`, as `layout.pack(documents)` makes it.
+        key: `[tokens, kv_heads, dim]`.
+        value: `[tokens, kv_heads, value_dim]`.
+        layout: the documents' shapes, empty ones among them. Under `torch.compile` one graph serves all
+            layouts of a rank, if they are arguments of what is compiled.
+        additional_keys: `[documents, tokens, kv_heads, dim]` for the queries of each document.
+        additional_values: `[documents, tokens, kv_heads, value_dim]`.
+
+    Returns:
+        `[outputs, heads, value_dim]`, packed by `layout.sampled(output_stride)`; with `return_lse`, a pair
+        with the log-sum-exp `[outputs, heads]`.
+
+    Raises:
+        TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention_varlen`.
+    """
+    operands = checked(query, key, value, bias, additional_keys, additional_values)
+    query, key, value, bias, extra_key, extra_value = operands
+    if not isinstance(layout, VarlenLayout):
+        raise TypeError(f"layout is of type {type(layout).__name__}; pass a vicinal.torch.VarlenLayout")
+    arguments.packed(query.shape, key.shape, value.shape)
+    documents, rank = layout.table.shape
+    # As a batch of documents, for the heads and the additional tokens.
+    shapes = ((documents, *x.shape) for x in (query, key, value))
+    extra_shapes = (None if x is None else x.shape for x in (extra_key, extra_value))
+    arguments.attention(*shapes, *extra_shapes)
+    window = arguments.window(None, kernel_size, stride, dilation, is_causal, output_stride, rank)
+    return _attend(operands, layout.table, window, fit, scale, return_lse, backend)
+
+
+def table(sizes: Extents, batch: int, rank: int) -> Tensor:
+    """`[batch, rank]` extents as the operators take them: int64, on the CPU."""
+    if isinstance(sizes, Tensor):
+        arguments.one_of("dtype of sizes", sizes.dtype, (torch.int32, torch.int64))
+    else:
+        sizes = VarlenLayout(sizes, rank).table
+    arguments.sizes(sizes.shape, batch, rank)
+    return sizes.to("cpu", torch.int64).view(batch, rank)
+
+
+def inside(shapes: Tensor, frame: Sequence[int], output_stride: Sequence[int], device: Any) -> Tensor:
+    """`[batch, *outputs]` whether an output of a padded batch is one of a document of `shapes`."""
+    shapes = shapes.to(device)
+    mask = torch.ones(shapes.shape[0], *(1 for _ in frame), dtype=torch.bool, device=device)
+    for axis, (room, step) in enumerate(zip(frame, output_stride, strict=True)):
+        tokens = torch.arange(0, room, step, device=device)
+        along = tokens < shapes[:, axis, None]
+        mask = mask & along.view(-1, *(-1 if other == axis else 1 for other in range(len(frame))))
+    return mask
+
+
+def _attend(
+    operands: tuple,
+    shapes: Tensor,
+    window: Window,
+    fit: str,
+    scale: float | None,
+    return_lse: bool,
+    backend: str | None,
+) -> Any:
+    query, bias = operands[0], operands[3]
+    if bias is not None:
+        arguments.bias(bias.shape, query.shape[-2], window[0])
+    scale, clip = arguments.default_scale(scale, query.shape[-1]), arguments.fit(fit)
+    gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    out, lse = ops.attend_varlen(*operands, shapes, *window, clip, scale, gradients, backend, None)
+    return (out, lse) if return_lse else out
