@@ -30,11 +30,14 @@ METAL_FUNC void attend_back_tile(
   const int first_head = INVERSE ? int(group.y) * per_kv_head : int(group.y) / per_kv_head;
   const uint thread_index = simd * 32 + lane;
   const float unit = scale * M_LOG2E_F;
-  const Tile<ND> tile(g, table, group.x);
-  const Row<ND> row(g, table, tile, simd * 8 + lane_row(lane), INVERSE);
+  const Tile<ND> tile(g, table, group.x, lane);
+  const Row<ND> row(g, table, tile, simd, lane, INVERSE);
   const long place = vector_at(group.z, g.row_count, row.token, row_heads, group.y, 1);
   const long first_extra = vector_at(group.z, g.extra, 0, column_heads, first_head, 1);
-  const float2 row_known = INVERSE ? float2(0) : float2(lse[place] * M_LOG2E_F, delta[place]);
+  float2 row_known = float2(0);
+  if (!INVERSE && column == 0) row_known = float2(lse[place] * M_LOG2E_F, delta[place]);
+  // The lane of the row that holds column 0.
+  row_known = simd_shuffle(row_known, ushort(lane & ~9u));
   Matrix<T> row_parts[PARTS], side_parts[SIDE_PARTS];
   load_rows<T, D>(row_parts, rows + place * D, column);
   load_rows<T, DV>(side_parts, row_sides + place * DV, column);

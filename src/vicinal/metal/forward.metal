@@ -22,8 +22,8 @@ template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA>
 
   const int head = group.y, kv_head = head / (g.heads / g.kv_heads), column = lane_column(lane);
   const uint thread_index = simd * 32 + lane;
-  const Tile<ND> tile(g, table, group.x);
-  const Row<ND> row(g, table, tile, simd * 8 + lane_row(lane), false);
+  const Tile<ND> tile(g, table, group.x, lane);
+  const Row<ND> row(g, table, tile, simd, lane, false);
   const long place = vector_at(group.z, g.row_count, row.token, g.heads, head, 1);
   const long first = vector_at(group.z, g.column_count, 0, g.kv_heads, kv_head, 1);
   const long first_extra = vector_at(group.z, g.extra, 0, g.kv_heads, kv_head, 1);

@@ -46,29 +46,50 @@ struct Tile {
   int4 entry[ND];
   int columns;
 
-  Tile(const SPACE Geometry<ND>& g, const device int4* table, int index) {
+  Tile(const SPACE Geometry<ND>& g, const device int4* table, int index, uint lane) {
     int at[ND];
     unflatten<ND>(index, g.tiles, at);
     columns = 1;
     UNROLL
     for (int d = 0; d < ND; d++) {
-      entry[d] = table[g.tile_table[d] + at[d]];
+      // One lane asks memory for what all of them need.
+      int4 read = int4(0);
+      if (lane == uint(d)) read = table[g.tile_table[d] + at[d]];
+      entry[d] = simd_broadcast(read, ushort(d));
       columns *= entry[d].w;
     }
   }
 };
 
+// Row and first column of a lane's two elements of a matrix.
+METAL_FUNC int lane_row(uint lane) { return (lane / 4 & 4) + lane / 2 % 4; }
+METAL_FUNC int lane_column(uint lane) { return (lane / 4 & 2) * 2 + lane % 2 * 2; }
+
 // One row of a tile: its token, and the places of the columns it touches.
 template <int ND>
 struct Row {
-  bool real = true;
+  int real = 1;
   int token = 0;
   int relative = 0;  // its part of the relative position
   int slot = 0;      // and of the slot
   uint low = 0;   // lowest places
   uint high = 0;  // highest places, all guards set, and the guards of the minuend
 
-  Row(const SPACE Geometry<ND>& g, const device int4* table, const thread Tile<ND>& tile, int index, bool inverse) {
+  // Each of the first eight lanes reads a row of the SIMD-group, and hands it to the four that hold it in matrices.
+  Row(const SPACE Geometry<ND>& g, const device int4* table, const thread Tile<ND>& tile, uint simd, uint lane,
+      bool inverse) {
+    if (lane < 8) read(g, table, tile, simd * 8 + lane, inverse);
+    const ushort from = lane_row(lane);
+    real = simd_shuffle(real, from);
+    token = simd_shuffle(token, from);
+    relative = simd_shuffle(relative, from);
+    slot = simd_shuffle(slot, from);
+    low = simd_shuffle(low, from);
+    high = simd_shuffle(high, from);
+  }
+
+  void read(const SPACE Geometry<ND>& g, const device int4* table, const thread Tile<ND>& tile, int index,
+            bool inverse) {
     int at[ND];
     UNROLL
     for (int d = ND - 1; d >= 0; d--) {
@@ -78,7 +99,7 @@ struct Row {
     UNROLL
     for (int d = 0; d < ND; d++) {
       const int on_axis = tile.entry[d].x + at[d] * g.row_step[d];
-      real = real && on_axis < g.rows[d];
+      real = on_axis < g.rows[d] ? real : 0;
       // Rows past the end repeat the first, and are not stored.
       const int row = on_axis < g.rows[d] ? on_axis : tile.entry[d].x;
       const int4 entry = table[g.row_table[d] + row];
@@ -152,10 +173,6 @@ METAL_FUNC void stage(threadgroup T* to, const device T* from, const device T* e
     *reinterpret_cast<threadgroup V*>(to + column * LD + d) = value;
   }
 }
-
-// Row and first column of a lane's two elements of a matrix.
-METAL_FUNC int lane_row(uint lane) { return (lane / 4 & 4) + lane / 2 % 4; }
-METAL_FUNC int lane_column(uint lane) { return (lane / 4 & 2) * 2 + lane % 2 * 2; }
 
 // Vectors of the rows of a SIMD-group, as matrices.
 template <typename T, int D>

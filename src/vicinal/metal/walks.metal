@@ -17,8 +17,8 @@ template <typename T, int ND, int D, bool BIAS>
   threadgroup T* columns = reinterpret_cast<threadgroup T*>(memory);
   const int head = group.y, kv_head = head / (g.heads / g.kv_heads), column = lane_column(lane);
   const uint thread_index = simd * 32 + lane;
-  const Tile<ND> tile(g, table, group.x);
-  const Row<ND> row(g, table, tile, simd * 8 + lane_row(lane), false);
+  const Tile<ND> tile(g, table, group.x, lane);
+  const Row<ND> row(g, table, tile, simd, lane, false);
   const long place = vector_at(group.z, g.row_count, row.token, g.heads, head, 1);
   const long first = vector_at(group.z, g.column_count, 0, g.kv_heads, kv_head, D);
   const device float* row_bias = bias + long(head) * g.relative_count + row.relative;
@@ -59,8 +59,8 @@ METAL_FUNC void mix_tile(const device W* weights, const device T* columns, devic
   const int row_heads = INVERSE ? g.kv_heads : g.heads, column_heads = INVERSE ? g.heads : g.kv_heads;
   const int first_head = INVERSE ? int(group.y) * per_kv_head : int(group.y) / per_kv_head;
   const uint thread_index = simd * 32 + lane;
-  const Tile<ND> tile(g, table, group.x);
-  const Row<ND> row(g, table, tile, simd * 8 + lane_row(lane), INVERSE);
+  const Tile<ND> tile(g, table, group.x, lane);
+  const Row<ND> row(g, table, tile, simd, lane, INVERSE);
   const long place = vector_at(group.z, g.row_count, row.token, row_heads, group.y, 1);
   Matrix<float> sums[PARTS];
   for (int i = 0; i < PARTS; i++) sums[i] = Matrix<float>(0.0f);

@@ -37,9 +37,9 @@ class Session:
         return [f"{name}: {finding}" for name, result in self.launches for finding in result.findings]
 
     def compile_shader(self, source: str) -> "ShaderLibrary":
-        # PyTorch hands the source over as ASCII.
-        source.encode("ascii")
         edited = self.edit(source)
+        # PyTorch hands the source over as ASCII.
+        edited.encode("ascii")
         return ShaderLibrary(self, Library(edited, hooks=self.hooks, fast_math=self.fast_math))
 
 

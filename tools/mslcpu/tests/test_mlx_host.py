@@ -19,7 +19,8 @@ def test_types_spaces_and_shapes(kind, count):
             output_names=["y"],
             header="template <typename T> T twice(T v) { return v + v; }",
             source="uint i = thread_position_in_grid.x;\n"
-            "if (int(i) < x_shape[0] * x_shape[1]) y[i] = twice(T(float(x[i]) * by + float(shift[i / 3]) * W));",
+            "if (int(i) >= x_shape[0] * x_shape[1]) return;\n"
+            "y[i] = twice(T(float(x[i]) * by + float(shift[i / 3]) * W));",
         )
         (y,) = kernel(
             inputs=[x, shift, mx.array(0.5)],
