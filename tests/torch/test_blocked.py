@@ -168,7 +168,7 @@ BITWISE = (
     Problem((Axis(300, 33),), heads=2, kv_heads=2, dim=8, value_dim=8),
     Problem((Axis(40, 7), Axis(33, 5, dilation=2)), 2, 4, 2, 16, 16, bias=True, extra=3),
     Problem((Axis(12, 5), Axis(13, 3), Axis(14, 7)), 1, 2, 2, 8, 12, "bfloat16"),
-    Problem((Axis(3000, 2501),), heads=1, kv_heads=1, dim=64, value_dim=64),
+    Problem((Axis(700, 601),), heads=1, kv_heads=1, dim=64, value_dim=64),
 )
 
 
@@ -185,7 +185,7 @@ def test_bits_do_not_depend_on_run_or_threads(problem, threads, monkeypatch):
     monkeypatch.setattr(plan, "CHUNK", 50_000)
     _, operands = make(problem)
     results = []
-    for count in (1, 1, 2, 3, 4):
+    for count in (1, 1, 3):
         threads(count)
         results.append(flat(*run(problem, operands)[:3]))
     assert all(equal(results[0], other) for other in results[1:])
@@ -320,7 +320,7 @@ def test_large_scores_do_not_overflow():
 
 MEGA = 1 << 20
 BIG = (
-    Problem((Axis(200_000, 33),), heads=4, kv_heads=4, dim=64, value_dim=64),
+    Problem((Axis(50_000, 33),), heads=4, kv_heads=4, dim=64, value_dim=64),
     Problem((Axis(256, 13), Axis(512, 13)), heads=2, kv_heads=2, dim=64, value_dim=64),
     Problem((Axis(8, 5), Axis(96, 7), Axis(96, 7)), heads=2, kv_heads=2, dim=64, value_dim=64),
     Problem((Axis(65536, 60001, stride=60001),), heads=1, kv_heads=1, dim=64, value_dim=64),
