@@ -1,9 +1,9 @@
-"""What Metal kernels ask of the hardware, counted by tools/mslcpu: ours, and natten-mps 0.3.3's where it is installed.
+"""What Metal kernels ask of the hardware, counted by tools/mslcpu: ours, and natten-mps' where it is installed.
 
     python benchmarks/metal_counters.py [--write]
 
-Counts, not times: bytes that loads and stores of device memory ask for before any cache, integer operations, exponentials.
-`--write` puts ours into tests/metal/counters.json, the budget that tests hold them to.
+Counts, not times: bytes that loads and stores of device memory ask for before any cache, integer operations,
+exponentials. `--write` puts ours into tests/metal/counters.json, the budget that tests hold them to.
 """
 
 import argparse

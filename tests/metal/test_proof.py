@@ -124,6 +124,9 @@ def test_sources_are_clean():
         for suffix in ("", "_plain")
     ]
     made.append(source.instantiation("attend_back_bias", "half", 3, 5, 12))
-    made += [source.instantiation(f"mix{back}", "float", "bfloat", 2, 8) for back in ("", "_back", "_plain")]
+    made += [
+        source.instantiation(f"mix{back}", "float", "bfloat", 2, 8)
+        for back in ("_walk", "_back_walk", "_walk_plain")
+    ]
     text = source.templates() + "".join(text for _, text in made)
     assert not mslcpu.lint(text)

@@ -2,7 +2,7 @@
 
 // result[i, s] = scale * x[i] . y[key s of i] + bias
 template <typename T, int ND, int D, bool BIAS>
-[[kernel]] void dot_plain(const device T* x [[buffer(0)]], const device T* y [[buffer(1)]],
+[[kernel]] void dot_walk_plain(const device T* x [[buffer(0)]], const device T* y [[buffer(1)]],
                           const device float* bias [[buffer(2)]], device T* result [[buffer(3)]],
                           const device int4* table [[buffer(4)]], const SPACE Geometry<ND>& g [[buffer(5)]],
                           constant float& scale [[buffer(6)]], uint3 at [[thread_position_in_grid]]) {
@@ -18,7 +18,7 @@ template <typename T, int ND, int D, bool BIAS>
 
 // result[i] = sum over s of weights[i, s] * y[key s of i]
 template <typename W, typename T, int ND, int D>
-[[kernel]] void mix_plain(const device W* weights [[buffer(0)]], const device T* y [[buffer(1)]],
+[[kernel]] void mix_walk_plain(const device W* weights [[buffer(0)]], const device T* y [[buffer(1)]],
                           device T* result [[buffer(2)]], const device int4* table [[buffer(3)]],
                           const SPACE Geometry<ND>& g [[buffer(4)]], uint3 at [[thread_position_in_grid]]) {
   const int row = at.x, head = at.y, kv_head = head / (g.heads / g.kv_heads);
@@ -35,7 +35,7 @@ template <typename W, typename T, int ND, int D>
 
 // result[j] = sum over the outputs i that see key j of weights[i, s] * x[i]. Rows are keys.
 template <typename W, typename T, int ND, int D>
-[[kernel]] void mix_back_plain(const device W* weights [[buffer(0)]], const device T* x [[buffer(1)]],
+[[kernel]] void mix_back_walk_plain(const device W* weights [[buffer(0)]], const device T* x [[buffer(1)]],
                                device T* result [[buffer(2)]], const device int4* table [[buffer(3)]],
                                const SPACE Geometry<ND>& g [[buffer(4)]], uint3 at [[thread_position_in_grid]]) {
   const int row = at.x, kv_head = at.y, per_kv_head = g.heads / g.kv_heads;

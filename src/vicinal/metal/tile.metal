@@ -165,7 +165,7 @@ METAL_FUNC void stage(threadgroup T* to, const device T* from, const device T* e
   typedef typename Packet<T, N>::type V;
   for (int e = thread_index; e < BK * VECTORS; e += TILE_THREADS) {
     const int column = e / VECTORS, d = e % VECTORS * N, at = token[column];
-    V value = V(0);
+    V value = V(T(0));
     if (at != -1 && (D % 8 == 0 || d < D)) {
       const device T* row = at >= 0 ? from + long(at) * token_stride : extra + long(-2 - at) * token_stride;
       value = *reinterpret_cast<const device V*>(row + d);

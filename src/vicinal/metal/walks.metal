@@ -2,7 +2,7 @@
 // written: `dot` finds it filled.
 
 template <typename T, int ND, int D, bool BIAS>
-[[kernel, max_total_threads_per_threadgroup(128)]] void dot(
+[[kernel, max_total_threads_per_threadgroup(128)]] void dot_walk(
     const device T* x [[buffer(0)]], const device T* y [[buffer(1)]], const device float* bias [[buffer(2)]],
     device T* result [[buffer(3)]], const device int4* table [[buffer(4)]],
     const SPACE Geometry<ND>& g [[buffer(5)]], constant float& scale [[buffer(6)]],
@@ -105,5 +105,5 @@ METAL_FUNC void mix_tile(const device W* weights, const device T* columns, devic
     mix_tile<W, T, ND, D, INVERSE>(weights, columns, result, table, g, reinterpret_cast<threadgroup T*>(memory),    \
                                    places, tokens, slots, group, simd, lane);                                       \
   }
-MIX(mix, false)
-MIX(mix_back, true)
+MIX(mix_walk, false)
+MIX(mix_back_walk, true)

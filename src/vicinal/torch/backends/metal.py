@@ -94,14 +94,14 @@ class Metal(Backend):
         # Kernels write the slots that hold a key, which are all of them unless an axis is causal.
         weights = x.new_full((*x.shape[:-1], prod(problem.window)), fill)
         arguments = (source.TYPES[problem.dtype], problem.rank, problem.dim, problem.bias)
-        self._over_rows("dot", arguments, layout(problem), [x, y, bias, weights], scale)
+        self._over_rows("dot_walk", arguments, layout(problem), [x, y, bias, weights], scale)
         return weights
 
     def mix(self, problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
         out = y.new_empty(problem.batch, *problem.outputs, problem.heads, y.shape[-1])
         tensors = [_aligned(weights), _aligned(y), out]
         self._over_rows(
-            "mix", (*map(_type, tensors[:2]), problem.rank, y.shape[-1]), layout(problem), tensors
+            "mix_walk", (*map(_type, tensors[:2]), problem.rank, y.shape[-1]), layout(problem), tensors
         )
         return out
 
@@ -109,7 +109,7 @@ class Metal(Backend):
         out = x.new_empty(problem.batch, *problem.lengths, problem.kv_heads, x.shape[-1])
         tensors = [_aligned(weights), _aligned(x), out]
         arguments = (*map(_type, tensors[:2]), problem.rank, x.shape[-1])
-        self._over_rows("mix_back", arguments, layout(problem, inverse=True), tensors)
+        self._over_rows("mix_back_walk", arguments, layout(problem, inverse=True), tensors)
         return out
 
     def _over_rows(
