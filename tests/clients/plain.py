@@ -6,7 +6,7 @@ import torch
 
 
 def _keys(length, size, dilation):
-    """`[length, size]` keys of every query's window: those of its residue class, shifted inwards at borders."""
+    """`[length, size]` keys of every query's window, in its residue class, shifted inwards at borders."""
     rows = []
     for query in range(length):
         siblings = list(range(query % dilation, length, dilation))
@@ -50,7 +50,7 @@ def av(attn, value, kernel_size, dilation):
 
 
 def attention(query, key, value, kernel_size, stride=1, dilation=1, scale=None):
-    """Heads-last neighborhood attention; `stride` is NATTEN's: groups of queries share their leader's window."""
+    """Heads-last neighborhood attention; queries in groups of `stride` share their leader's window."""
     lengths = query.shape[1:-2]
     spread = lambda x: tuple(x) if isinstance(x, (tuple, list)) else (x,) * len(lengths)  # noqa: E731
     sizes, strides, dilations = spread(kernel_size), spread(stride), spread(dilation)
@@ -65,6 +65,8 @@ def attention(query, key, value, kernel_size, stride=1, dilation=1, scale=None):
         leaders = leaders * length + leader.view(shape)
     flat = _slots(lengths, sizes, dilations)[0][leaders.expand(lengths).flatten()]
     q, k, v = (x.flatten(1, -3) for x in (query, key, value))
-    scores = torch.einsum("bnhd,bnshd->bnhs", q, k[:, flat]) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = torch.einsum("bnhd,bnshd->bnhs", q, k[:, flat]) * (
+        q.shape[-1] ** -0.5 if scale is None else scale
+    )
     out = torch.einsum("bnhs,bnshd->bnhd", scores.softmax(-1), v[:, flat])
     return out.unflatten(1, lengths)

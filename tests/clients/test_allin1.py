@@ -1,4 +1,4 @@
-"""allin1 follows beats with 1-D and 2-D neighborhood attention of NATTEN 0.14; its model, without its audio tools."""
+"""allin1 follows beats with 1-D and 2-D attention of NATTEN 0.14; its model, without its audio tools."""
 
 from pathlib import Path
 
@@ -86,8 +86,8 @@ def test_pretrained_weights_find_the_beats():
     for name in OUTPUTS:
         assert (getattr(found, name) - getattr(exact, name)).abs().max() < 1e-4
     seconds = features.shape[2] / 100
-    for times, true, count in zip(tracked(found), truth, (43, 11), strict=True):
+    for both, count in zip(zip(tracked(found), truth, strict=True), (43, 11), strict=True):
         # The first and the last second do not count.
-        times, true = (x[(x > 1) & (x < seconds - 1)] for x in (times, true))
+        times, true = (x[(x > 1) & (x < seconds - 1)] for x in both)
         assert len(times) == len(true) == count
         assert np.abs(times - true).max() <= 0.07

@@ -1,4 +1,4 @@
-"""cosmos-predict2's call of NATTEN 0.21, with the knobs of each GPU it is tuned for; its check for such a GPU is not run."""
+"""cosmos-predict2's call of NATTEN 0.21, with its knobs for each GPU; its check for a GPU is not run."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""diffusers' LTX-2 decoder, whose processor fetches NATTEN's `na3d` from a hub, and which has one on FlexAttention."""
+"""diffusers' LTX-2 decoder, whose processor fetches `na3d` from a hub, against its own on FlexAttention."""
 
 import sys
 
@@ -7,7 +7,7 @@ import torch
 
 import vicinal.compat
 
-# The release of transformers that has a working DiNAT wants another huggingface-hub than diffusers; it does without.
+# The release of transformers with a working DiNAT wants another huggingface-hub than diffusers does.
 sys.modules["transformers"] = None
 with vicinal.compat.install("natten==0.21.7"):
     from diffusers.models.autoencoders import ltx2_diffusion_decoder as decoder

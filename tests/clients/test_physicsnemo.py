@@ -1,4 +1,4 @@
-"""PhysicsNeMo's layers, which call NATTEN 0.21; Warp and timm, which they import for other things, are absent."""
+"""PhysicsNeMo's layers on NATTEN 0.21; Warp and timm, which they import for other things, are absent."""
 
 import pytest
 import torch

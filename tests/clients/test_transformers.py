@@ -73,7 +73,9 @@ def test_model(size, by_definition):
         with torch.no_grad():
             found = model(pixels, output_hidden_states=True, output_attentions=True)
         assert found.attentions[0].shape[-1] == 9
-        answers.append([found.last_hidden_state, found.pooler_output, *found.hidden_states, *found.attentions])
+        answers.append(
+            [found.last_hidden_state, found.pooler_output, *found.hidden_states, *found.attentions]
+        )
     close(*answers)
 
 

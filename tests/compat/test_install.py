@@ -59,7 +59,12 @@ def test_what_clients_probe():
         assert natten.HAS_LIBNATTEN is True
         assert natten.na2d is natten.functional.na2d
         assert not hasattr(natten.functional, "na2d_qk")
-        assert natten.utils.checks.check_all_args(2, 3, 1, 1, None) == ((3, 3), (1, 1), (1, 1), (False, False))
+        assert natten.utils.checks.check_all_args(2, 3, 1, 1, None) == (
+            (3, 3),
+            (1, 1),
+            (1, 1),
+            (False, False),
+        )
 
 
 @pytest.mark.parametrize("name", ["natten", "Natten"])

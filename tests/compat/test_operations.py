@@ -60,7 +60,11 @@ class Split:
         if self.more_k is not None:
             named |= {"extra_key": heads_last(self.more_k), "extra_value": heads_last(self.more_v)}
         exact = oracle.attend(
-            *(heads_last(x) for x in (self.q, self.k, self.v)), self.win, 1.0, **named, grad_out=heads_last(grad)
+            *(heads_last(x) for x in (self.q, self.k, self.v)),
+            self.win,
+            1.0,
+            **named,
+            grad_out=heads_last(grad),
         )
         close("out", out, heads_first(exact.out))
         wanted = [exact.query, exact.key, exact.value, exact.bias, exact.extra_key, exact.extra_value]
@@ -78,7 +82,8 @@ def test_oldest_names(era, rank, biased):
     case.check(lambda c: qkrpb(c.q, c.k, c.rpb, 3, 2), lambda c, a: av(a, c.v, 3, 2))
     case = Split(rank, 3, 2)
     case.check(
-        lambda c: plain(c.q, c.k, kernel_size=3, dilation=2), lambda c, a: av(a, c.v, kernel_size=3, dilation=2)
+        lambda c: plain(c.q, c.k, kernel_size=3, dilation=2),
+        lambda c, a: av(a, c.v, kernel_size=3, dilation=2),
     )
 
 

@@ -113,9 +113,22 @@ def _switch(
     """A setter with a mode, a getter, and setters of True and False."""
 
     def use(mode: bool = True) -> None:
+        """Keep a switch as `mode` says."""
         setattr(_state, field, bool(mode))
 
-    return use, lambda: getattr(_state, field), lambda: use(True), lambda: use(False)
+    def read() -> bool:
+        """Whether a switch is on."""
+        return getattr(_state, field)
+
+    def enable() -> None:
+        """Keep a switch as on."""
+        use(True)
+
+    def disable() -> None:
+        """Keep a switch as off."""
+        use(False)
+
+    return use, read, enable, disable
 
 
 use_deterministic_algorithms, are_deterministic_algorithms_enabled, _, _ = _switch("deterministic")
