@@ -137,18 +137,32 @@ def group(problem: Problem) -> int:
     return problem.heads // problem.kv_heads
 
 
-def is_wide(problem: Problem, given: Strides) -> bool:
-    """Whether an offset inside one batch entry needs 64 bits; `given` are strides, some of no tensor."""
-    results = max(prod(problem.outputs) * problem.heads, prod(problem.lengths) * problem.kv_heads)
-    if results * max(problem.dim, problem.value_dim, 1) > 2**31 - 1:
-        return True
-    # A query has at most the extents of a key, but for its heads.
-    extents = (*problem.lengths, problem.heads, max(problem.dim, problem.value_dim))
-    spatial = (stride[1:] for stride in given if len(stride) == problem.rank + 3)
-    return any(
-        sum((extent - 1) * step for extent, step in zip(extents, steps, strict=True)) > 2**31 - 1
-        for steps in spatial
-    )
+class Layout(NamedTuple):
+    """What the strides of all tensors of a kernel have in common."""
+
+    is_wide: bool
+    is_dense: bool
+
+
+def layout(problem: Problem, rows: Strides, columns: Strides) -> Layout:
+    """Whether an offset inside one batch entry needs 64 bits, and whether tokens lie evenly.
+
+    Evenly means that in every tensor the stride of the last axis gives those of the others. `rows` are strides
+    of tensors over outputs, `columns` of those over keys.
+    """
+    width = max(problem.dim, problem.value_dim)
+    furthest = max(prod(problem.outputs) * problem.heads, prod(problem.lengths) * problem.kv_heads) * width
+    is_dense = True
+    for tensors, extents in ((rows, problem.outputs), (columns, problem.lengths)):
+        for _, *steps, head, _ in tensors:
+            spread = zip((*extents, problem.heads), (*steps, head), strict=True)
+            furthest = max(furthest, width + sum((extent - 1) * step for extent, step in spread))
+            even = [steps[-1] * prod(extents[place + 1 :]) for place in range(len(extents))]
+            is_dense &= all(
+                extent == 1 or step == wanted
+                for extent, step, wanted in zip(extents, steps, even, strict=True)
+            )
+    return Layout(furthest > 2**31 - 1, is_dense)
 
 
 def _dims(problem: Problem) -> tuple[int, ...]:
@@ -191,7 +205,7 @@ def _forward(problem: Problem, scale: float, given: Strides) -> Launch:
         shape.single,
         shape.heads_first,
         _scaled(problem, scale),
-        is_wide(problem, given),
+        *layout(problem, given[:1], given[1:3]),
         precision(problem),
     )
     constants = (*rules(problem), *_boxes(shape), *_dims(problem), *flags)
@@ -217,7 +231,12 @@ def _query_gradient(problem: Problem, scale: float, given: Strides) -> Launch:
         *(step for stride in given[4:6] for step in _extra_strides(stride)),
         *spatial_strides(given[6]),
     )
-    flags = (shape.heads_first, _scaled(problem, scale), is_wide(problem, given), precision(problem))
+    flags = (
+        shape.heads_first,
+        _scaled(problem, scale),
+        *layout(problem, (given[0], given[6]), given[1:3]),
+        precision(problem),
+    )
     constants = (*rules(problem), *_boxes(shape), *_dims(problem), *flags)
     grid = problem.batch * problem.heads * shape.tiles
     return Launch(backward.query_gradient, grid, numbers, constants, **_options(shape))
@@ -230,7 +249,12 @@ def _key_gradient(problem: Problem, scale: float, given: Strides) -> Launch:
         *_numbers(problem, scale, extra=False),
         *(step for stride in (*given[:3], given[6]) for step in spatial_strides(stride)),
     )
-    flags = (shape.heads_first, _scaled(problem, scale), is_wide(problem, given), precision(problem))
+    flags = (
+        shape.heads_first,
+        _scaled(problem, scale),
+        *layout(problem, (given[0], given[6]), given[1:3]),
+        precision(problem),
+    )
     constants = (*rules(problem), *_boxes(shape), *_dims(problem), *flags)
     grid = problem.batch * problem.kv_heads * shape.tiles
     return Launch(backward.key_gradient, grid, numbers, constants, **_options(shape))
@@ -285,8 +309,8 @@ def _bias_gradient_launches(
         *(problem.batch, split.part, first, heads),
         *(step for stride in (*given[:3], given[6]) for step in spatial_strides(stride)),
     )
-    wide = is_wide(problem, given)
-    constants = (*rules(problem), *_boxes(shape), *_dims(problem), wide, precision(problem))
+    flags = (*layout(problem, (given[0], given[6]), given[1:3]), precision(problem))
+    constants = (*rules(problem), *_boxes(shape), *_dims(problem), *flags)
     scores = Launch(
         bias_kernels.score_gradient, parts * heads * shape.tiles, numbers, constants, **_options(shape)
     )

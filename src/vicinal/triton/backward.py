@@ -13,14 +13,16 @@ from .forward import box_scores
 from .tile import (
     Point,
     bias_places,
-    box_start,
     boxes,
     columns_at,
+    first_box,
     hide_box,
     is_empty,
+    is_first,
     key_tile,
     lanes,
     load_rows,
+    next_box,
     offsets,
     output_extents,
     query_tile,
@@ -68,7 +70,8 @@ def query_gradient(
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     DIM: tl.constexpr, PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
-    HEADS_FIRST: tl.constexpr, SCALED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    HEADS_FIRST: tl.constexpr, SCALED: tl.constexpr, WIDE: tl.constexpr, DENSE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of `M` queries of one head against boxes of `N` keys; `grad_query` is contiguous."""
     tile = query_tile(heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
@@ -77,12 +80,15 @@ def query_gradient(
     head, kv_head = tile.head.to(tl.int64), (tile.head // group).to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)
     lane = lanes(N, COLUMNS)
-    outs = output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
+    lengths, outs = Point(T, H, W), output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
     base = tile.batch * outs.t * outs.h * outs.w * heads + head
-    flat = offsets(row, outs.h * outs.w * heads, outs.w * heads, heads, WIDE)
-    q = load_rows(query + tile.batch * qb + head * qn, offsets(row, qt, qh, qw, WIDE), DIM, PAD)
+    flat = offsets(row, outs, 0, 0, heads, WIDE, True)
+    q = load_rows(query + tile.batch * qb + head * qn, offsets(row, outs, qt, qh, qw, WIDE, DENSE), DIM, PAD)
     g = load_rows(
-        grad_out + tile.batch * gb + head * gn, offsets(row, gt, gh, gw, WIDE), VALUE_DIM, VALUE_PAD
+        grad_out + tile.batch * gb + head * gn,
+        offsets(row, outs, gt, gh, gw, WIDE, DENSE),
+        VALUE_DIM,
+        VALUE_PAD,
     )
     level = (tl.load(lse + base + flat) * LOG2_E)[:, None]
     mean = tl.load(delta + base + flat)[:, None]
@@ -95,17 +101,18 @@ def query_gradient(
         rest = 1.0
     acc = tl.zeros([M, PAD], tl.float32)
     count = boxes(tile, COLUMNS)
-    for number in range(0, count.t * count.h * count.w):
-        first = box_start(number, count, tile, COLUMNS)
+    first = first_box(tile)
+    for _ in range(0, count):
         at = columns_at(first, lane, tile, T_RULE.dilation, H_RULE.dilation, W_RULE.dilation)
-        k = load_rows(keys, offsets(at, kt, kh, kw, WIDE), DIM, PAD)
-        v = load_rows(values, offsets(at, vt, vh, vw, WIDE), VALUE_DIM, VALUE_PAD)
+        k = load_rows(keys, offsets(at, lengths, kt, kh, kw, WIDE, DENSE), DIM, PAD)
+        v = load_rows(values, offsets(at, lengths, vt, vh, vw, WIDE, DENSE), VALUE_DIM, VALUE_PAD)
         scores = box_scores(
             q, k, scale, first, lane, tile, bias, T_RULE, H_RULE, W_RULE, COLUMNS, N, SCALED, False, PRECISION
         )
         products = tl.dot(g, tl.trans(v), input_precision=PRECISION)
         slope = _slope(scores, rest, level, mean, products)[1]
         acc = tl.dot(slope.to(k.dtype), k, acc, input_precision=PRECISION)
+        first = next_box(first, tile, COLUMNS)
     if extra_key is not None:
         extra_keys = extra_key + tile.batch * ekb + kv_head * ekn
         extra_values = extra_value + tile.batch * evb + kv_head * evn
@@ -131,7 +138,8 @@ def key_gradient(
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     DIM: tl.constexpr, PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
-    HEADS_FIRST: tl.constexpr, SCALED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    HEADS_FIRST: tl.constexpr, SCALED: tl.constexpr, WIDE: tl.constexpr, DENSE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of `M` keys of one key head against boxes of `N` queries, for each query head that shares it.
 
@@ -144,10 +152,15 @@ def key_gradient(
     kv_head = tile.head.to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)
     lane = lanes(N, COLUMNS)
-    outs = output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
-    k = load_rows(key + tile.batch * kb + kv_head * kn, offsets(row, kt, kh, kw, WIDE), DIM, PAD)
+    lengths, outs = Point(T, H, W), output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
+    k = load_rows(
+        key + tile.batch * kb + kv_head * kn, offsets(row, lengths, kt, kh, kw, WIDE, DENSE), DIM, PAD
+    )
     v = load_rows(
-        value + tile.batch * vb + kv_head * vn, offsets(row, vt, vh, vw, WIDE), VALUE_DIM, VALUE_PAD
+        value + tile.batch * vb + kv_head * vn,
+        offsets(row, lengths, vt, vh, vw, WIDE, DENSE),
+        VALUE_DIM,
+        VALUE_PAD,
     )
     rest = scale
     if SCALED:
@@ -155,17 +168,21 @@ def key_gradient(
     acc_key = tl.zeros([M, PAD], tl.float32)
     acc_value = tl.zeros([M, VALUE_PAD], tl.float32)
     count = boxes(tile, COLUMNS)
-    visits = count.t * count.h * count.w
-    for number in range(0, group * visits):
-        head = kv_head * group + number // visits
-        first = box_start(number % visits, count, tile, COLUMNS)
+    first = first_box(tile)
+    head = kv_head * group
+    for _ in range(0, group * count):
         at = columns_at(first, lane, tile, T_RULE.period, H_RULE.period, W_RULE.period)
-        q = load_rows(query + tile.batch * qb + head * qn, offsets(at, qt, qh, qw, WIDE), DIM, PAD)
+        q = load_rows(
+            query + tile.batch * qb + head * qn, offsets(at, outs, qt, qh, qw, WIDE, DENSE), DIM, PAD
+        )
         g = load_rows(
-            grad_out + tile.batch * gb + head * gn, offsets(at, gt, gh, gw, WIDE), VALUE_DIM, VALUE_PAD
+            grad_out + tile.batch * gb + head * gn,
+            offsets(at, outs, gt, gh, gw, WIDE, DENSE),
+            VALUE_DIM,
+            VALUE_PAD,
         )
         base = tile.batch * outs.t * outs.h * outs.w * heads + head
-        flat = offsets(at, outs.h * outs.w * heads, outs.w * heads, heads, WIDE)
+        flat = offsets(at, outs, 0, 0, heads, WIDE, True)
         level = (tl.load(lse + base + flat) * LOG2_E)[None, :]
         mean = tl.load(delta + base + flat)[None, :]
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
@@ -185,9 +202,11 @@ def key_gradient(
         weights, slope = _slope(scores, rest, level, mean, products)
         acc_value = tl.dot(weights.to(g.dtype), g, acc_value, input_precision=PRECISION)
         acc_key = tl.dot(slope.to(q.dtype), q, acc_key, input_precision=PRECISION)
+        first = next_box(first, tile, COLUMNS)
+        head += is_first(first, tile).to(tl.int64)
     inside = rows_inside(tile)
     base = tile.batch * T * H * W * kv_heads + kv_head
-    flat = offsets(row, H * W * kv_heads, W * kv_heads, kv_heads, WIDE)
+    flat = offsets(row, lengths, 0, 0, kv_heads, WIDE, True)
     store_rows(grad_key + base * DIM, flat * DIM, acc_key * (scale * LN_2), inside, DIM, PAD)
     store_rows(grad_value + base * VALUE_DIM, flat * VALUE_DIM, acc_value, inside, VALUE_DIM, VALUE_PAD)
 

@@ -11,12 +11,13 @@ import triton.language as tl
 from .forward import box_scores
 from .tile import (
     Point,
-    box_start,
     boxes,
     columns_at,
+    first_box,
     is_empty,
     lanes,
     load_rows,
+    next_box,
     offsets,
     output_extents,
     query_tile,
@@ -34,7 +35,7 @@ def score_gradient(
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     DIM: tl.constexpr, PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`grad_scores` `[parts, some_heads, *outputs, slots]`, each part summed over `part` batch entries.
 
@@ -47,26 +48,36 @@ def score_gradient(
     kv_head = head // group
     row = Point(tile.t.index, tile.h.index, tile.w.index)
     lane = lanes(N, COLUMNS)
-    outs = output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
+    lengths, outs = Point(T, H, W), output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
     tokens = outs.t.to(tl.int64) * outs.h * outs.w
-    flat = offsets(row, outs.h * outs.w, outs.w, 1, WIDE)
+    flat = offsets(row, outs, 0, 0, 1, WIDE, True)
     bias += head * (2 * T_RULE.size - 1) * (2 * H_RULE.size - 1) * (2 * W_RULE.size - 1)
     stop = tl.minimum(tile.batch * part + part, batches)
     SLOTS: tl.constexpr = T_RULE.size * H_RULE.size * W_RULE.size
     found = grad_scores + ((tile.batch * some_heads + tile.head) * tokens + flat)[:, None] * SLOTS
     count = boxes(tile, COLUMNS)
-    for number in range(0, count.t * count.h * count.w):
-        first = box_start(number, count, tile, COLUMNS)
+    first = first_box(tile)
+    for _ in range(0, count):
         at = columns_at(first, lane, tile, T_RULE.dilation, H_RULE.dilation, W_RULE.dilation)
         acc = tl.zeros([M, N], tl.float32)
         for batch in range(tile.batch * part, stop):
-            q = load_rows(query + batch * qb + head * qn, offsets(row, qt, qh, qw, WIDE), DIM, PAD)
-            g = load_rows(
-                grad_out + batch * gb + head * gn, offsets(row, gt, gh, gw, WIDE), VALUE_DIM, VALUE_PAD
+            q = load_rows(
+                query + batch * qb + head * qn, offsets(row, outs, qt, qh, qw, WIDE, DENSE), DIM, PAD
             )
-            k = load_rows(key + batch * kb + kv_head * kn, offsets(at, kt, kh, kw, WIDE), DIM, PAD)
+            g = load_rows(
+                grad_out + batch * gb + head * gn,
+                offsets(row, outs, gt, gh, gw, WIDE, DENSE),
+                VALUE_DIM,
+                VALUE_PAD,
+            )
+            k = load_rows(
+                key + batch * kb + kv_head * kn, offsets(at, lengths, kt, kh, kw, WIDE, DENSE), DIM, PAD
+            )
             v = load_rows(
-                value + batch * vb + kv_head * vn, offsets(at, vt, vh, vw, WIDE), VALUE_DIM, VALUE_PAD
+                value + batch * vb + kv_head * vn,
+                offsets(at, lengths, vt, vh, vw, WIDE, DENSE),
+                VALUE_DIM,
+                VALUE_PAD,
             )
             level = tl.load(lse + (batch * tokens + flat) * heads + head) * 1.4426950408889634
             mean = tl.load(delta + (batch * tokens + flat) * heads + head)
@@ -91,6 +102,7 @@ def score_gradient(
             acc += tl.exp2(scores - level[:, None]) * (products - mean[:, None])
         slot = slots(first, lane, tile, T_RULE, H_RULE, W_RULE)
         tl.store(found + slot.number, acc, mask=slot.seen & rows_inside(tile)[:, None])
+        first = next_box(first, tile, COLUMNS)
 
 
 @triton.jit

@@ -7,13 +7,14 @@ import triton.language as tl
 from .tile import (
     Point,
     bias_places,
-    box_start,
     boxes,
     columns_at,
+    first_box,
     hide_box,
     is_empty,
     lanes,
     load_rows,
+    next_box,
     offsets,
     output_extents,
     query_tile,
@@ -45,7 +46,9 @@ def box_scores(
 def _accumulate(scores, v, scale, top, total, out, PRECISION: tl.constexpr):
     """One step of the running softmax: `top` unscaled, `total` and `out` relative to it."""
     new = tl.maximum(top, tl.max(scores, 1))
-    base = new * scale
+    # A row that has seen nothing yet must not subtract one huge number from another: a fused multiply-add
+    # rounds only one of them.
+    base = tl.where(new > -1.0e30, new * scale, 0.0)
     shrink = tl.exp2(top * scale - base)
     weights = tl.exp2(scores * scale - base[:, None])
     out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
@@ -61,7 +64,7 @@ def attend(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     DIM: tl.constexpr, PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
     SINGLE: tl.constexpr, HEADS_FIRST: tl.constexpr,
-    SCALED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    SCALED: tl.constexpr, WIDE: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of `M` queries of one head against boxes of `N` keys.
 
@@ -74,8 +77,12 @@ def attend(
     kv_head = (tile.head // group).to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)
     lane = lanes(N, COLUMNS)
+    lengths, outs = Point(T, H, W), output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
     q = load_rows(
-        query + tile.batch * qb + tile.head.to(tl.int64) * qn, offsets(row, qt, qh, qw, WIDE), DIM, PAD
+        query + tile.batch * qb + tile.head.to(tl.int64) * qn,
+        offsets(row, outs, qt, qh, qw, WIDE, DENSE),
+        DIM,
+        PAD,
     )
     keys = key + tile.batch * kb + kv_head * kn
     values = value + tile.batch * vb + kv_head * vn
@@ -88,10 +95,10 @@ def attend(
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, VALUE_PAD], tl.float32)
     if SINGLE:
-        first = Point(tile.t.low, tile.h.low, tile.w.low)
+        first = first_box(tile)
         at = columns_at(first, lane, tile, T_RULE.dilation, H_RULE.dilation, W_RULE.dilation)
-        k = load_rows(keys, offsets(at, kt, kh, kw, WIDE), DIM, PAD)
-        v = load_rows(values, offsets(at, vt, vh, vw, WIDE), VALUE_DIM, VALUE_PAD)
+        k = load_rows(keys, offsets(at, lengths, kt, kh, kw, WIDE, DENSE), DIM, PAD)
+        v = load_rows(values, offsets(at, lengths, vt, vh, vw, WIDE, DENSE), VALUE_DIM, VALUE_PAD)
         scores = box_scores(
             q, k, scale, first, lane, tile, bias, T_RULE, H_RULE, W_RULE, COLUMNS, N, SCALED, True, PRECISION
         )
@@ -101,11 +108,11 @@ def attend(
         acc = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
     else:
         count = boxes(tile, COLUMNS)
-        for number in range(0, count.t * count.h * count.w):
-            first = box_start(number, count, tile, COLUMNS)
+        first = first_box(tile)
+        for _ in range(0, count):
             at = columns_at(first, lane, tile, T_RULE.dilation, H_RULE.dilation, W_RULE.dilation)
-            k = load_rows(keys, offsets(at, kt, kh, kw, WIDE), DIM, PAD)
-            v = load_rows(values, offsets(at, vt, vh, vw, WIDE), VALUE_DIM, VALUE_PAD)
+            k = load_rows(keys, offsets(at, lengths, kt, kh, kw, WIDE, DENSE), DIM, PAD)
+            v = load_rows(values, offsets(at, lengths, vt, vh, vw, WIDE, DENSE), VALUE_DIM, VALUE_PAD)
             scores = box_scores(
                 q,
                 k,
@@ -124,6 +131,7 @@ def attend(
                 PRECISION,
             )
             top, total, acc = _accumulate(scores, v, rest, top, total, acc, PRECISION)
+            first = next_box(first, tile, COLUMNS)
     if extra_key is not None:
         extra_keys = extra_key + tile.batch * ekb + kv_head * ekn
         extra_values = extra_value + tile.batch * evb + kv_head * evn
@@ -138,8 +146,7 @@ def attend(
             scores = tl.where((token < extras)[None, :], scores, -1.0e30)
             top, total, acc = _accumulate(scores, v, rest, top, total, acc, PRECISION)
     inside = rows_inside(tile)
-    outs = output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
     base = tile.batch * outs.t * outs.h * outs.w * heads + tile.head
-    flat = offsets(row, outs.h * outs.w * heads, outs.w * heads, heads, WIDE)
+    flat = offsets(row, outs, 0, 0, heads, WIDE, True)
     tl.store(lse + base + flat, (top * rest + tl.log2(total)) * 0.6931471805599453, mask=inside)
     store_rows(out + base * VALUE_DIM, flat * VALUE_DIM, acc / total[:, None], inside, VALUE_DIM, VALUE_PAD)

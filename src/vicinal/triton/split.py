@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..problem import Problem
 from . import plan, walks
-from .attention import group, is_wide, lengths, precision, rules
+from .attention import group, layout, lengths, precision, rules
 from .launch import Launch, rows_aligned, spatial_strides
 
 Stride = tuple[int, ...]
@@ -49,6 +49,8 @@ def _launch(problem: Problem, scale: float | None, *given: Stride) -> Launch:
     shape = plan.walk(problem)
     dim = problem.dim if problem.operation == "dot" else problem.value_dim
     weights = prod(problem.outputs) * problem.heads * prod(problem.window)
+    rows = given[:1] if problem.operation != "mix" else ()
+    found = layout(problem, rows, given[len(rows) :])
     numbers = (
         *(() if scale is None else (scale,)),
         *(problem.heads, group(problem), *lengths(problem)),
@@ -57,7 +59,7 @@ def _launch(problem: Problem, scale: float | None, *given: Stride) -> Launch:
     constants = (
         *(*rules(problem), shape.rows, shape.columns, shape.row_count, shape.column_count),
         *(dim, plan.padded(dim), shape.heads_first),
-        *(weights > 2**31 - 1 or is_wide(problem, given), precision(problem)),
+        *(weights > 2**31 - 1 or found.is_wide, found.is_dense, precision(problem)),
     )
     heads = problem.kv_heads if problem.operation == "mix_back" else problem.heads
     grid = problem.batch * heads * shape.tiles

@@ -125,22 +125,37 @@ def output_extents(T, H, W, T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: 
 
 @triton.jit
 def boxes(tile, COLUMNS: tl.constexpr):
-    """Boxes of columns that the tile visits, per axis."""
-    return Point(
-        tl.cdiv(tile.t.high - tile.t.low, COLUMNS[0]),
-        tl.cdiv(tile.h.high - tile.h.low, COLUMNS[1]),
-        tl.cdiv(tile.w.high - tile.w.low, COLUMNS[2]),
+    """Boxes of columns that the tile visits."""
+    return (
+        tl.cdiv(tile.t.high - tile.t.low, COLUMNS[0])
+        * tl.cdiv(tile.h.high - tile.h.low, COLUMNS[1])
+        * tl.cdiv(tile.w.high - tile.w.low, COLUMNS[2])
     )
 
 
 @triton.jit
-def box_start(number, count, tile, COLUMNS: tl.constexpr):
-    """First column, per axis, of a box; `count` is what `boxes` returned."""
+def first_box(tile):
+    """First column, per axis, of the first box of the tile."""
+    return Point(tile.t.low, tile.h.low, tile.w.low)
+
+
+@triton.jit
+def next_box(first, tile, COLUMNS: tl.constexpr):
+    """First column of the box after the one at `first`; after the last box comes the first again."""
+    w = first.w + COLUMNS[2]
+    h = first.h + tl.where(w >= tile.w.high, COLUMNS[1], 0)
+    t = first.t + tl.where(h >= tile.h.high, COLUMNS[0], 0)
     return Point(
-        tile.t.low + number // (count.h * count.w) * COLUMNS[0],
-        tile.h.low + number // count.w % count.h * COLUMNS[1],
-        tile.w.low + number % count.w * COLUMNS[2],
+        tl.where(t >= tile.t.high, tile.t.low, t),
+        tl.where(h >= tile.h.high, tile.h.low, h),
+        tl.where(w >= tile.w.high, tile.w.low, w),
     )
+
+
+@triton.jit
+def is_first(first, tile):
+    """Whether a box is the tile's first, where the walk over the next head begins."""
+    return (first.t == tile.t.low) & (first.h == tile.h.low) & (first.w == tile.w.low)
 
 
 @triton.jit
@@ -154,9 +169,18 @@ def columns_at(first, lane, tile, T_PITCH: tl.constexpr, H_PITCH: tl.constexpr, 
 
 
 @triton.jit
-def offsets(point, t, h, w, WIDE: tl.constexpr):
-    """Offsets inside one batch entry of points at strides `t`, `h`, `w`."""
-    if WIDE:
+def offsets(point, extents, t, h, w, WIDE: tl.constexpr, DENSE: tl.constexpr):
+    """Offsets inside one batch entry of points at strides `t`, `h`, `w`.
+
+    DENSE says that the last stride and the `extents` give the other strides: tensors then share most of the
+    arithmetic.
+    """
+    if DENSE:
+        token = (point.t * extents.h + point.h) * extents.w + point.w
+        if WIDE:
+            token = token.to(tl.int64)
+        return token * w
+    elif WIDE:
         return point.t.to(tl.int64) * t + point.h.to(tl.int64) * h + point.w.to(tl.int64) * w
     else:
         return point.t * t + point.h * h + point.w * w

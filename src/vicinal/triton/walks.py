@@ -10,13 +10,15 @@ import triton.language as tl
 from .tile import (
     Point,
     bias_places,
-    box_start,
     boxes,
     columns_at,
+    first_box,
     is_empty,
+    is_first,
     key_tile,
     lanes,
     load_rows,
+    next_box,
     offsets,
     output_extents,
     query_tile,
@@ -34,7 +36,7 @@ def dot(
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     DIM: tl.constexpr, PAD: tl.constexpr, HEADS_FIRST: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`weights[i, s] = scale * x[i] . y[key s of i]`, plus the bias."""
     tile = query_tile(heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
@@ -43,20 +45,20 @@ def dot(
     head, kv_head = tile.head.to(tl.int64), (tile.head // group).to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)
     lane = lanes(N, COLUMNS)
-    outs = output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
-    flat = offsets(row, outs.h * outs.w * heads, outs.w * heads, heads, WIDE)
+    lengths, outs = Point(T, H, W), output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
+    flat = offsets(row, outs, 0, 0, heads, WIDE, True)
     SLOTS: tl.constexpr = T_RULE.size * H_RULE.size * W_RULE.size
     weights += (tile.batch * outs.t * outs.h * outs.w * heads + head) * SLOTS
-    left = load_rows(x + tile.batch * xb + head * xn, offsets(row, xt, xh, xw, WIDE), DIM, PAD)
+    left = load_rows(x + tile.batch * xb + head * xn, offsets(row, outs, xt, xh, xw, WIDE, DENSE), DIM, PAD)
     right = y + tile.batch * yb + kv_head * yn
     if bias is not None:
         bias += tile.head * (2 * T_RULE.size - 1) * (2 * H_RULE.size - 1) * (2 * W_RULE.size - 1)
     inside = rows_inside(tile)[:, None]
     count = boxes(tile, COLUMNS)
-    for number in range(0, count.t * count.h * count.w):
-        first = box_start(number, count, tile, COLUMNS)
+    first = first_box(tile)
+    for _ in range(0, count):
         at = columns_at(first, lane, tile, T_RULE.dilation, H_RULE.dilation, W_RULE.dilation)
-        columns = load_rows(right, offsets(at, yt, yh, yw, WIDE), DIM, PAD)
+        columns = load_rows(right, offsets(at, lengths, yt, yh, yw, WIDE, DENSE), DIM, PAD)
         found = tl.dot(left, tl.trans(columns), input_precision=PRECISION) * scale
         if bias is not None:
             here = Point(tile.t.place[:, None], tile.h.place[:, None], tile.w.place[:, None])
@@ -67,6 +69,7 @@ def dot(
         slot = slots(first, lane, tile, T_RULE, H_RULE, W_RULE)
         where = weights + flat[:, None] * SLOTS + slot.number
         tl.store(where, found.to(weights.dtype.element_ty), mask=slot.seen & inside)
+        first = next_box(first, tile, COLUMNS)
 
 
 @triton.jit
@@ -76,7 +79,7 @@ def mix(
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     DIM: tl.constexpr, PAD: tl.constexpr, HEADS_FIRST: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`out[i]`, the sum over `s` of `weights[i, s] * y[key s of i]`; `out` is contiguous."""
     tile = query_tile(heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
@@ -85,21 +88,22 @@ def mix(
     head, kv_head = tile.head.to(tl.int64), (tile.head // group).to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)
     lane = lanes(N, COLUMNS)
-    outs = output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
-    flat = offsets(row, outs.h * outs.w * heads, outs.w * heads, heads, WIDE)
+    lengths, outs = Point(T, H, W), output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
+    flat = offsets(row, outs, 0, 0, heads, WIDE, True)
     base = tile.batch * outs.t * outs.h * outs.w * heads + head
     SLOTS: tl.constexpr = T_RULE.size * H_RULE.size * W_RULE.size
     weights += base * SLOTS
     values = y + tile.batch * yb + kv_head * yn
     acc = tl.zeros([M, PAD], tl.float32)
     count = boxes(tile, COLUMNS)
-    for number in range(0, count.t * count.h * count.w):
-        first = box_start(number, count, tile, COLUMNS)
+    first = first_box(tile)
+    for _ in range(0, count):
         at = columns_at(first, lane, tile, T_RULE.dilation, H_RULE.dilation, W_RULE.dilation)
-        columns = load_rows(values, offsets(at, yt, yh, yw, WIDE), DIM, PAD)
+        columns = load_rows(values, offsets(at, lengths, yt, yh, yw, WIDE, DENSE), DIM, PAD)
         slot = slots(first, lane, tile, T_RULE, H_RULE, W_RULE)
         some = tl.load(weights + flat[:, None] * SLOTS + slot.number, mask=slot.seen, other=0.0)
         acc = tl.dot(some.to(columns.dtype), columns, acc, input_precision=PRECISION)
+        first = next_box(first, tile, COLUMNS)
     store_rows(out + base * DIM, flat * DIM, acc, rows_inside(tile), DIM, PAD)
 
 
@@ -110,7 +114,7 @@ def mix_back(
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     DIM: tl.constexpr, PAD: tl.constexpr, HEADS_FIRST: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`out[j]`, the sum over outputs `i` that see key `j` of `weights[i, s] * x[i]`; `out` is contiguous."""
     kv_heads = heads // group
@@ -120,21 +124,24 @@ def mix_back(
     kv_head = tile.head.to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)
     lane = lanes(N, COLUMNS)
-    outs = output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
+    lengths, outs = Point(T, H, W), output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
     SLOTS: tl.constexpr = T_RULE.size * H_RULE.size * W_RULE.size
     acc = tl.zeros([M, PAD], tl.float32)
     count = boxes(tile, COLUMNS)
-    visits = count.t * count.h * count.w
-    for number in range(0, group * visits):
-        head = kv_head * group + number // visits
-        first = box_start(number % visits, count, tile, COLUMNS)
+    first = first_box(tile)
+    head = kv_head * group
+    for _ in range(0, group * count):
         at = columns_at(first, lane, tile, T_RULE.period, H_RULE.period, W_RULE.period)
-        columns = load_rows(x + tile.batch * xb + head * xn, offsets(at, xt, xh, xw, WIDE), DIM, PAD)
+        columns = load_rows(
+            x + tile.batch * xb + head * xn, offsets(at, outs, xt, xh, xw, WIDE, DENSE), DIM, PAD
+        )
         slot = viewing_slots(first, lane, tile, T_RULE, H_RULE, W_RULE)
-        flat = offsets(at, outs.h * outs.w * heads, outs.w * heads, heads, WIDE)
+        flat = offsets(at, outs, 0, 0, heads, WIDE, True)
         found = weights + (tile.batch * outs.t * outs.h * outs.w * heads + head) * SLOTS
         some = tl.load(found + flat[None, :] * SLOTS + slot.number, mask=slot.seen, other=0.0)
         acc = tl.dot(some.to(columns.dtype), columns, acc, input_precision=PRECISION)
+        first = next_box(first, tile, COLUMNS)
+        head += is_first(first, tile).to(tl.int64)
     base = tile.batch * T * H * W * kv_heads + kv_head
-    flat = offsets(row, H * W * kv_heads, W * kv_heads, kv_heads, WIDE)
+    flat = offsets(row, lengths, 0, 0, kv_heads, WIDE, True)
     store_rows(out + base * DIM, flat * DIM, acc, rows_inside(tile), DIM, PAD)
