@@ -1,4 +1,4 @@
-"""What Metal kernels ask of the hardware, counted by tools/mslcpu: ours, and natten-mps' where it is installed.
+"""What Metal kernels ask of the hardware, counted by tools/mslcpu: ours, and natten-mps' if installed.
 
     python benchmarks/metal_counters.py [--write]
 
