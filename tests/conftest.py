@@ -1,22 +1,29 @@
 """Tests of a framework are collected where it is installed; the report's first lines say what is left out."""
 
+import sys
 from importlib.util import find_spec
+from shutil import which
 
 from hypothesis import settings
-
-NEEDS = {"torch": ("torch",), "compat": ("torch",), "triton": ("torch", "triton"), "mlx": ("mlx",)}
 
 settings.register_profile("vicinal", deadline=None, print_blob=True)
 settings.load_profile("vicinal")
 
-left_out = {
-    folder: [name for name in names if find_spec(name) is None]
-    for folder, names in NEEDS.items()
-    if any(find_spec(name) is None for name in names)
+has_torch = find_spec("torch") is not None
+NEEDS = {
+    "torch": ("PyTorch", has_torch),
+    "compat": ("PyTorch", has_torch),
+    "clients": ("PyTorch", has_torch),
+    "triton": ("PyTorch", has_torch),
+    "metal": (
+        "PyTorch, and a Mac or clang 19",
+        has_torch and (sys.platform == "darwin" or which("clang++-19")),
+    ),
+    "mlx": ("MLX", find_spec("mlx") is not None),
 }
-collect_ignore = list(left_out)
+collect_ignore = [folder for folder, (_, is_here) in NEEDS.items() if not is_here]
 
 
 def pytest_report_header() -> list[str]:
     """What is not tested here."""
-    return [f"left out: tests/{folder}, without {', '.join(names)}" for folder, names in left_out.items()]
+    return [f"left out: tests/{folder}, which needs {NEEDS[folder][0]}" for folder in collect_ignore]

@@ -39,7 +39,8 @@ LONG_FILES: dict[str, str] = {}
 FUNCTION_LINES, KERNEL_LINES, DEPTH, PARAMETERS = 50, 120, 3, 12
 LONG_FUNCTIONS = {
     "neighborhood_attention": "public: the whole of the operation's options",
-    "neighborhood_attention_varlen": "public: the same, for samples of different extents",
+    "neighborhood_attention_varlen": "public: the same, for documents of different extents",
+    "neighborhood_attention_packed": "public: the same, for documents without padding",
     "_case": "a table's columns",
 }
 COMMAND_LINE = "cli"
@@ -143,11 +144,16 @@ def test_every_backend_stands_in_the_table_once(name):
     if find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
     table = import_module(f"vicinal.{name}.backends").BACKENDS
-    modules = [type(backend).__module__ for backend in table]
     folder = PACKAGE / name / "backends"
-    files = {dotted(path) for path in sources(folder) if path.stem not in ("__init__", "base")}
-    assert sorted(modules) == sorted(files)
-    assert [backend.name for backend in table] == [module.rpartition(".")[2] for module in modules]
+    modules = [
+        import_module(dotted(path)) for path in sources(folder) if path.stem not in ("__init__", "base")
+    ]
+    made = [
+        x for module in modules for key, x in vars(module).items() if key.isupper() and hasattr(x, "refusal")
+    ]
+    assert sorted(backend.name for backend in table) == sorted(backend.name for backend in made)
+    assert {type(backend).__module__ for backend in table} == {module.__name__ for module in modules}
+    assert len({backend.name for backend in table}) == len(table)
 
 
 @pytest.mark.parametrize(("suffix", "limit"), LINES.items())

@@ -1,0 +1,57 @@
+"""The examples of README and documentation run, page by page, and the commands they name exist."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from vicinal.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Fenced blocks of a page."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem
+)
+def test_python_runs(page):
+    program = "\n".join(blocks(page, "python"))
+    needs = [
+        name for name in ("torch", "mlx") if re.search(rf"^import (?:vicinal\.)?{name}\b", program, re.M)
+    ]
+    missing = [name for name in needs if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+    exec(compile(program, str(page), "exec"), {"__name__": page.stem})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_exist(page):
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"^vicinal (\w+)|`vicinal (\w+)", text, re.M))
+    assert {command for pair in named for command in pair if command} <= COMMANDS.keys()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert {
+        target
+        for pair in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.M)
+        for target in pair
+        if target
+    } <= targets
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), f"{page.name} links to {link}"
