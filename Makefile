@@ -1,9 +1,11 @@
-# Everything runs in .venv, which the first target that needs it creates. Variables: PYTHON, VENV, TORCH, JOBS.
+# Everything runs in .venv, which the first target that needs it creates. Variables: PYTHON, VENV, TORCH, TRITON, JOBS.
 
 PYTHON ?= python3
 VENV ?= .venv
 # The build that development and CI agree on; on Linux, pip's own index offers it with CUDA.
 TORCH ?= torch==2.13.0
+# Compiles the GPU kernels, and interprets them where there is no GPU.
+TRITON ?= triton==3.6.0
 JOBS ?= auto
 
 BIN := $(VENV)/bin
@@ -12,7 +14,7 @@ READY := $(VENV)/.ready
 # Test processes share the cores; each would otherwise start a thread on every one.
 RUN_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
 
-.PHONY: demo test check lint types docs coverage test-all test-metal gpu-check gpu-bench wheel clean
+.PHONY: demo test check lint types docs coverage test-all checker test-metal gpu-check gpu-bench wheel clean
 
 demo: $(READY)
 	$(BIN)/vicinal demo
@@ -33,12 +35,16 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict --quiet
 
 coverage: $(READY)
-	OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest tests/test_*.py
+	OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest tests/test_*.py tests/torch
 	$(PY) -m coverage report
 
 # Each interpreter on the PATH, without the ones too old; PyTorch where pip finds the pinned build for it.
 test-all: $(READY)
 	$(PY) tests/interpreters.py
+
+# Debian and Ubuntu: clang 19, with which the Metal kernels run on a CPU.
+checker: $(READY)
+	PYTHON=$(abspath $(PY)) tools/mslcpu/setup.sh
 
 # Needs an Apple GPU.
 test-metal: $(READY)
@@ -62,4 +68,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet $(TORCH)
 	$(PY) -m pip install --quiet --editable '.[dev]'
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(PY) -c 'import triton' 2>/dev/null || $(PY) -m pip install --quiet $(TRITON)
+endif
 	touch $(READY)
