@@ -2,8 +2,8 @@
 
     python benchmarks/hopper.py [--out results.json] [--only b1,b16] [--quick]
 
-Every row is checked on sampled queries and keys in float64 before it is timed. `ratio` is the time of dense cuDNN attention,
-scaled by the visible share of its products, over the measured time: 1.0 is the speed of dense attention.
+Every row is checked on sampled queries and keys in float64 before it is timed. `ratio` is the time of dense
+cuDNN attention, scaled by the visible share of its products, over the measured time: 1.0 is its speed.
 """
 
 import argparse
@@ -72,16 +72,17 @@ def milliseconds(call, repeats: int) -> float:
     return sorted(start.elapsed_time(stop) for start, stop in events)[repeats // 2]
 
 
-def host_microseconds(call, calls: int = 40) -> float:
-    """Time of a call on the host while the device is busy."""
+def host_microseconds(call, calls: int = 60) -> float:
+    """Median time of a call on the host while the device is busy."""
     call()
     torch.cuda.synchronize()
-    start = time.perf_counter()
+    spent = []
     for _ in range(calls):
+        start = time.perf_counter()
         call()
-    spent = time.perf_counter() - start
+        spent.append(time.perf_counter() - start)
     torch.cuda.synchronize()
-    return spent / calls * 1e6
+    return sorted(spent)[calls // 2] * 1e6
 
 
 BASELINES: dict[str, tuple[float, float]] = {}
@@ -215,9 +216,10 @@ def main() -> None:
             continue
         parts = row["prepare"], row["query"] - row["prepare"], row["backward"] - row["query"]
         print(
-            f"{name:20} {row['forward']:7.3f} {row['forward_tflops']:5.0f} {row.get('forward_ratio', 0):5.2f} | "
-            f"{row['backward']:7.3f} {row['backward_tflops']:5.0f} {row.get('backward_ratio', 0):5.2f} "
-            f"({parts[0]:.2f} {parts[1]:.2f} {parts[2]:.2f}) | {row['host_forward_us']:5.1f} {row['error']:.1e}",
+            f"{name:20} {row['forward']:7.3f} {row['forward_tflops']:5.0f} "
+            f"{row.get('forward_ratio', 0):5.2f} | {row['backward']:7.3f} {row['backward_tflops']:5.0f} "
+            f"{row.get('backward_ratio', 0):5.2f} ({parts[0]:.2f} {parts[1]:.2f} {parts[2]:.2f}) | "
+            f"{row['host_forward_us']:5.1f} {row['error']:.1e}",
             flush=True,
         )
     result = {

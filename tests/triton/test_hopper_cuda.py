@@ -11,6 +11,7 @@ from tests import budget, oracle
 from vicinal import Axis, Problem
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.hopper import HOPPER
+from vicinal.triton import hopper_plan
 
 pytestmark = pytest.mark.cuda
 
@@ -141,6 +142,16 @@ def test_matches_the_oracle(case):
 
 @pytest.mark.parametrize("case", DILATED, ids=str)
 def test_dilation_matches_the_oracle(case):
+    check(case)
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_boxes_of_several_panels_and_outer_extents(dim):
+    # Plain Triton's descriptors give wrong rows for boxes wider than a swizzle panel of 64 with more than one
+    # outer extent, once registers hold them; these kernels flatten boxes in shared memory.
+    case = problem((9, 12, 14), (4, 6, 7), stride=(1, 2, 1), dim=dim)
+    spec = hopper_plan.forward(case).spec
+    assert sum(side > 1 for side in spec.rows) > 1
     check(case)
 
 

@@ -1,4 +1,4 @@
-"""Every kind of Hopper kernel, compiled for sm_90 without a GPU: what ptxas makes of it is part of the contract."""
+"""Every kind of Hopper kernel, compiled for sm_90 without a GPU: what ptxas makes of it is the contract."""
 
 import re
 import subprocess
@@ -13,17 +13,17 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 if not triton.__version__.startswith("3.6"):
     pytest.skip(f"the kernels are written for Triton 3.6, not {triton.__version__}", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.runtime import driver  # noqa: E402
 
-from vicinal.triton import hopper_attention
+from vicinal.triton import hopper_attention  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
 BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
 SHARED = 232448
-# Bytes that ptxas keeps in local memory. The gradients of keys and values hold two sums of 64 registers a thread.
-SPILLS = {"attend": 0, "differentiate_quer": 64, "differentiate_key": 256}
+# Bytes in local memory, at most. The gradients of keys and values hold two sums of 64 registers a thread.
+SPILLS = {"attend": 32, "differentiate_quer": 16, "differentiate_key": 160}
 
 
 class Hopper:
@@ -40,10 +40,8 @@ class Hopper:
 
 
 @pytest.fixture(autouse=True)
-def _hopper():
-    driver.set_active(Hopper())
-    yield
-    driver.reset_active()
+def _hopper(monkeypatch):
+    monkeypatch.setattr(driver, "_active", Hopper())
 
 
 class Shape:
@@ -121,6 +119,8 @@ def test_compiles_to_what_hopper_is_fast_at(case, tmp_path):
         allowed = next(bytes_ for name, bytes_ in SPILLS.items() if compiled.name.startswith(name))
         assert spilled <= allowed, (compiled.name, report)
         assert compiled.metadata.shared <= SHARED, compiled.name
+        # In Triton 3.6 a one-warp producer that copies boxes of 32-bit elements hits an illegal instruction.
+        assert all(one["elem_size"] == 2 for one in compiled.metadata.tensordesc_meta or ()), compiled.name
         assert "HGMMA" in code, compiled.name
         assert "UTMALDG" in code, compiled.name
         assert "HMMA.16816" not in code, compiled.name

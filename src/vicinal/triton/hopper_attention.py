@@ -1,4 +1,4 @@
-"""Attention and its gradients by the Hopper kernels: what is allocated, and which kernel runs with which boxes."""
+"""Attention and its gradients by the Hopper kernels: what is allocated, and what runs with which boxes."""
 
 from functools import lru_cache
 from math import prod
@@ -65,7 +65,7 @@ def attend_back(
 
 
 def _with_positive_scale(query: Tensor, scale: float) -> tuple[Tensor, float]:
-    """Queries and a positive scale with the same products: the running maximum is taken of unscaled scores."""
+    """Queries and a positive scale with the same products: kernels take the maximum of unscaled scores."""
     if scale > 0:
         return query, scale
     return (-query, -scale) if scale < 0 else (torch.zeros_like(query), 1.0)
@@ -90,11 +90,12 @@ def _prepare_launch(problem: Problem, has_grad_out: bool, has_grad_lse: bool) ->
     rows = problem.batch * problem.heads * tokens
     numbers = (rows, tokens, problem.heads, problem.value_dim)
     constants = (PREPARED, plans.padded(problem.value_dim), has_grad_out, has_grad_lse)
-    return PointerLaunch(prepare, -(-rows // PREPARED), numbers, constants, num_warps=4)
+    programs = problem.batch * -(-problem.heads * tokens // PREPARED)
+    return PointerLaunch(prepare, programs, numbers, constants, num_warps=4)
 
 
 def _extents(problem: Problem) -> tuple:
-    """Extents of queries, outputs, keys and values, and the numbers that end every kernel's run-time parameters."""
+    """Extents of queries, outputs, keys and values, and the numbers that end kernels' parameters."""
     ones = (1,) * (3 - problem.rank)
     outputs, lengths = ones + problem.outputs, ones + problem.lengths
     rows = (problem.batch, *outputs, problem.heads)

@@ -14,10 +14,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from . import hopper_tile as ht
 from . import hopper_window as hw
 
-# Finite, so that a row whose first boxes hold no key of its window stays free of NaN; a power of two, so that its product
-# with the scale is exact and a fused multiply-add of it and that product is zero.
+# Finite, so that a row whose first boxes hold no key of its window stays free of NaN; a power of two, so that
+# its product with the scale is exact and what a fused multiply-add leaves of the two is zero.
 HIDDEN = gl.constexpr(-(2.0**100))
 LN2 = gl.constexpr(0.6931471805599453)
 
@@ -26,7 +27,7 @@ LN2 = gl.constexpr(0.6931471805599453)
 def _copy(query, key, value, queries, ready, keys, values, tile, kv_head, SPEC: gl.constexpr):
     """The producer: queries of both warpgroups, then boxes of keys and values as buffers become free."""
     for warpgroup in gl.static_range(2):
-        at = hw.corner(tile.start, warpgroup, SPEC)
+        at = ht.corner(tile.start, warpgroup, SPEC)
         mbarrier.expect(ready.index(warpgroup), query.block_type.nbytes)
         tma.async_copy_global_to_shared(
             query,
@@ -34,17 +35,16 @@ def _copy(query, key, value, queries, ready, keys, values, tile, kv_head, SPEC: 
             ready.index(warpgroup),
             queries.index(warpgroup),
         )
-    zero = gl.to_tensor(0)
-    box = (zero, zero, zero)
+    box = ht.box_of(gl.to_tensor(0), SPEC)
     for i in range(tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
         stage = i % SPEC.stages
         phase = (i // SPEC.stages) & 1
-        at = hw.box_at(tile.first, box, SPEC)
+        at = ht.box_at(tile.first, box, SPEC)
         mbarrier.wait(keys.empty.index(stage), phase ^ 1)
-        hw.fill(key, keys, stage, tile.planes[1], at, kv_head)
+        ht.fill(key, keys, stage, tile.planes[1], at, kv_head)
         mbarrier.wait(values.empty.index(stage), phase ^ 1)
-        hw.fill(value, values, stage, tile.planes[1], at, kv_head)
-        over, box = hw.step(box, tile.boxes, SPEC)
+        ht.fill(value, values, stage, tile.planes[1], at, kv_head)
+        box = ht.step(box, tile.boxes, SPEC)
 
 
 @gluon.jit
@@ -71,6 +71,19 @@ def _softmax(scores, top, scale2):
 
 
 @gluon.jit
+def _pass(keys, values, turn, i, warpgroup: gl.constexpr, SPEC: gl.constexpr):
+    """Leaves a box to the other warpgroup."""
+    stage = i % SPEC.stages
+    phase = (i // SPEC.stages) & 1
+    mbarrier.wait(keys.full.index(stage), phase)
+    ht.take(turn, i, warpgroup, SPEC)
+    ht.yield_to(turn, 1 - warpgroup, SPEC)
+    mbarrier.arrive(keys.empty.index(stage), count=1)
+    mbarrier.wait(values.full.index(stage), phase)
+    mbarrier.arrive(values.empty.index(stage), count=1)
+
+
+@gluon.jit
 def _attend(
     warpgroup: gl.constexpr,
     out,
@@ -94,7 +107,7 @@ def _attend(
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
 
     box_of_rows: gl.constexpr = SPEC.rows
-    start = hw.corner(tile.start, warpgroup, SPEC)
+    start = ht.corner(tile.start, warpgroup, SPEC)
     row = hw.coordinates(gl.arange(0, 64, layout=row_layout), start, box_of_rows)
     first, stop = hw.windows(hw.clip(row, tile.outputs), tile.lengths, SPEC)
     shared = hw.shared_window(start, tile, SPEC)
@@ -105,38 +118,37 @@ def _attend(
     top = gl.full([64], HIDDEN, gl.float32, layout=row_layout)
     acc = gl.full([64, SPEC.value_dim], 0.0, gl.float32, layout=out_layout)
     empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
-    zero = gl.to_tensor(0)
-    box = (zero, zero, zero)
+    slow, begin, end = ht.own_keys(start, tile, SPEC)
+    for i in range(begin):
+        _pass(keys, values, turn, i, warpgroup, SPEC)
+    box = ht.box_of(slow, SPEC)
+    at = ht.box_at(tile.first, box, SPEC)
+    stage = begin % SPEC.stages
     mbarrier.wait(ready.index(warpgroup), 0)
-    mbarrier.wait(keys.full.index(0), 0)
-    if SPEC.takes_turns:
-        mbarrier.wait(turn.index(warpgroup), 0)
-    flying = _score(query, keys, 0, empty, SPEC)
+    mbarrier.wait(keys.full.index(stage), (begin // SPEC.stages) & 1)
+    ht.take(turn, begin, warpgroup, SPEC)
+    flying = _score(query, keys, stage, empty, SPEC)
     scores = warpgroup_mma_wait(0, deps=(flying,))
-    if SPEC.takes_turns:
-        mbarrier.arrive(turn.index(1 - warpgroup), count=1)
-    mbarrier.arrive(keys.empty.index(0), count=1)
-    scores = hw.hide(scores, HIDDEN, tile.first, column, first, stop, shared, sizes, SPEC)
+    ht.yield_to(turn, 1 - warpgroup, SPEC)
+    mbarrier.arrive(keys.empty.index(stage), count=1)
+    scores = hw.hide(scores, HIDDEN, at, column, first, stop, shared, sizes, SPEC)
     weights, top, shrink = _softmax(scores, top, scale2)
     total = gl.sum(weights, 1)
     operand = gl.convert_layout(weights.to(out.dtype), weight_layout)
 
-    count = tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
-    for i in range(1, count):
-        over, box = hw.step(box, tile.boxes, SPEC)
+    for i in range(begin + 1, end):
+        box = ht.step(box, tile.boxes, SPEC)
         stage = i % SPEC.stages
         before = (i - 1) % SPEC.stages
         mbarrier.wait(keys.full.index(stage), (i // SPEC.stages) & 1)
-        if SPEC.takes_turns:
-            mbarrier.wait(turn.index(warpgroup), i & 1)
+        ht.take(turn, i, warpgroup, SPEC)
         flying = _score(query, keys, stage, empty, SPEC)
         mbarrier.wait(values.full.index(before), ((i - 1) // SPEC.stages) & 1)
         adding = _add(operand, values, before, acc, SPEC)
-        if SPEC.takes_turns:
-            mbarrier.arrive(turn.index(1 - warpgroup), count=1)
+        ht.yield_to(turn, 1 - warpgroup, SPEC)
         scores = warpgroup_mma_wait(1, deps=(flying,))
         mbarrier.arrive(keys.empty.index(stage), count=1)
-        at = hw.box_at(tile.first, box, SPEC)
+        at = ht.box_at(tile.first, box, SPEC)
         scores = hw.hide(scores, HIDDEN, at, column, first, stop, shared, sizes, SPEC)
         weights, top, shrink = _softmax(scores, top, scale2)
         total = total * shrink + gl.sum(weights, 1)
@@ -145,13 +157,16 @@ def _attend(
         mbarrier.arrive(values.empty.index(before), count=1)
         acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, out_layout))[:, None]
         operand = gl.convert_layout(rounded, weight_layout)
-    last = (count - 1) % SPEC.stages
-    mbarrier.wait(values.full.index(last), ((count - 1) // SPEC.stages) & 1)
+    last = (end - 1) % SPEC.stages
+    mbarrier.wait(values.full.index(last), ((end - 1) // SPEC.stages) & 1)
     acc = warpgroup_mma_wait(0, deps=(_add(operand, values, last, acc, SPEC),))
+    mbarrier.arrive(values.empty.index(last), count=1)
+    for i in range(end, tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
+        _pass(keys, values, turn, i, warpgroup, SPEC)
     acc = acc * gl.convert_layout(1.0 / total, gl.SliceLayout(1, out_layout))[:, None]
 
-    hw.put(out, acc, outs.index(warpgroup), tile.planes[0], start, tile.head)
-    at = tile.batch.to(gl.int64) * (extents[0] * extents[1] * extents[2]) + hw.token(row, tile, extents, SPEC)
+    ht.put(out, acc, outs.index(warpgroup), tile.planes[0], start, tile.head)
+    at = tile.batch.to(gl.int64) * (extents[0] * extents[1] * extents[2]) + ht.token(row, tile, extents, SPEC)
     found = (top * scale2 + gl.log2(total)) * LN2
     gl.store(lse + at * heads + tile.head, found, mask=hw.inside(row, tile.outputs))
     tma.store_wait(0)
@@ -159,18 +174,16 @@ def _attend(
 
 @gluon.jit
 def _run(query, key, value, out, lse, scale2, tile, extents, heads, group, SPEC: gl.constexpr):
-    queries = hw.buffers(query, 2)
-    if SPEC.dim == SPEC.value_dim:
+    queries = ht.buffers(query, 2)
+    if SPEC.dim == SPEC.value_dim:  # noqa: SIM108 kernels have no conditional expressions of buffers
         # The queries are done with when the outputs are ready.
         outs = queries
     else:
-        outs = hw.buffers(out, 2)
-    ready = hw.barriers(2, 1)
-    turn = hw.barriers(2, 1)
-    keys = hw.ring(key, SPEC.stages, 2)
-    values = hw.ring(value, SPEC.stages, 2)
-    if SPEC.takes_turns:
-        mbarrier.arrive(turn.index(0), count=1)
+        outs = ht.buffers(out, 2)
+    ready = ht.barriers(2, 1)
+    turn = ht.turns(SPEC)
+    keys = ht.ring(key, SPEC.stages, 2)
+    values = ht.ring(value, SPEC.stages, 2)
     # A tuple with a name of its own would turn its constexprs into tensors.
     gl.warp_specialize(
         [
@@ -193,9 +206,9 @@ def _run(query, key, value, out, lse, scale2, tile, extents, heads, group, SPEC:
 def attend(
     query, key, value, out, lse, scale2, t, h, w, key_t, key_h, key_w, heads, group, SPEC: gl.constexpr
 ):
-    """Attention through host descriptors of `[batch * t, h, w, heads, dim]` tensors; `lse` is `[batch, t, h, w, heads]`."""
+    """Attention of tensors `[batch * t, h, w, heads, dim]`; `lse` is `[batch, t, h, w, heads]`."""
     outputs = (t, h, w)
-    tile = hw.query_tile(gl.program_id(0), outputs, (key_t, key_h, key_w), heads, SPEC)
+    tile = ht.query_tile(gl.program_id(0), outputs, (key_t, key_h, key_w), heads, SPEC)
     _run(query, key, value, out, lse, scale2, tile, outputs, heads, group, SPEC)
 
 
@@ -218,15 +231,15 @@ def attend_groups(
     query, key, value, out, lse, scale2, t, h, w, key_t, key_h, key_w, heads, group, dim, value_dim,
     query_strides, key_strides, value_strides, out_strides, SPEC: gl.constexpr,
 ):  # fmt: skip
-    """The same with dilation: every program describes its batch entry and group itself, so that all lengths divide."""
+    """The same with dilation: a program describes its batch entry and group itself, so any length will do."""
     outputs, lengths = (t, h, w), (key_t, key_h, key_w)
     rows: gl.constexpr = SPEC.rows
     columns: gl.constexpr = SPEC.columns
-    tile = hw.query_tile(gl.program_id(0), outputs, lengths, heads, SPEC)
-    query = hw.group_view(query, query_strides, outputs, tile, heads, dim, rows, SPEC.dim, SPEC)
-    key = hw.group_view(key, key_strides, lengths, tile, heads // group, dim, columns, SPEC.dim, SPEC)
-    value = hw.group_view(
+    tile = ht.query_tile(gl.program_id(0), outputs, lengths, heads, SPEC)
+    query = ht.group_view(query, query_strides, outputs, tile, heads, dim, rows, SPEC.dim, SPEC)
+    key = ht.group_view(key, key_strides, lengths, tile, heads // group, dim, columns, SPEC.dim, SPEC)
+    value = ht.group_view(
         value, value_strides, lengths, tile, heads // group, value_dim, columns, SPEC.value_dim, SPEC
     )
-    out = hw.group_view(out, out_strides, outputs, tile, heads, value_dim, rows, SPEC.value_dim, SPEC)
+    out = ht.group_view(out, out_strides, outputs, tile, heads, value_dim, rows, SPEC.value_dim, SPEC)
     _run(query, key, value, out, lse, scale2, tile, outputs, heads, group, SPEC)

@@ -10,9 +10,8 @@ from triton.experimental.gluon.language import NVMMASharedLayout
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import driver
 
-from .hopper_plan import Spec
+from .hopper_plan import Spec, Triple
 
-Box = tuple[int, int, int]
 Tensors = tuple[Tensor, ...]
 
 
@@ -23,7 +22,7 @@ class Map(NamedTuple):
     """
 
     extents: tuple[int, ...]
-    box: Box
+    box: Triple
     width: int
 
     def layout(self) -> NVMMASharedLayout:
@@ -43,7 +42,7 @@ class Map(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A kernel on one device: the function that launches it, its first arguments, and what its tensor maps hold."""
+    """A kernel on one device: what launches it, its first arguments, and what its tensor maps hold."""
 
     launch: Any
     function: int
@@ -56,8 +55,8 @@ class Launch:
     """A kernel compiled for one geometry, called with tensors and numbers.
 
     Args:
-        kernel: a `gluon.jit` function whose parameters are tensors seen through descriptors, then addresses, then numbers,
-            then `SPEC`.
+        kernel: a `gluon.jit` function; its parameters are tensors seen through descriptors, then addresses,
+            then numbers, then `SPEC`.
         spec: its constants.
         programs: size of its grid.
         maps: one per described tensor.
@@ -96,7 +95,7 @@ class Launch:
         _start(found, self.programs, device, None, (*arguments, *numbers, *self.numbers, self.spec))
 
     def _encode(self, index: int, tensor: Tensor, metadata: dict, key: tuple) -> tuple:
-        """The tensor map of a buffer, followed by the extents and strides that the kernel's signature repeats."""
+        """The tensor map of a buffer, and the extents and strides that the kernel's signature repeats."""
         described = self.maps[index].descriptor(tensor)
         encoded = driver.active.utils.fill_tma_descriptor(
             tensor.data_ptr(),
@@ -122,7 +121,7 @@ class Launch:
 
 
 class GroupLaunch(Launch):
-    """A kernel that describes dilation groups itself: it takes addresses, and the tensors' strides as its last numbers."""
+    """A kernel that describes dilation groups itself: it takes addresses, and strides as its last numbers."""
 
     def _run(self, device: int, tensors: Tensors, addressed: Tensors, numbers: tuple) -> None:
         key = (device, *(tensor.stride() for tensor in tensors))
@@ -143,7 +142,7 @@ class GroupLaunch(Launch):
 
 
 def _ready(compiled: Any) -> Compiled:
-    """Load a kernel. The public launcher encodes tensor maps in every call; the function in it takes them ready-made."""
+    """Load a kernel. Its launcher encodes tensor maps in every call; the function inside takes them made."""
     launcher, metadata = compiled.run, compiled.metadata
     inner = getclosurevars(launcher.launch).nonlocals if metadata.tensordesc_meta else {}
     launch = inner.get("launcher", launcher.launch)
@@ -159,9 +158,8 @@ def _ready(compiled: Any) -> Compiled:
 def _start(found: Compiled, programs: int, device: int, scratch: int | None, arguments: tuple) -> None:
     stream = driver.active.get_current_stream(device)
     # Neither cooperative nor waiting for the kernel before; no scratch for profiling, no hooks.
-    found.launch(
-        programs, 1, 1, stream, found.function, False, False, scratch, None, found.packed, None, None, None, *arguments
-    )  # fmt: skip
+    first = (programs, 1, 1, stream, found.function, False, False, scratch, None, found.packed)
+    found.launch(*first, None, None, None, *arguments)
 
 
 # Element types of a tensor map are numbered differently in the driver's interface: float16 and bfloat16.
@@ -184,7 +182,7 @@ def sixteen_bytes(tensor: Tensor) -> tuple[int, ...]:
 
 @lru_cache(4096)
 def _strides_fit(shape: torch.Size, strides: tuple[int, ...]) -> bool:
-    """Whether TMA takes the strides: multiples of 16 bytes, and a batch that folds into the first of three axes."""
+    """Whether TMA takes the strides: multiples of 16 bytes, and a batch that folds into the first axis."""
     *outer, last = zip(shape, strides, strict=True)
     if any(stride % 8 or stride <= 0 for extent, stride in outer if extent > 1) or (
         last[0] > 1 and last[1] != 1

@@ -6,11 +6,12 @@ from itertools import product
 from math import prod
 from typing import NamedTuple
 
-from .. import tiling
+from .. import spans, tiling
 from ..problem import Problem
 from ..window import Axis
 
-Triple = tuple[int, int, int]
+# One entry per axis of a problem with three axes.
+Triple = tuple[int, ...]
 
 # Rows of a warpgroup: the M of wgmma. A tile is two of them.
 ROWS = 64
@@ -27,24 +28,24 @@ class Spec:
         rules: window rule per axis; its length is 0 and has no meaning.
         rows, columns: box of one warpgroup's rows, and of the columns that are visited together.
         tile: box of a program's rows: twice `rows`.
-        offset: where in the tile the second warpgroup's rows start.
+        split: axis along which the warpgroups share the tile.
         masked: axes on which a box may hold columns that a row does not see.
         dim, value_dim: head dimensions, padded to a power of two.
         stages: boxes of columns in flight.
-        takes_turns: whether the warpgroups of the forward alternate between products and softmax.
+        takes_turns: whether the warpgroups alternate between products and softmax.
         wants_key, wants_value: which sums the gradient of keys and values keeps.
     """
 
-    rules: tuple[Axis, Axis, Axis]
+    rules: tuple[Axis, ...]
     rows: Triple
     columns: Triple
     tile: Triple
-    offset: Triple
-    masked: tuple[bool, bool, bool]
+    split: int
+    masked: tuple[bool, ...]
     dim: int
     value_dim: int
     stages: int
-    takes_turns: bool = True
+    takes_turns: bool
     wants_key: bool = True
     wants_value: bool = True
 
@@ -54,7 +55,12 @@ class Spec:
         return prod(self.columns)
 
     @property
-    def flat(self) -> tuple[bool, bool, bool]:
+    def offset(self) -> Triple:
+        """Where in the tile the second warpgroup's rows start."""
+        return tuple(rows if axis == self.split else 0 for axis, rows in enumerate(self.rows))
+
+    @property
+    def flat(self) -> tuple[bool, ...]:
         """Axes of one token."""
         return tuple(not mask and rule.size == 1 for mask, rule in zip(self.masked, self.rules, strict=True))
 
@@ -90,9 +96,9 @@ def forward(problem: Problem) -> Plan:
 
 
 def waste(problem: Problem) -> float:
-    """Pairs that the forward's boxes compute over pairs that are visible."""
-    spec = forward(problem).spec
-    return tiling.waste(_geometry(problem), spec.tile, spec.columns)
+    """Pairs that the forward computes over pairs that are visible."""
+    problem, spec = _geometry(problem), forward(problem).spec
+    return _counts(problem, spec.tile, spec.split, spec.columns, False)[0] * ROWS * spec.width / problem.pairs
 
 
 def query_gradient(problem: Problem) -> Plan:
@@ -101,7 +107,7 @@ def query_gradient(problem: Problem) -> Plan:
 
 
 def key_gradients(problem: Problem, wants_key: bool, wants_value: bool) -> list[tuple[Spec, int]]:
-    """Specs and programs of the gradients of keys and values: one each where both sums do not fit into registers."""
+    """Gradients of keys and values: a kernel for both, or one each where registers hold only one sum."""
     spec, programs = _key_gradient(_geometry(problem))
     both = wants_key and wants_value
     if both and spec.dim + spec.value_dim > 256:
@@ -117,12 +123,33 @@ def _geometry(problem: Problem) -> Problem:
     return replace(problem, axes=(Axis(1, 1),) * (3 - problem.rank) + problem.axes)
 
 
+class Kernel(NamedTuple):
+    """What bounds the boxes of a kernel.
+
+    Args:
+        width: columns of a box.
+        fixed, stage: bytes of shared memory for rows, and for a box of columns.
+        stages: boxes in flight, at most.
+        alone: time of a box that one warpgroup leaves to the other, over that of one both compute.
+        takes_turns: whether the warpgroups alternate between products and softmax.
+    """
+
+    width: int
+    fixed: int
+    stage: int
+    stages: int
+    alone: float
+    takes_turns: bool
+
+
 @lru_cache(1024)
 def _forward(problem: Problem) -> Plan:
     dim, value_dim = padded(problem.dim), padded(problem.value_dim)
     width = 128 if max(dim, value_dim) <= 128 else 64
-    fixed = 2 * ROWS * dim * BYTES + (2 * ROWS * value_dim * BYTES if dim != value_dim else 0)
-    return _best(problem, width, fixed, width * (dim + value_dim) * BYTES, problem.heads, most=3)
+    # Outputs take the place of queries where they fit.
+    fixed = 2 * ROWS * BYTES * (dim if dim == value_dim else dim + value_dim)
+    kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 3, 1.0, True)
+    return _best(problem, kernel, problem.heads)
 
 
 @lru_cache(1024)
@@ -131,7 +158,8 @@ def _query_gradient(problem: Problem) -> Plan:
     wide = max(dim, value_dim)
     width = 128 if wide <= 64 else 64 if wide <= 128 else 32
     fixed = 2 * ROWS * (dim + value_dim) * BYTES
-    return _best(problem, width, fixed, width * (dim + value_dim) * BYTES, problem.heads, most=4)
+    kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 4, 0.6, False)
+    return _best(problem, kernel, problem.heads)
 
 
 @lru_cache(1024)
@@ -141,40 +169,71 @@ def _key_gradient(problem: Problem) -> Plan:
     fixed = 2 * ROWS * (dim + value_dim) * BYTES
     # Two floats of each query come with it.
     stage = width * (dim + value_dim) * BYTES + 8 * width
-    return _best(problem, width, fixed, stage, problem.kv_heads, most=4, inverse=True)
+    return _best(problem, Kernel(width, fixed, stage, 4, 0.6, False), problem.kv_heads, inverse=True)
 
 
-def _best(
-    problem: Problem, width: int, fixed: int, stage: int, heads: int, most: int, inverse: bool = False
-) -> Plan:
-    """The cheapest boxes, with as many stages as shared memory holds beside `fixed` bytes, at most `most`."""
+def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -> Plan:
+    """The cheapest boxes, with as many stages as shared memory holds."""
     extents = (problem.outputs, problem.lengths)
     rows, columns = extents[::-1] if inverse else extents
     stays = lambda tile: _stays(problem, tile[0], rows[0])  # noqa: E731
     tiles = list(filter(stays, tiling.boxes(2 * ROWS, 3, rows))) or filter(stays, tiling.boxes(2 * ROWS, 3))
-    pairs = list(product(tiles, tiling.boxes(width, 3, columns)))
-    found = pairs[0] if len(pairs) == 1 else tiling.best(problem, pairs, inverse=inverse)[:2]
-    tile, box = found
-    side = max(range(3), key=lambda axis: tile[axis])
-    offset = tuple(tile[axis] // 2 if axis == side else 0 for axis in range(3))
+    halves = [(tile, split) for tile in tiles for split in range(3) if tile[split] > 1]
+    candidates = list(product(halves, tiling.boxes(kernel.width, 3, columns)))
+    if len(candidates) > 1:
+        candidates.sort(key=lambda found: _cost(problem, kernel, *found[0], found[1], inverse))
+    (tile, split), box = candidates[0]
     spec = Spec(
         rules=tuple(replace(axis, length=0) for axis in problem.axes),
-        rows=tuple(extent - step or extent for extent, step in zip(tile, offset, strict=True)),
+        rows=tuple(side // 2 if axis == split else side for axis, side in enumerate(tile)),
         columns=box,
         tile=tile,
-        offset=offset,
+        split=split,
         masked=tuple(
             not _covered(axis, count, extent)
             for axis, count, extent in zip(problem.axes, box, columns, strict=True)
         ),
         dim=padded(problem.dim),
         value_dim=padded(problem.value_dim),
-        stages=min((SHARED - fixed) // stage, most),
+        stages=min((SHARED - kernel.fixed) // kernel.stage, kernel.stages),
+        takes_turns=kernel.takes_turns,
     )
     groups = [-(-extent // axis.dilation) for extent, axis in zip(rows, problem.axes, strict=True)]
     tiles = prod(-(-extent // count) for extent, count in zip(groups, tile, strict=True))
     programs = problem.batch * heads * prod(spec.dilation) * tiles
     return Plan(spec, programs)
+
+
+def _cost(problem: Problem, kernel: Kernel, tile: Triple, split: int, box: Triple, inverse: bool) -> float:
+    """Time of a head, in boxes that both warpgroups compute; a mask makes one a third dearer."""
+    visited, full = _counts(problem, tile, split, box, inverse)
+    loaded = tiling.counts(problem, tile, box, inverse).visited
+    shared = visited - loaded
+    return shared + kernel.alone * (loaded - shared) + 0.175 * (visited - full)
+
+
+def _counts(problem: Problem, tile: Triple, split: int, box: Triple, inverse: bool) -> tuple[int, int]:
+    """Boxes that the warpgroups of one head visit, and those of them that need no mask."""
+    per_axis = [
+        _axis_counts(axis, side, 2 if number == split else 1, columns, inverse)
+        for number, (axis, side, columns) in enumerate(zip(problem.axes, tile, box, strict=True))
+    ]
+    return prod(visited for visited, _ in per_axis), prod(full for _, full in per_axis)
+
+
+@lru_cache(65536)
+def _axis_counts(axis: Axis, tile: int, parts: int, columns: int, inverse: bool) -> tuple[int, int]:
+    """The same along one axis, for tiles in `parts` whose boxes all start at the first column of the tile."""
+    visited = full = 0
+    rows = tile // parts
+    for span in (spans.inverse if inverse else spans.forward)(axis):
+        for first in range(0, len(span.rows), rows):
+            last = min(first + rows, len(span.rows)) - 1
+            origin = span.starts[first // tile * tile]
+            visited += -(-(span.stops[last] - origin) // columns) - (span.starts[first] - origin) // columns
+            skipped = -(-(span.starts[last] - origin) // columns)
+            full += max((span.stops[first] - origin) // columns - skipped, 0)
+    return visited, full
 
 
 def _stays(problem: Problem, side: int, extent: int) -> bool:

@@ -1,7 +1,7 @@
 """Gradient of the queries for Hopper in Gluon: the forward's tiles, walked once more.
 
-Each box costs three products: scores, dP = dO V^T, and dQ += dS K, where dS = P (dP - delta). The last one of a box runs beside
-the first of the next.
+Each box costs three products: scores, dP = dO V^T, and dQ += dS K, where dS = P (dP - delta). The last one of
+a box runs beside the first of the next.
 """
 
 from triton.experimental import gluon
@@ -13,6 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from . import hopper_tile as ht
 from . import hopper_window as hw
 
 
@@ -22,23 +23,35 @@ def _copy(
 ):
     """The producer: queries and output gradients of both warpgroups, then boxes of keys and values."""
     for warpgroup in gl.static_range(2):
-        at = hw.corner(tile.start, warpgroup, SPEC)
+        at = ht.corner(tile.start, warpgroup, SPEC)
         coordinate = [tile.planes[0] + at[0], at[1], at[2], tile.head, 0]
         bar = ready.index(warpgroup)
         mbarrier.expect(bar, query.block_type.nbytes + grad_out.block_type.nbytes)
         tma.async_copy_global_to_shared(query, coordinate, bar, queries.index(warpgroup))
         tma.async_copy_global_to_shared(grad_out, coordinate, bar, grad_outs.index(warpgroup))
-    zero = gl.to_tensor(0)
-    box = (zero, zero, zero)
+    box = ht.box_of(gl.to_tensor(0), SPEC)
     for i in range(tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
         stage = i % SPEC.stages
         phase = (i // SPEC.stages) & 1
-        at = hw.box_at(tile.first, box, SPEC)
+        at = ht.box_at(tile.first, box, SPEC)
         mbarrier.wait(keys.empty.index(stage), phase ^ 1)
-        hw.fill(key, keys, stage, tile.planes[1], at, kv_head)
+        ht.fill(key, keys, stage, tile.planes[1], at, kv_head)
         mbarrier.wait(values.empty.index(stage), phase ^ 1)
-        hw.fill(value, values, stage, tile.planes[1], at, kv_head)
-        over, box = hw.step(box, tile.boxes, SPEC)
+        ht.fill(value, values, stage, tile.planes[1], at, kv_head)
+        box = ht.step(box, tile.boxes, SPEC)
+
+
+@gluon.jit
+def _pass(keys, values, turn, i, warpgroup: gl.constexpr, SPEC: gl.constexpr):
+    """Leaves a box to the other warpgroup."""
+    stage = i % SPEC.stages
+    phase = (i // SPEC.stages) & 1
+    mbarrier.wait(keys.full.index(stage), phase)
+    ht.take(turn, i, warpgroup, SPEC)
+    ht.yield_to(turn, 1 - warpgroup, SPEC)
+    mbarrier.arrive(keys.empty.index(stage), count=1)
+    mbarrier.wait(values.full.index(stage), phase)
+    mbarrier.arrive(values.empty.index(stage), count=1)
 
 
 @gluon.jit
@@ -51,6 +64,7 @@ def _differentiate(
     ready,
     keys,
     values,
+    turn,
     scale,
     scale2,
     tile,
@@ -66,12 +80,12 @@ def _differentiate(
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
 
     box_of_rows: gl.constexpr = SPEC.rows
-    start = hw.corner(tile.start, warpgroup, SPEC)
+    start = ht.corner(tile.start, warpgroup, SPEC)
     row = hw.coordinates(gl.arange(0, 64, layout=row_layout), start, box_of_rows)
     row = hw.clip(row, tile.outputs)
     tokens = extents[0] * extents[1] * extents[2]
     known = statistics + (tile.batch * heads + tile.head).to(gl.int64) * tokens
-    token = hw.token(row, tile, extents, SPEC)
+    token = ht.token(row, tile, extents, SPEC)
     lse2 = gl.load(known + token)
     delta = gl.load(known + plane + token)
     first, stop = hw.windows(row, tile.lengths, SPEC)
@@ -84,37 +98,44 @@ def _differentiate(
     grad = gl.full([64, SPEC.dim], 0.0, gl.float32, layout=grad_layout)
     empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
     slope = gl.full([64, SPEC.width], 0.0, query.dtype, layout=slope_layout)
-    zero = gl.to_tensor(0)
-    box = (zero, zero, zero)
-    count = tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
+    slow, begin, end = ht.own_keys(start, tile, SPEC)
+    for i in range(begin):
+        _pass(keys, values, turn, i, warpgroup, SPEC)
+    box = ht.box_of(slow, SPEC)
     mbarrier.wait(ready.index(warpgroup), 0)
-    for i in range(count):
+    for i in range(begin, end):
         stage = i % SPEC.stages
         phase = (i // SPEC.stages) & 1
         before = (i + SPEC.stages - 1) % SPEC.stages
         mbarrier.wait(keys.full.index(stage), phase)
         key = keys.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
+        ht.take(turn, i, warpgroup, SPEC)
         flying = warpgroup_mma(query, key.permute((1, 0)), empty, use_acc=False, is_async=True)
         # The slopes of the box before; at first they are zero and may meet any finite keys.
-        previous = keys.buffers.index(gl.where(i > 0, before, stage)).reshape([SPEC.width, SPEC.dim])
+        previous = keys.buffers.index(gl.where(i > begin, before, stage)).reshape([SPEC.width, SPEC.dim])
         adding = warpgroup_mma(slope, previous, grad, is_async=True)
         mbarrier.wait(values.full.index(stage), phase)
         value = values.buffers.index(stage).reshape([SPEC.width, SPEC.value_dim])
         pulling = warpgroup_mma(grad_out, value.permute((1, 0)), empty, use_acc=False, is_async=True)
+        ht.yield_to(turn, 1 - warpgroup, SPEC)
         scores = warpgroup_mma_wait(2, deps=(flying,))
         weights = gl.exp2(scores * scale2 - lse2[:, None])
-        at = hw.box_at(tile.first, box, SPEC)
+        at = ht.box_at(tile.first, box, SPEC)
         weights = hw.hide(weights, 0.0, at, column, first, stop, shared, sizes, SPEC)
         grad = warpgroup_mma_wait(1, deps=(adding,))
-        mbarrier.arrive(keys.empty.index(before), count=1, pred=i > 0)
+        mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)
         pulled = warpgroup_mma_wait(0, deps=(pulling,))
         mbarrier.arrive(values.empty.index(stage), count=1)
         slope = gl.convert_layout((weights * (pulled - delta[:, None])).to(query.dtype), slope_layout)
-        over, box = hw.step(box, tile.boxes, SPEC)
-    last = keys.buffers.index((count - 1) % SPEC.stages).reshape([SPEC.width, SPEC.dim])
+        box = ht.step(box, tile.boxes, SPEC)
+    stage = (end - 1) % SPEC.stages
+    last = keys.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
     adding = warpgroup_mma(slope, last, grad, is_async=True)
     grad = warpgroup_mma_wait(0, deps=(adding,)) * scale
-    hw.put(grad_query, grad, queries.index(warpgroup), tile.planes[0], start, tile.head)
+    mbarrier.arrive(keys.empty.index(stage), count=1)
+    for i in range(end, tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
+        _pass(keys, values, turn, i, warpgroup, SPEC)
+    ht.put(grad_query, grad, queries.index(warpgroup), tile.planes[0], start, tile.head)
     tma.store_wait(0)
 
 
@@ -135,25 +156,30 @@ def _run(
     plane,
     SPEC: gl.constexpr,
 ):
-    queries = hw.buffers(query, 2)
-    grad_outs = hw.buffers(grad_out, 2)
-    ready = hw.barriers(2, 1)
-    keys = hw.ring(key, SPEC.stages, 2)
-    values = hw.ring(value, SPEC.stages, 2)
-    # fmt: off
+    queries = ht.buffers(query, 2)
+    grad_outs = ht.buffers(grad_out, 2)
+    ready = ht.barriers(2, 1)
+    turn = ht.turns(SPEC)
+    keys = ht.ring(key, SPEC.stages, 2)
+    values = ht.ring(value, SPEC.stages, 2)
     gl.warp_specialize(
         [
-            (_differentiate, (0, grad_query, statistics, queries, grad_outs, ready, keys, values, scale, scale2, tile,
-                              extents, heads, plane, SPEC)),
-            (_differentiate, (1, grad_query, statistics, queries, grad_outs, ready, keys, values, scale, scale2, tile,
-                              extents, heads, plane, SPEC)),
-            (_copy, (query, grad_out, key, value, queries, grad_outs, ready, keys, values, tile, tile.head // group,
-                     SPEC)),
+            (_differentiate, (
+                0, grad_query, statistics, queries, grad_outs, ready, keys, values, turn, scale, scale2, tile,
+                extents, heads, plane, SPEC,
+            )),
+            (_differentiate, (
+                1, grad_query, statistics, queries, grad_outs, ready, keys, values, turn, scale, scale2, tile,
+                extents, heads, plane, SPEC,
+            )),
+            (_copy, (
+                query, grad_out, key, value, queries, grad_outs, ready, keys, values, tile,
+                tile.head // group, SPEC,
+            )),
         ],
         [4, 1],
         [240, 24],
-    )
-    # fmt: on
+    )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=["scale", "scale2", "t", "h", "w", "key_t", "key_h", "key_w", "heads", "group"])
@@ -177,9 +203,9 @@ def differentiate_queries(
     plane: gl.int64,
     SPEC: gl.constexpr,
 ):
-    """`grad_query` from `statistics` `[2, batch * heads, t, h, w]`, of which the second half starts at `plane`."""
+    """Gradient from `statistics` `[2, batch * heads, t, h, w]`; its second half starts at `plane`."""
     outputs = (t, h, w)
-    tile = hw.query_tile(gl.program_id(0), outputs, (key_t, key_h, key_w), heads, SPEC)
+    tile = ht.query_tile(gl.program_id(0), outputs, (key_t, key_h, key_w), heads, SPEC)
     _run(
         query,
         grad_out,
@@ -212,17 +238,17 @@ def differentiate_query_groups(
     outputs, lengths = (t, h, w), (key_t, key_h, key_w)
     rows: gl.constexpr = SPEC.rows
     columns: gl.constexpr = SPEC.columns
-    tile = hw.query_tile(gl.program_id(0), outputs, lengths, heads, SPEC)
+    tile = ht.query_tile(gl.program_id(0), outputs, lengths, heads, SPEC)
     shared = heads // group
-    query = hw.group_view(query, query_strides, outputs, tile, heads, dim, rows, SPEC.dim, SPEC)
-    grad_out = hw.group_view(
+    query = ht.group_view(query, query_strides, outputs, tile, heads, dim, rows, SPEC.dim, SPEC)
+    grad_out = ht.group_view(
         grad_out, grad_out_strides, outputs, tile, heads, value_dim, rows, SPEC.value_dim, SPEC
     )
-    key = hw.group_view(key, key_strides, lengths, tile, shared, dim, columns, SPEC.dim, SPEC)
-    value = hw.group_view(
+    key = ht.group_view(key, key_strides, lengths, tile, shared, dim, columns, SPEC.dim, SPEC)
+    value = ht.group_view(
         value, value_strides, lengths, tile, shared, value_dim, columns, SPEC.value_dim, SPEC
     )
-    grad_query = hw.group_view(
+    grad_query = ht.group_view(
         grad_query, grad_query_strides, outputs, tile, heads, dim, rows, SPEC.dim, SPEC
     )
     _run(

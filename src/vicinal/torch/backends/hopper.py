@@ -7,9 +7,9 @@ from functools import lru_cache
 from torch import Tensor
 
 from ...problem import Problem
-from .base import Needs, Operands
+from .base import Grads, Needs, Operands
 
-# Pairs that the tiles compute over pairs that are visible. Above it, kernels with smaller tiles take less time.
+# Computed over visible pairs. Above it, kernels with smaller tiles take less time.
 WASTE = 5.0
 # Gluon is an experimental interface; these releases have the one that the kernels are written for.
 VERSIONS = ("3.6",)
@@ -38,14 +38,14 @@ class Hopper:
         grad_lse: Tensor | None,
         scale: float,
         needs: Needs,
-    ) -> Operands:
+    ) -> Grads:
         from ...triton import hopper_attention
 
         query, key, value = operands[:3]
         grads = hopper_attention.attend_back(
             problem, query, key, value, out, lse, grad_out, grad_lse, scale, needs[:3]
         )
-        return Operands(*grads)
+        return Grads(*grads)
 
     def dot(self, problem: Problem, x: Tensor, y: Tensor, bias, scale: float, fill: float) -> Tensor:
         raise AssertionError("refused: walks are not tiled")
@@ -59,16 +59,19 @@ class Hopper:
 
 def _unfit(problem: Problem) -> str | None:
     """What the kernels do not compute."""
-    if problem.device != "cuda":
-        return f"runs on cuda, not {problem.device}"
-    if problem.operation != "attend":
-        return f"computes fused attention, not {problem.operation}"
-    if problem.dtype not in ("float16", "bfloat16"):
-        return f"multiplies float16 or bfloat16, not {problem.dtype}"
-    if problem.bias:
-        return "has no relative position bias"
-    if problem.extra:
-        return "has no additional tokens"
+    reasons = (
+        (problem.device != "cuda", f"runs on cuda, not {problem.device}"),
+        (problem.operation != "attend", f"computes fused attention, not {problem.operation}"),
+        (
+            problem.dtype not in ("float16", "bfloat16"),
+            f"multiplies float16 or bfloat16, not {problem.dtype}",
+        ),
+        (problem.bias, "has no relative position bias"),
+        (problem.extra > 0, "has no additional tokens"),
+    )
+    for holds, reason in reasons:
+        if holds:
+            return reason
     for name, dim in (("head dim", problem.dim), ("value dim", problem.value_dim)):
         if dim % 8 or not 8 <= dim <= 256:
             return f"{name} {dim} is not a multiple of 8 up to 256"
