@@ -1,21 +1,13 @@
-"""Operands of a problem, its exact answer, and problems of every combination of options."""
+"""Operands of a problem as tensors, and its exact answer."""
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 
 from tests import budget, oracle
-from vicinal import Axis, Problem
+from tests.strategies import problems, window  # noqa: F401  (for the tests)
 from vicinal.torch import neighborhood_attention
 
 NAMES = ("query", "key", "value", "bias", "extra_key", "extra_value")
-
-
-def window(problem):
-    """The window arguments of a public function."""
-    fields = {"kernel_size": "size", "is_causal": "causal"}
-    names = ("kernel_size", "stride", "dilation", "is_causal", "output_stride")
-    return {n: tuple(getattr(axis, fields.get(n, n)) for axis in problem.axes) for n in names}
 
 
 def operands(problem, seed=0, gradients=True):
@@ -86,35 +78,6 @@ def check(problem, backend=None, seed=0, scale=None, rounded_weights=False, devi
         budget.check(
             f"gradient of {name}", array(grad), getattr(answer, name), problem.dtype, rounded_weights
         )
-
-
-@st.composite
-def axes(draw, longest):
-    """One axis with every option."""
-    length = draw(st.integers(1, longest))
-    dilation = draw(st.integers(1, min(3, length)))
-    size = draw(st.integers(1, length // dilation))
-    stride = draw(st.integers(1, size))
-    return Axis(length, size, stride, dilation, draw(st.booleans()), draw(st.integers(1, 3)))
-
-
-@st.composite
-def problems(draw, dtypes=("float64", "float32"), longest=(23, 9, 5)):
-    """Problems in which every option meets every other."""
-    rank = draw(st.integers(1, 3))
-    kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 3))
-    return Problem(
-        tuple(draw(axes(longest[rank - 1])) for _ in range(rank)),
-        batch=draw(st.integers(1, 2)),
-        heads=kv_heads * group,
-        kv_heads=kv_heads,
-        dim=draw(st.integers(1, 9)),
-        value_dim=draw(st.integers(1, 9)),
-        dtype=draw(st.sampled_from(dtypes)),
-        bias=draw(st.booleans()),
-        extra=draw(st.sampled_from((0, 0, 1, 3))),
-        gradients=True,
-    )
 
 
 def same(actual, expected):

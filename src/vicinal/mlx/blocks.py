@@ -15,8 +15,8 @@ from . import layout, tiles
 from .layout import Layout
 from .operands import Operands, wide
 
-# Bytes of a piece of work: what does not fit the caches is slower, and over 32 MiB comes as fresh pages.
-BUDGET = 1 << 24
+# Bytes of a piece of work; the best of powers of two, forward and backward. MLX holds several at a time.
+BUDGET = 1 << 23
 
 # Powers below 2 ** LEAST count as zero, which spares the slow subnormal numbers.
 LEAST = -100.0
@@ -37,6 +37,18 @@ class Piece(NamedTuple):
         start = self.volumes.start * found.units + self.units.start
         stop = (self.volumes.stop - 1) * found.units + self.units.stop
         return x if stop - start == x.shape[0] else x[start:stop]
+
+
+class Begun(NamedTuple):
+    """What a piece starts from: its rows of what was asked for, its boxes, and what to add to its scores.
+
+    Boxes are `[units, tiles, columns, width]`.
+    """
+
+    rows: list[mx.array]
+    key: mx.array
+    value: mx.array
+    added: mx.array | None
 
 
 class Work:
@@ -68,7 +80,7 @@ class Work:
         problem, found = self.problem, self.layout
         rows = self.group * found.rows
         scores = rows * (found.columns + problem.extra) * (4 if self.gradients else 2)
-        boxes = found.columns * (problem.dim + problem.value_dim) * (4 if self.gradients else 1)
+        boxes = found.columns * (problem.dim + problem.value_dim) * (6 if self.gradients else 1)
         most = max(BUDGET // (4 * found.tiles * (scores + boxes)), 1)
         if most >= found.units:
             step, every = most // found.units, slice(0, found.units)
@@ -77,28 +89,40 @@ class Work:
         units = [slice(start, min(start + most, found.units)) for start in range(0, found.units, most)]
         return [[Piece(slice(volume, volume + 1), some) for some in units] for volume in range(self.volumes)]
 
-    def boxes(self, piece: Piece) -> tuple[mx.array, mx.array]:
-        """Keys and values of every tile, `[units, tiles, columns, width]`."""
+    def begin(self, piece: Piece, done: list[mx.array], *rows: mx.array) -> Begun:
+        """Start on a piece once `done` is: nothing of it can be there before."""
+        found = self.layout
+        index = [] if self.firsts is None else [piece.of(self.firsts, found)]
+        index += [] if self.added is None else [layout.kinds(found, piece.units)]
+        given = [*index, *(piece.of(x, found) for x in rows)]
+        if done:
+            given = mx.depends(given, done)
+        mine = list(given[len(index) :])
+        added = None if self.added is None else self._added(piece, given[len(index) - 1])
         if self.firsts is None:
             both = (x.reshape(self.volumes, 1, -1, x.shape[-1]) for x in (self.key, self.value))
-            key, value = (piece.of(x, self.layout) for x in both)
-            return key, value
-        index = layout.columns(self.layout, piece.of(self.firsts, self.layout))
-        return mx.take(self.key, index, axis=0), mx.take(self.value, index, axis=0)
+            key, value = (piece.of(x, found) for x in both)
+        else:
+            columns = layout.columns(found, given[0])
+            key, value = (mx.take(x, columns, axis=0) for x in (self.key, self.value))
+        return Begun(mine, key, value, added)
 
-    def scores(self, piece: Piece, query: mx.array, key: mx.array) -> mx.array:
-        """`[units, tiles, group * rows, columns]`, far below zero where a row does not see a column."""
-        scores = query @ key.swapaxes(-1, -2)
-        if self.added is None:
-            return scores
-        index = layout.kinds(self.layout, piece.units)
+    def _added(self, piece: Piece, kinds: mx.array) -> mx.array:
+        """`[volumes or 1, units, tiles, group or 1, rows * columns]` to add to scores."""
+        assert self.added is not None
         if self.added.shape[0] > 1:
             heads = mx.arange(piece.volumes.start, piece.volumes.stop)[:, None] % self.problem.kv_heads
             heads = heads * self.group + mx.arange(self.group)
-            index = index + heads.reshape(-1, 1, 1, self.group) * self.added.shape[1]
-        added = mx.take(self.added.flatten(0, 1), index, axis=0)
-        apart = scores.reshape(piece.extent, -1, *scores.shape[1:2], self.group, added.shape[-1])
-        return (apart + added).reshape(scores.shape)
+            kinds = kinds + heads.reshape(-1, 1, 1, self.group) * self.added.shape[1]
+        return mx.take(self.added.flatten(0, 1), kinds, axis=0)
+
+    def scores(self, piece: Piece, query: mx.array, begun: Begun) -> mx.array:
+        """`[units, tiles, group * rows, columns]`, far below zero where a row does not see a column."""
+        scores = query @ begun.key.swapaxes(-1, -2)
+        if begun.added is None:
+            return scores
+        apart = scores.reshape(piece.extent, -1, scores.shape[1], self.group, begun.added.shape[-1])
+        return (apart + begun.added).reshape(scores.shape)
 
     def extra_scores(self, piece: Piece, query: mx.array) -> mx.array | None:
         """`[units, tiles, group * rows, extra]`."""
@@ -124,33 +148,28 @@ def attend(problem: Problem, operands: Operands, scale: float) -> tuple[mx.array
     work = Work(problem, operands, scale, False)
     outs, lses = [], []
     for piece in (piece for some in work.pieces() for piece in some):
-        (query,) = after(outs[-1:], piece.of(work.query, work.layout))
-        out, lse = _attend(work, piece, query)
+        out, lse = _attend(work, piece, outs[-1:])
         outs.append(out)
         lses.append(lse)
     out = work.unrows(outs).astype(operands.query.dtype)
     return out, work.unrows(lses)[..., 0] * log(2)
 
 
-def _attend(work: Work, piece: Piece, query: mx.array) -> tuple[mx.array, mx.array]:
-    key, value = work.boxes(piece)
-    scores = work.scores(piece, query, key)
+def _attend(work: Work, piece: Piece, done: list[mx.array]) -> tuple[mx.array, mx.array]:
+    begun = work.begin(piece, done, work.query)
+    (query,) = begun.rows
+    scores = work.scores(piece, query, begun)
     extra = work.extra_scores(piece, query)
     top = scores.max(-1, keepdims=True)
     if extra is not None:
         top = mx.maximum(top, extra.max(-1, keepdims=True))
     weights = powers(scores - top)
-    total, out = weights.sum(-1, keepdims=True), weights @ value
+    total, out = weights.sum(-1, keepdims=True), weights @ begun.value
     if extra is not None:
         weights = powers(extra - top)
         total = total + weights.sum(-1, keepdims=True)
         out = out + work.with_extra(piece, weights, work.extra_value, False)
     return out / total, top + mx.log2(total)
-
-
-def after(done: list[mx.array], *given: mx.array) -> list[mx.array]:
-    """`given`, once `done` is."""
-    return mx.depends(list(given), done) if done else list(given)
 
 
 def together(parts: list[mx.array]) -> mx.array:

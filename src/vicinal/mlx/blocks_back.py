@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from ..problem import Problem
 from . import layout
-from .blocks import Piece, Work, after, powers, together
+from .blocks import Begun, Piece, Work, powers, together
 from .operands import Operands, wide
 
 
@@ -30,9 +30,8 @@ def attend_back(
     done: list[mx.array] = []
     for some in work.pieces():
         for piece in some:
-            given = after(done, *(piece.of(x, work.layout) for x in per_row))
-            done = grads.add(piece, *given)
-        grads.close()
+            done = grads.add(piece, work.begin(piece, done, *per_row))
+        done = [*done[:1], *grads.close(some)]
     return grads.result(operands, scale)
 
 
@@ -45,17 +44,20 @@ class _Grads:
         self.pieces: list[list[mx.array]] = []
         self.volumes: list[list[mx.array]] = []
 
-    def add(
-        self, piece: Piece, query: mx.array, lse: mx.array, delta: mx.array, grad_out: mx.array
-    ) -> list[mx.array]:
+    def add(self, piece: Piece, begun: Begun) -> list[mx.array]:
         """Take one piece; what comes back is done when the piece is."""
         work = self.work
-        key, value = work.boxes(piece)
-        weights = powers(work.scores(piece, query, key) - lse)
-        slope = weights * (grad_out @ value.swapaxes(-1, -2) - delta)
-        grad_query = slope @ key
+        query, lse, delta, grad_out = begun.rows
+        weights = powers(work.scores(piece, query, begun) - lse)
+        slope = weights * (grad_out @ begun.value.swapaxes(-1, -2) - delta)
+        grad_query = slope @ begun.key
         pairs = ((slope, query), (weights, grad_out))
-        found = [layout.fold_rest(work.layout, x.swapaxes(-1, -2) @ rows) for x, rows in pairs]
+        found = [
+            layout.fold_first(
+                work.layout, layout.fold_rest(work.layout, x.swapaxes(-1, -2) @ rows), piece.units
+            )
+            for x, rows in pairs
+        ]
         if work.added is not None and work.problem.bias:
             apart = slope.reshape(
                 piece.extent, -1, slope.shape[1], work.group, work.layout.rows, slope.shape[-1]
@@ -71,13 +73,15 @@ class _Grads:
         self.pieces.append(found)
         return [grad_query, *found]
 
-    def close(self) -> None:
-        """The volumes of the pieces since the last time are complete."""
+    def close(self, pieces: list[Piece]) -> list[mx.array]:
+        """The volumes of `pieces` are complete; what comes back is done when they are added up."""
+        units = [piece.units for piece in pieces]
         boxes, sums = 2, list(zip(*self.pieces, strict=True))
-        found = [layout.fold_first(self.work.layout, together(list(parts))) for parts in sums[:boxes]]
+        found = [layout.fold_parts(self.work.layout, list(parts), units) for parts in sums[:boxes]]
         found += [reduce(mx.add, parts) for parts in sums[boxes:]]
         self.volumes.append(found)
         self.pieces = []
+        return found
 
     def result(self, operands: Operands, scale: float) -> Operands:
         """Gradients in the shapes and dtypes of the operands."""

@@ -27,8 +27,7 @@ class Cut(NamedTuple):
         keys: key of every column of every tile.
         kinds: the different tiles: the rows of each.
         kind: which of `kinds` each tile is.
-        holders: for every key, the columns that some row sees it in, counted through all tiles; padded
-            with `FREE`.
+        seen: one byte for every column of every tile: whether some row may see it.
     """
 
     rows: int
@@ -38,8 +37,10 @@ class Cut(NamedTuple):
     keys: tuple[int, ...]
     kinds: tuple[tuple[Row, ...], ...]
     kind: tuple[int, ...]
-    holders: tuple[tuple[int, ...], ...]
+    seen: bytes
 
+
+Holders = tuple[tuple[int, ...], ...]
 
 # A column that is none: past every column there is, and twice it still fits 32 bits.
 FREE = 1 << 30
@@ -62,7 +63,7 @@ def cut(axis: Axis, rows: int, relative: bool) -> Cut:
     per_group = -(-len(groups[0].rows) // rows)
     entry = spans.relative(axis) if relative else (0,) * axis.outputs
     keys, kinds, kind = [], {}, []
-    holders: list[list[int]] = [[] for _ in range(axis.length)]
+    live = bytearray()
     for span in groups:
         for tile in range(per_group):
             # A tile past the end of a short group repeats its last row.
@@ -70,20 +71,45 @@ def cut(axis: Axis, rows: int, relative: bool) -> Cut:
             members = [min(first + row, len(span.rows) - 1) for row in range(rows)]
             start = max(min(span.starts[first], len(span.columns) - columns), 0)
             inside = min(columns, len(span.columns) - start)
-            seen = (span.starts[members[0]] - start, span.stops[members[-1]] - start)
-            for column in range(columns):
-                key = span.columns[start + min(column, inside - 1)]
-                if first == tile * rows and seen[0] <= column < seen[1]:
-                    holders[key].append(len(keys))
-                keys.append(key)
+            keys += [span.columns[start + min(column, inside - 1)] for column in range(columns)]
+            before, after = span.starts[members[0]] - start, span.stops[members[-1]] - start
+            if first != tile * rows:
+                before = after = 0
+            live += bytes(before) + bytes([1]) * (after - before) + bytes(columns - after)
             found = tuple(
                 (span.starts[m] - start, span.stops[m] - start, entry[span.rows[m]]) for m in members
             )
             kind.append(kinds.setdefault(found, len(kinds)))
-    most = max(1, *map(len, holders))
-    padded = tuple((*columns_of, *[FREE] * (most - len(columns_of))) for columns_of in holders)
     tiles = len(groups) * per_group
-    return Cut(rows, columns, len(groups), tiles, tuple(keys), tuple(kinds), tuple(kind), padded)
+    return Cut(rows, columns, len(groups), tiles, tuple(keys), tuple(kinds), tuple(kind), bytes(live))
+
+
+@lru_cache(1024)
+def part(axis: Axis, rows: int, relative: bool, start: int, stop: int) -> tuple[tuple[int, ...], Holders]:
+    """Keys that tiles `start` to `stop` see, or all if these are all tiles, at least one; and for each the
+    columns that hold it, counted from `start` and padded with `FREE`."""
+    found = cut(axis, rows, relative)
+    low, high = start * found.columns, stop * found.columns
+    every = range(axis.length) if stop - start == found.tiles else ()
+    held: dict[int, list[int]] = {key: [] for key in every}
+    for at in range(low, high):
+        if found.seen[at]:
+            held.setdefault(found.keys[at], []).append(at - low)
+    held = held or {0: []}
+    return tuple(held), _padded(list(held.values()))
+
+
+@lru_cache(1024)
+def parts(axis: Axis, rows: int, relative: bool, bounds: tuple[tuple[int, int], ...]) -> Holders:
+    """For every key, its places in the keys of the parts, counted through all of them."""
+    held: list[list[int]] = [[] for _ in range(axis.length)]
+    count = 0
+    for start, stop in bounds:
+        keys, _ = part(axis, rows, relative, start, stop)
+        for place, key in enumerate(keys):
+            held[key].append(count + place)
+        count += len(keys)
+    return _padded(held)
 
 
 def hidden(cuts: Sequence[Cut], value: bytes) -> bytes:
@@ -113,6 +139,11 @@ def positions(cut: Cut) -> list[int]:
         for first, last, entry in kind
         for column in range(cut.columns)
     ]
+
+
+def _padded(held: list[list[int]]) -> Holders:
+    most = max(1, *map(len, held), 1)
+    return tuple((*columns, *[FREE] * (most - len(columns))) for columns in held)
 
 
 def _groups(axis: Axis) -> list[spans.Span]:

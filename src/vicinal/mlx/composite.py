@@ -77,7 +77,7 @@ def mix_extra(weights: mx.array, extra: mx.array) -> mx.array:
 def grouped(x: mx.array, kv_heads: int) -> mx.array:
     """`[batch, *outputs, heads, width]` to `[batch, tokens, kv_heads, group, width]`."""
     flat = x.flatten(1, -3)
-    return flat.reshape(*flat.shape[:2], kv_heads, flat.shape[-2] // kv_heads, flat.shape[-1])
+    return flat.reshape(*flat.shape[:2], kv_heads, flat.shape[-2] // max(kv_heads, 1), flat.shape[-1])
 
 
 def _scores(walks: Walks, at: Operands, scale: float) -> mx.array:

@@ -11,9 +11,8 @@ import mlx.core as mx
 from ..problem import Problem
 from . import tables
 
-# Bytes of gathered rows that live at a time; more than this and the allocator asks for fresh pages every
-# time.
-BUDGET = 1 << 24
+# Bytes of gathered rows that live at a time.
+BUDGET = 1 << 23
 
 
 def dot(problem: Problem, x: mx.array, y: mx.array, fill: float, budget: int | None = BUDGET) -> mx.array:

@@ -28,8 +28,10 @@ class Layout(NamedTuple):
         kind: `[tiles]` which kind of tile each is.
         added: `[kinds, rows * columns]` to add to scores; None if every row sees its whole box.
         keys: per axis `[tiles, columns]`.
-        holders: per axis `[length, holders]` columns to add up for each key's gradient; see `_folded`.
+        holders: per axis but the first, `[length, holders]` columns to add up for each key's gradient, as
+            offsets into the boxes of a unit; see `_folded`.
         whole: whether the only box is all tokens, in order.
+        relative: whether scores take a relative position bias.
     """
 
     axes: tuple[Axis, ...]
@@ -39,6 +41,12 @@ class Layout(NamedTuple):
     keys: tuple[mx.array, ...]
     holders: tuple[mx.array, ...]
     whole: bool
+    relative: bool
+
+    @property
+    def first(self) -> tuple[Axis, int, bool]:
+        """What the first axis was cut by."""
+        return self.axes[0], self.cuts[0].rows, self.relative
 
     @property
     def rows(self) -> int:
@@ -73,10 +81,13 @@ def layout(axes: tuple[Axis, ...], rows: tuple[int, ...], relative: bool) -> Lay
         kind = [one * count + other for one in kind for other in cut.kind]
     flat = boxes.hidden(cuts, pack("f", HIDDEN))
     added = mx.array(memoryview(flat).cast("f")).reshape(prod(kinds), -1) if any(flat) else None
-    keys = tuple(_table(cut.keys, cut.tiles) for cut in cuts)
-    holders = tuple(_table(_offsets(cuts, place), axis.length) for place, axis in enumerate(axes))
+    keys = tuple(mx.array(array("I", cut.keys)).reshape(cut.tiles, -1) for cut in cuts)
+    holders = tuple(
+        _table(_offsets(cuts, place, boxes.part(axes[place], rows[place], relative, 0, cuts[place].tiles)[1]))
+        for place in range(1, len(axes))
+    )
     whole = all(cut.tiles == 1 and cut.columns == axis.length for cut, axis in zip(cuts, axes, strict=True))
-    return Layout(axes, cuts, mx.array(array("I", kind)), added, keys, holders, whole)
+    return Layout(axes, cuts, mx.array(array("I", kind)), added, keys, holders, whole, relative)
 
 
 def rows(found: Layout, x: mx.array, kv_heads: int) -> mx.array:
@@ -135,8 +146,7 @@ def added(found: Layout, bias: mx.array | None) -> mx.array | None:
     if bias is None:
         return None if found.added is None else found.added[None]
     per_axis = [
-        _table(boxes.positions(cut), len(cut.kinds) * cut.rows).reshape(-1, cut.rows, cut.columns)
-        for cut in found.cuts
+        mx.array(array("I", boxes.positions(cut))).reshape(-1, cut.rows, cut.columns) for cut in found.cuts
     ]
     index, rank = per_axis[0].reshape(_spread(per_axis[0].shape, 0, len(per_axis))), len(per_axis)
     for place in range(1, rank):
@@ -162,25 +172,37 @@ def fold_rest(found: Layout, x: mx.array) -> mx.array:
     units, width, first = x.shape[0], x.shape[-1], found.cuts[0].columns
     if found.whole or len(found.axes) == 1:
         return x.reshape(units, first, -1, width)
-    rest = tables.combined(list(found.holders[1:]), [1] * len(found.axes))
+    rest = tables.combined(list(found.holders), [1] * len(found.axes))
     box = found.columns // first
     start = mx.arange(units, dtype=mx.uint32).reshape(-1, 1, 1, 1) * (found.tiles * first * box)
     at = start + mx.arange(first, dtype=mx.uint32).reshape(-1, 1, 1) * box + rest
-    return _folded(x.reshape(-1, width), at)
+    return _summed(x.reshape(-1, width), at)
 
 
-def fold_first(found: Layout, x: mx.array) -> mx.array:
-    """Add up what units `[units, columns, tokens of the others, width]` of volumes hold of the same tokens.
+def fold_first(found: Layout, x: mx.array, units: slice) -> mx.array:
+    """Add up what some units `[units of volumes, columns, tokens of other axes, width]` hold of the same.
+
+    Returns:
+        `[volumes, keys of these units on the first axis, tokens of the others, width]`.
+    """
+    if found.whole:
+        return x
+    keys, holders = boxes.part(*found.first, units.start, units.stop)
+    held = (units.stop - units.start) * found.cuts[0].columns
+    return _folded(x.reshape(-1, held, *x.shape[2:]), holders, len(keys))
+
+
+def fold_parts(found: Layout, x: list[mx.array], units: list[slice]) -> mx.array:
+    """Add up what parts of the same volumes, as `fold_first` returns them, hold of the same tokens.
 
     Returns:
         `[volumes, tokens, width]`.
     """
-    if found.whole:
-        return x.reshape(x.shape[0], -1, x.shape[-1])
-    held = found.units * found.cuts[0].columns
-    volumes, width = x.shape[0] // found.units, x.shape[-1]
-    at = mx.arange(volumes, dtype=mx.uint32).reshape(-1, 1, 1) * held + found.holders[0]
-    return _folded(x.reshape(volumes * held, -1), at).reshape(volumes, -1, width)
+    together = x[0]
+    if len(x) > 1:
+        holders = boxes.parts(*found.first, tuple((part.start, part.stop) for part in units))
+        together = _folded(mx.concatenate(x, 1), holders, found.axes[0].length)
+    return together.reshape(together.shape[0], -1, together.shape[-1])
 
 
 def per_kind(found: Layout, x: mx.array, units: slice) -> mx.array:
@@ -214,28 +236,30 @@ def bias_gradient(found: Layout, x: mx.array, heads: int) -> mx.array:
     return x.reshape(lead)
 
 
-def _folded(x: mx.array, at: mx.array) -> mx.array:
+def _folded(x: mx.array, holders: boxes.Holders, count: int) -> mx.array:
+    """`[volumes, columns, ...]` to `[volumes, count, ...]`: sums of the columns that hold the same."""
+    volumes, columns = x.shape[:2]
+    start = mx.arange(volumes, dtype=mx.uint32).reshape(-1, 1, 1) * columns
+    return _summed(x.flatten(0, 1), start + _table(holders)).reshape(volumes, count, *x.shape[2:])
+
+
+def _summed(x: mx.array, at: mx.array) -> mx.array:
     """Sums over the last axis of `at` of rows of `x`; entries past the end count as zero."""
-    padded = mx.pad(x, [(0, 1), (0, 0)])
-    return mx.take(padded, mx.minimum(at, x.shape[0]), axis=0).sum(-2)
+    padded = mx.pad(x, [(0, 1), *[(0, 0)] * (x.ndim - 1)])
+    return mx.take(padded, mx.minimum(at, x.shape[0]), axis=0).sum(at.ndim - 1)
 
 
-def _offsets(cuts: tuple[boxes.Cut, ...], place: int) -> list[int]:
-    """Holders of an axis, as offsets into its units, or into the boxes of a unit."""
+def _offsets(cuts: tuple[boxes.Cut, ...], place: int, holders: boxes.Holders) -> boxes.Holders:
+    """Holders of an axis, as offsets into the boxes of a unit."""
     cut, after = cuts[place], cuts[place + 1 :]
-    if place == 0:
-        return [column for held in cut.holders for column in held]
     tile = prod(other.tiles for other in after) * prod(other.columns for other in cuts)
     column = prod(other.columns for other in after)
-    return [
-        boxes.FREE if at == boxes.FREE else at // cut.columns * tile + at % cut.columns * column
-        for held in cut.holders
-        for at in held
-    ]
+    offset = lambda at: at // cut.columns * tile + at % cut.columns * column  # noqa: E731
+    return tuple(tuple(at if at == boxes.FREE else offset(at) for at in held) for held in holders)
 
 
-def _table(numbers, count: int) -> mx.array:
-    return mx.array(array("I", numbers)).reshape(count, -1)
+def _table(rows: boxes.Holders) -> mx.array:
+    return mx.array(array("I", [at for row in rows for at in row])).reshape(len(rows), -1)
 
 
 def _split(found: Layout) -> list[int]:

@@ -11,8 +11,10 @@ from . import tables
 def spread(bias: mx.array, axes: tuple[Axis, ...]) -> mx.array:
     """`[heads, *(2 * size - 1)]` to `[*outputs, heads, prod(size)]`."""
     index = tables.combined([tables.relative(axis) for axis in axes], bias.shape[1:])
-    found = mx.take(bias.reshape(bias.shape[0], -1).T, index, axis=0)
-    return mx.contiguous(found.swapaxes(-1, -2)).reshape(*(axis.outputs for axis in axes), bias.shape[0], -1)
+    found = mx.take(bias.reshape(bias.shape[0], prod(bias.shape[1:])).T, index, axis=0)
+    return mx.contiguous(found.swapaxes(-1, -2)).reshape(
+        *(axis.outputs for axis in axes), bias.shape[0], index.shape[1]
+    )
 
 
 def tally(weights: mx.array, axes: tuple[Axis, ...]) -> mx.array:

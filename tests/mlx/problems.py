@@ -1,0 +1,87 @@
+"""Operands of a problem as MLX arrays, and its exact answer."""
+
+import mlx.core as mx
+import numpy as np
+
+from tests import budget, oracle
+from tests.strategies import problems, window  # noqa: F401  (for the tests)
+from vicinal.mlx import neighborhood_attention
+
+_RENAMED = {"extra_key": "additional_keys", "extra_value": "additional_values"}
+
+
+def operands(problem, seed=0):
+    """Random arrays for the public function, by name; options the problem does not have are absent."""
+    generator = np.random.default_rng(seed)
+    keys, values = (problem.kv_heads, problem.dim), (problem.kv_heads, problem.value_dim)
+    shapes = {
+        "query": (problem.batch, *problem.lengths, problem.heads, problem.dim),
+        "key": (problem.batch, *problem.lengths, *keys),
+        "value": (problem.batch, *problem.lengths, *values),
+    }
+    if problem.bias:
+        shapes["bias"] = (problem.heads, *(2 * size - 1 for size in problem.window))
+    if problem.extra:
+        shapes["extra_key"] = (problem.batch, problem.extra, *keys)
+        shapes["extra_value"] = (problem.batch, problem.extra, *values)
+    return {name: random(generator, shape, problem.dtype) for name, shape in shapes.items()}
+
+
+def random(generator, shape, dtype="float32"):
+    return mx.array(generator.standard_normal(shape).astype(np.float32)).astype(getattr(mx, dtype))
+
+
+def array(x):
+    """A float64 array for the oracle."""
+    return np.array(x.astype(mx.float32)).astype(np.float64)
+
+
+def arrays(operands):
+    return {name: array(x) for name, x in operands.items()}
+
+
+def call(problem, operands, function=neighborhood_attention, **options):
+    """The public function on `operands`, with the problem's window."""
+    named = {_RENAMED.get(name, name): x for name, x in operands.items()}
+    return function(**named, **window(problem), **options)
+
+
+def exact(problem, operands, scale=None, grad_out=None, grad_lse=None):
+    """The oracle's answer, with gradients if cotangents are given."""
+    return oracle.attend(
+        **arrays(operands),
+        win=oracle.window(problem.rank, **window(problem)),
+        scale=problem.dim**-0.5 if scale is None else scale,
+        grad_out=grad_out,
+        grad_lse=grad_lse,
+    )
+
+
+def check(problem, backend=None, seed=0, scale=None):
+    """Forward, log-sum-exp and every gradient of `backend` against the oracle."""
+    given = operands(problem, seed)
+
+    def attend(*tensors):
+        named = dict(zip(given, tensors, strict=True))
+        return call(problem, named, backend=backend, scale=scale, return_lse=True)
+
+    shape = (problem.batch, *problem.outputs, problem.heads)
+    generator = np.random.default_rng(seed + 1)
+    grad_out = random(generator, (*shape, problem.value_dim), problem.dtype)
+    grad_lse = random(generator, shape)
+    (out, lse), grads = mx.vjp(attend, list(given.values()), [grad_out, grad_lse])
+    answer = exact(problem, given, scale, array(grad_out), array(grad_lse))
+    assert out.dtype == getattr(mx, problem.dtype)
+    assert lse.dtype == mx.float32
+    budget.check("out", array(out), answer.out, problem.dtype)
+    budget.check("lse", array(lse), answer.lse, "float32")
+    for (name, x), grad in zip(given.items(), grads, strict=True):
+        assert grad.dtype == x.dtype, name
+        budget.check(f"gradient of {name}", array(grad), getattr(answer, name), problem.dtype)
+
+
+def same(actual, expected):
+    """Bitwise equality of arrays, NaN included."""
+    return all(
+        np.array_equal(array(a), array(b), equal_nan=True) for a, b in zip(actual, expected, strict=True)
+    )

@@ -1,0 +1,122 @@
+"""Bad input: one clear error before anything is computed, with argument, value and way out."""
+
+import re
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import vicinal.mlx as na
+
+Q = mx.zeros((2, 8, 6, 4, 16))
+K = mx.zeros((2, 8, 6, 2, 16))
+
+
+def fails(error, message, function, *args, **kwargs):
+    with pytest.raises(error, match=re.escape(message)):
+        function(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("window", "error", "message"),
+    [
+        ({"kernel_size": 9}, ValueError, "kernel_size 9 is over the 8 tokens of axis 0; lower one of them"),
+        ({"kernel_size": 3, "stride": (1, 4)}, ValueError, "stride 4 is over kernel_size 3 on axis 1"),
+        ({"kernel_size": (3, 3, 3)}, ValueError, "kernel_size (3, 3, 3) has 3 entries for 2 spatial axes"),
+        ({"kernel_size": 3.0}, TypeError, "kernel_size is 3.0; each entry is an integer"),
+        ({"kernel_size": 3, "is_causal": 1}, TypeError, "is_causal is 1; each entry is True or False"),
+        ({"kernel_size": 3, "scale": True}, TypeError, "scale is True, of type bool"),
+    ],
+)
+def test_windows(window, error, message):
+    fails(error, message, na.neighborhood_attention, Q, K, K, **window)
+    fails(error, message, na.qk, Q, K, **window)
+
+
+def test_operands():
+    call = na.neighborhood_attention
+    fails(TypeError, "key is of type ndarray; pass an mlx.core.array", call, Q, np.zeros(3), K, 3)
+    wide = mx.zeros(K.shape, mx.float64)
+    fails(TypeError, "query has dtype mlx.core.float64; pass float32", call, wide, wide, wide, 3)
+    half = K.astype(mx.float16)
+    fails(ValueError, "key has dtype mlx.core.float16, query has mlx.core.float32", call, Q, half, K, 3)
+    fails(
+        ValueError,
+        "query has 4 heads, not a multiple of the 3",
+        call,
+        Q,
+        *[mx.zeros((2, 8, 6, 3, 16))] * 2,
+        3,
+    )
+    fails(
+        ValueError,
+        "query [2, 8] has 2 axes; pass [batch, *spatial, heads, dim]",
+        call,
+        Q[:, :, 0, 0, 0],
+        K,
+        K,
+        3,
+    )
+    fails(ValueError, "additional_keys came alone", call, Q, K, K, 3, additional_keys=mx.zeros((2, 1, 2, 16)))
+    bias = mx.zeros((4, 5, 5))
+    fails(
+        ValueError,
+        "bias [4, 5, 5] must be [heads, *(2 * kernel_size - 1)], here [4, 5, 9]",
+        call,
+        Q,
+        K,
+        K,
+        (3, 5),
+        bias=bias,
+    )
+    fails(TypeError, "bias is of type list; pass an mlx.core.array", call, Q, K, K, 3, bias=[1])
+    fails(ValueError, "bias dtype is mlx.core.float16", call, Q, K, K, 3, bias=bias.astype(mx.float16))
+
+
+def test_ranks_and_weights():
+    fails(
+        ValueError,
+        "a 1-D operation takes 4, [batch, length, heads, dim]; for this shape call the 2-D",
+        na.na1d,
+        Q,
+        K,
+        K,
+        3,
+    )
+    fails(
+        ValueError,
+        "attention_weights [2, 8, 6, 4, 9] has 5 axes; a 3-D operation",
+        na.na3d_av,
+        mx.zeros((2, 8, 6, 4, 9)),
+        K,
+        3,
+    )
+    fails(
+        ValueError, "attention weights [2, 8, 6, 4, 8] must be", na.na2d_av, mx.zeros((2, 8, 6, 4, 8)), K, 3
+    )
+    assert na.na2d(Q, K, K, 3).shape == Q.shape
+    assert na.na2d.__name__ == "na2d"
+    assert na.na2d.__module__ == "vicinal.mlx"
+    assert na.na2d.__doc__.startswith("2-D only. ")
+
+
+def test_dense_and_merge():
+    fails(ValueError, "dense attention takes [batch, tokens, heads, dim]", na.attention, Q, K, K)
+    flat = mx.zeros((1, 4, 2, 8))
+    fails(TypeError, "is_causal is 1; dense attention takes True or False", na.attention, flat, flat, flat, 1)
+    fails(ValueError, "0 outputs and 0 log-sum-exps; pass one of each", na.merge_attentions, [], [])
+    lse = mx.zeros((1, 4, 2))
+    parts = ([flat, flat.astype(mx.float16)], [lse, lse])
+    fails(ValueError, "output 1 has dtype mlx.core.float16", na.merge_attentions, *parts)
+
+
+def test_layers():
+    layer = na.NeighborhoodAttention2D
+    fails(ValueError, "embed_dim 30 is not a multiple of num_heads 4", layer, 30, 4, 3)
+    fails(ValueError, "num_heads 4 is not a multiple of num_kv_heads 3", layer, 32, 4, 3, num_kv_heads=3)
+    fails(
+        ValueError,
+        "input [2, 8, 32] must be [batch, height, width, 32]",
+        layer(32, 4, 3),
+        mx.zeros((2, 8, 32)),
+    )
