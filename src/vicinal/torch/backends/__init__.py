@@ -3,6 +3,9 @@
 from .base import Backend
 from .blocked import BLOCKED
 from .full import FULL
+from .hopper import HOPPER
+from .metal import METAL
 from .reference import REFERENCE
+from .triton import TRITON
 
-BACKENDS: tuple[Backend, ...] = (FULL, BLOCKED, REFERENCE)
+BACKENDS: tuple[Backend, ...] = (FULL, HOPPER, TRITON, METAL, BLOCKED, REFERENCE)
