@@ -14,7 +14,7 @@ from tests.torch.problems import array, problems, window
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import arena, plan
+from vicinal.torch.strips import arena, direct, plan
 
 ALL = (True,) * 6
 FIELDS = Operands._fields
@@ -61,10 +61,10 @@ def run(problem, operands, scale=0.4, needs=ALL, with_lse=True):
     return out, lse, grads, grad_out, grad_lse
 
 
-def check(problem, scale=0.4, seed=0):
+def check(problem, scale=0.4, seed=0, with_lse=True):
     """Forward, log-sum-exp and all gradients."""
     query, operands = make(problem, seed)
-    out, lse, grads, grad_out, grad_lse = run(problem, operands, scale)
+    out, lse, grads, grad_out, grad_lse = run(problem, operands, scale, with_lse=with_lse)
     answer = oracle.attend(
         array(query),
         *(None if x is None else array(x) for x in operands[1:3]),
@@ -74,7 +74,7 @@ def check(problem, scale=0.4, seed=0):
         extra_key=None if operands.extra_key is None else array(operands.extra_key),
         extra_value=None if operands.extra_value is None else array(operands.extra_value),
         grad_out=array(grad_out),
-        grad_lse=array(grad_lse),
+        grad_lse=array(grad_lse) if with_lse else None,
     )
     wide = "float64" if problem.dtype == "float64" else "float32"
     assert out.dtype == operands.query.dtype
@@ -127,6 +127,21 @@ def test_walks_match_the_oracle_on_every_small_case(case):
     check_walks(case.problem)
 
 
+@pytest.fixture(params=[False, True], ids=["tiles", "direct"])
+def direct_path(request, monkeypatch):
+    """Forces tiles, or the direct path wherever it is possible."""
+    monkeypatch.setattr(direct, "COST", 0.0 if request.param else float("inf"))
+    direct.faster.cache_clear()
+    yield request.param
+    direct.faster.cache_clear()
+
+
+@pytest.mark.parametrize("case", catalog.SMALL, ids=lambda case: case.name)
+def test_both_paths_match_the_oracle(direct_path, case):
+    check(case.problem, with_lse=False)
+    assert not direct.faster(case.problem) or direct_path
+
+
 @given(problems(dtypes=("float64", "float32", "bfloat16", "float16")))
 @settings(max_examples=60, deadline=None)
 def test_every_option_meets_every_other(problem):
@@ -144,9 +159,12 @@ def tight(request, monkeypatch):
     """Budgets so small that batches, slabs, pieces of boxes, chunks and tables all get split."""
     for name, size in zip(("PASS", "CHUNK", "TABLE"), request.param, strict=True):
         monkeypatch.setattr(plan, name, size)
-    plan.parts.cache_clear()
+    monkeypatch.setattr(direct, "COST", float("inf"))
+    for cached in (plan.parts, direct.faster):
+        cached.cache_clear()
     yield
-    plan.parts.cache_clear()
+    for cached in (plan.parts, direct.faster):
+        cached.cache_clear()
 
 
 @given(problems())

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Grads, Needs, Operands
+from . import direct
 from .arena import Like, sheet, take, trim
 from .call import LOG2E, Call, chunk, columns_of, rows_of
 from .gradients import Gradients
@@ -25,6 +26,9 @@ def attend_back(
     scale: float,
     needs: Needs,
 ) -> Grads:
+    if grad_lse is None and grad_out is not None and out.numel() and direct.faster(problem, True):
+        found = direct.attend_back(problem, operands, out, lse, grad_out, scale)
+        return Grads(*(x if need else None for x, need in zip(found, needs, strict=True)))
     grads = Gradients(operands, needs)
     if grad_out is None:
         grad_out = out.new_zeros(()).expand_as(out)

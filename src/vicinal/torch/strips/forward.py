@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Operands
+from . import direct
 from .arena import Like, sheet, trim
 from .call import LOG2E, Call, accumulating, chunk, columns_of, rows_of
 from .layout import cut, gather, scatter, tiles
@@ -17,6 +18,8 @@ def attend(problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, 
     lse = torch.empty(query.shape[:-1], dtype=accumulating(query.dtype), device=query.device)
     if out.numel() == 0:
         return out, lse
+    if direct.faster(problem):
+        return direct.attend(problem, operands, scale)
     trim()
     for part in parts(problem):
         call = Call(part, operands, scale)

@@ -273,8 +273,11 @@ def _grid(part: Part, work: Pass, x: Tensor) -> Tensor:
 
 def _gathering(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
     tiles = _grid(part, work, like)
-    if work.places > len(work.slab[0]) or any(_ragged(part, work, axis) for axis in range(part.rank)):
+    if any(_ragged(part, work, axis) for axis in range(part.rank)):
         yield Step("zero_", 1, tiles)
+    else:
+        last, used = like.ndim - 3, len(work.slab[0])
+        yield Step("zero_", 1, tiles.narrow(last, used, work.places - used))
     for source, piece in _pieces(part, work, blank(like.shape, like.stride()), tiles):
         yield Step("copy_", 1, piece, 0, source)
 

@@ -137,9 +137,13 @@ class Part:
 
     def measure(self, batch: int, slab: int, piece: int) -> Pass:
         """The pass of a batch, a slab and a piece, by number."""
+        return self.remember(("pass", batch, slab, piece), lambda: self._shared(batch, slab, piece))
+
+    def _shared(self, batch: int, slab: int, piece: int) -> Pass:
+        """One pass for all batches of a size: what is remembered for one serves all."""
         ranges = zip(self.batches[batch], self.grid, strict=True)
         volumes = prod(len(range(*one.indices(size))) for one, size in ranges)
-        key = ("pass", volumes, slab, piece)
+        key = ("volumes", volumes, slab, piece)
         return self.remember(key, lambda: self._measure(volumes, self.slabs[slab], self.pieces[piece]))
 
     def _measure(self, volumes: int, slab: Slab, slots: range) -> Pass:
@@ -184,7 +188,7 @@ class Part:
 def parts(problem: Problem, back: bool = False) -> tuple[Part, ...]:
     """The parts of a problem, each output in one."""
     itemsize = 8 if problem.dtype == "float64" else 4
-    tile = _tile(problem, back)
+    tile = _tile(problem, back).rows
     per_axis = [
         list(zip(residues(axis), rings(axis, side), strict=True))
         for axis, side in zip(problem.axes, tile, strict=True)
@@ -254,7 +258,8 @@ def _ranges(box: tuple[slice, ...]) -> tuple[range, ...]:
     return tuple(range(part.start, part.stop) for part in box)
 
 
-def _tile(problem: Problem, back: bool) -> tuple[int, ...]:
+@lru_cache(4096)
+def _tile(problem: Problem, back: bool) -> tiling.Plan:
     """The cheapest tile."""
     sides = [_sides(axis.outputs, axis.period) for axis in problem.axes]
     share = problem.heads // problem.kv_heads
@@ -270,7 +275,7 @@ def _tile(problem: Problem, back: bool) -> tuple[int, ...]:
     def cost(problem: Problem, rows: tiling.Boxes, columns: tiling.Boxes, counts: tiling.Counts) -> float:
         return _cost(problem, rows, columns, counts, load(problem, back), share, back)
 
-    return tiling.best(problem, options, cost).rows
+    return tiling.best(problem, options, cost)
 
 
 def _sides(outputs: int, period: int) -> list[int]:
@@ -294,9 +299,37 @@ def _cost(
     length = (first.tiles - 1) * first.step + first.width
     places = -(-length // first.step) / first.tiles
     tiles = counts.tiles * places
-    both = problem.dim + problem.value_dim
-    product = 0.022 * both * (1 + 3 / height + 8 / width)
+    product = product_cost(problem, height, width)
     # Backward, five products for two, and strips that are read and written where forward writes tiles.
-    score = 2.5 * product + 0.12 * both / height + 1.2 if back else product + 0.8
+    score = 2.5 * product + 0.12 * (problem.dim + problem.value_dim) / height + 1.2 if back else product + 0.8
     copied = tiles * first.step * prod(columns[1:]) * per.slot + tiles * height * per.row
     return tiles * (height * width * score + 600) + 0.6 * copied
+
+
+def product_cost(problem: Problem, rows: int, keys: int) -> float:
+    """Nanoseconds for one score and one weight: the two matrix products of the forward pass."""
+    return 0.022 * (problem.dim + problem.value_dim) * (1 + 3 / rows + 8 / keys)
+
+
+def estimate(problem: Problem, back: bool) -> float:
+    """Nanoseconds for the whole problem, the calls that a pass makes included."""
+    pieces = prod(len(residues(axis)) for axis in problem.axes)
+    # Tiles are ranked by arithmetic in cache; whole problems also wait for memory.
+    tiles = 1.6 * _tile(problem, back).cost * problem.batch * problem.kv_heads
+    return tiles + pieces * (350_000 if back else 200_000)
+
+
+@lru_cache(4096)
+def whole(problem: Problem) -> Part | None:
+    """A part that is one tile over all keys, or None where dilation or unseen keys stand in the way."""
+    groups = [residues(axis) for axis in problem.axes]
+    if any(axis.dilation > 1 for axis in problem.axes):
+        return None
+    ring = tuple(rings(axis, axis.outputs)[0] for axis in problem.axes)
+    if any((one.shift, one.width) != (0, one.columns) for one in ring):
+        return None
+    box, tiles = range(ring[0].width), tuple(range(1) for _ in ring)
+    chosen = tuple(group[0] for group in groups)
+    grid = (problem.kv_heads, *(1 for _ in range(1 + len(ring))))
+    batch, share = tuple(slice(0, extent) for extent in grid), problem.heads // problem.kv_heads
+    return Part(chosen, ring, problem.window, share, problem.kv_heads, grid, (batch,), (tiles,), (box,))

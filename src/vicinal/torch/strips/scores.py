@@ -58,6 +58,10 @@ class Additive:
                 self._expand([e[i : i + 1] for e, i in zip(self.entries, chosen, strict=True)], source)[0]
             )
 
+    def dense(self) -> Tensor:
+        """`[heads, rows, keys]` of a part that is one tile."""
+        return self._expand(self.entries, self.source) if self.table is None else self.table
+
     def _class(self, kind: int) -> tuple[int, list[int]]:
         """Head, and class on every axis, of a table entry."""
         chosen = []
