@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from vicinal import Axis, Problem
-from vicinal.triton import attention, split
+from vicinal.triton import attention, plan, split
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 MATRIX = r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA)\b|v_mfma_\w+|v_dot\w+"
@@ -82,7 +82,10 @@ def launches(p):
     given = (row, key, value, (1,) if p.bias else (), *extra)
     bias, more = wide if p.bias else None, element if p.extra else None
     inputs = (element, element, element, bias, more, more)
-    yield "attend", attention._forward(p, 0.1, given), (*inputs, element, wide)
+    if plan.forward(p).single:
+        yield "small.attend", attention._small_forward(p, 0.1, given), (*inputs[:4], element, wide)
+    else:
+        yield "attend", attention._forward(p, 0.1, given), (*inputs, element, wide)
     back = (*given, out)
     yield "delta_of", attention._delta(p, out), (element, element, wide, wide)
     rows = (element, wide, wide, element)

@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.torch import problems as make
-from vicinal import Axis, Problem, catalog, using
-from vicinal.torch import neighborhood_attention
+from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.reference import REFERENCE
 from vicinal.torch.backends.triton import TRITON
@@ -96,26 +95,26 @@ def test_head_dims(dim, dtype):
 WINDOWS = {
     "small": (Axis(56, 7), Axis(56, 7)),
     "cube": (Axis(9, 3), Axis(12, 3), Axis(10, 5)),
-    "large": (Axis(64, 33), Axis(48, 20)),
-    "large_stride": (Axis(64, 32, 16), Axis(48, 16, 8)),
+    "large": (Axis(40, 25), Axis(36, 20)),
+    "large_stride": (Axis(48, 32, 16), Axis(40, 16, 8)),
     "dilated": (Axis(57, 7, 1, 8), Axis(50, 5, 2, 9)),
     "causal": (Axis(300, 130, 1, 1, True),),
     "causal_dilated": (Axis(41, 9, 3, 4, True), Axis(33, 16, 1, 2)),
     "sampled": (Axis(65, 9, 2, 1, False, 3), Axis(40, 11, 1, 2, True, 2)),
-    "long": (Axis(3000, 501),),
+    "long": (Axis(1200, 201),),
 }
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("name", WINDOWS)
 def test_windows(name, dtype):
-    check_by_reference(on_gpu(Problem(WINDOWS[name], 2, 2, 1, 32, 32, dtype)))
+    check_by_reference(on_gpu(Problem(WINDOWS[name], 1, 2, 1, 32, 32, dtype)))
 
 
 @pytest.mark.parametrize("name", WINDOWS)
 def test_bias_and_additional_tokens(name):
     options = {"bias": len(WINDOWS[name]) > 1, "extra": 21}
-    check_by_reference(on_gpu(Problem(WINDOWS[name], 2, 2, 1, 40, 24, "float16", **options)))
+    check_by_reference(on_gpu(Problem(WINDOWS[name], 1, 2, 1, 40, 24, "float16", **options)))
 
 
 @st.composite
@@ -185,14 +184,14 @@ def test_strided_operands_need_no_copy():
 def test_expanded_output_gradient():
     problem = on_gpu(Problem((Axis(20, 5),), 2, 2, 2, 32, 32))
     operands = tensors(problem)
-    leaves = [x.requires_grad_() for x in operands[:3]]
-    with using(backend="triton"):
-        neighborhood_attention(*leaves, 5).sum().backward()
-    out, lse = TRITON.attend(problem, operands, 32**-0.5)
-    ones = torch.ones_like(out)
-    exact = TRITON.attend_back(problem, operands, out, lse, ones, None, 32**-0.5, NEEDS)
-    for leaf, grad in zip(leaves, exact[:3], strict=True):
-        assert torch.equal(leaf.grad, grad)
+    out, lse = TRITON.attend(problem, operands, 0.2)
+    ones = torch.ones((), device="cuda")
+    found, exact = (
+        TRITON.attend_back(problem, operands, out, lse, grad, None, 0.2, NEEDS)
+        for grad in (ones.expand_as(out), torch.ones_like(out))
+    )
+    for name, x in found._asdict().items():
+        assert (x is None and getattr(exact, name) is None) or torch.equal(x, getattr(exact, name)), name
 
 
 def test_graph_capture():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
-from . import backward, forward, plan
+from . import backward, forward, plan, small
 from . import bias as bias_kernels
 from .launch import Launch, rows_aligned, spatial_strides, strides
 from .window import rule
@@ -48,8 +48,11 @@ def attend(problem: Problem, given: Inputs, scale: float) -> tuple[Tensor, Tenso
     out = query.new_empty((*query.shape[:-1], problem.value_dim))
     lse = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
     if lse.numel():
-        launch = _forward(problem, scale, tuple([strides(x) for x in given]))
-        launch(*given, out, lse)
+        steps = tuple([strides(x) for x in given])
+        if plan.forward(problem).single:
+            _small_forward(problem, scale, steps)(*given[:4], out, lse)
+        else:
+            _forward(problem, scale, steps)(*given, out, lse)
     return out, lse
 
 
@@ -201,16 +204,26 @@ def _forward(problem: Problem, scale: float, given: Strides) -> Launch:
         *(step for stride in given[:3] for step in spatial_strides(stride)),
         *(step for stride in given[4:6] for step in _extra_strides(stride)),
     )
-    flags = (
-        shape.single,
-        shape.heads_first,
-        _scaled(problem, scale),
-        *layout(problem, given[:1], given[1:3]),
-        precision(problem),
-    )
-    constants = (*rules(problem), *_boxes(shape), *_dims(problem), *flags)
+    common = (*layout(problem, given[:1], given[1:3]), precision(problem))
+    constants = (*rules(problem), *_boxes(shape), *_dims(problem))
+    constants = (*constants, shape.heads_first, _scaled(problem, scale), *common)
     grid = problem.batch * problem.heads * shape.tiles
     return Launch(forward.attend, grid, numbers, constants, **_options(shape))
+
+
+@lru_cache(4096)
+def _small_forward(problem: Problem, scale: float, given: Strides) -> Launch:
+    shape = plan.forward(problem)
+    heads = plan.turns(problem)
+    numbers = (
+        *_numbers(problem, scale, extra=False),
+        *(step for stride in given[:3] for step in spatial_strides(stride)),
+    )
+    common = (*layout(problem, given[:1], given[1:3]), precision(problem))
+    constants = (*rules(problem), *_boxes(shape), *_dims(problem))
+    constants = (*constants, heads, shape.stages, _scaled(problem, scale), *common)
+    grid = problem.batch * problem.heads // heads * shape.tiles
+    return Launch(small.attend, grid, numbers, constants, num_warps=shape.warps)
 
 
 @lru_cache(4096)

@@ -74,7 +74,7 @@ def query_gradient(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of `M` queries of one head against boxes of `N` keys; `grad_query` is contiguous."""
-    tile = query_tile(heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
+    tile = query_tile(tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
     if is_empty(tile):
         return
     head, kv_head = tile.head.to(tl.int64), (tile.head // group).to(tl.int64)

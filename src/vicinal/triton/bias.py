@@ -41,7 +41,7 @@ def score_gradient(
 
     The heads are `some_heads` from `first_head` on. Slots that hold no key stay unwritten.
     """
-    tile = query_tile(some_heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, True)
+    tile = query_tile(tl.program_id(0), some_heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, True)
     if is_empty(tile):
         return
     head = (first_head + tile.head).to(tl.int64)

@@ -63,15 +63,14 @@ def attend(
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     DIM: tl.constexpr, PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
-    SINGLE: tl.constexpr, HEADS_FIRST: tl.constexpr,
+    HEADS_FIRST: tl.constexpr,
     SCALED: tl.constexpr, WIDE: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of `M` queries of one head against boxes of `N` keys.
 
-    `scale` holds log2(e). Strides are those of batch, three axes and heads (`n`). With SINGLE one box holds
-    all keys that the tile sees, so that the softmax needs no running maximum. `out` and `lse` are contiguous.
+    `scale` holds log2(e). Strides are those of batch, three axes and heads (`n`). `out` and `lse` are contiguous.
     """
-    tile = query_tile(heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
+    tile = query_tile(tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
     if is_empty(tile):
         return
     kv_head = (tile.head // group).to(tl.int64)
@@ -94,44 +93,31 @@ def attend(
     top = tl.full([M], -1.0e30, tl.float32)
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, VALUE_PAD], tl.float32)
-    if SINGLE:
-        first = first_box(tile)
+    count = boxes(tile, COLUMNS)
+    first = first_box(tile)
+    for _ in range(0, count):
         at = columns_at(first, lane, tile, T_RULE.dilation, H_RULE.dilation, W_RULE.dilation)
         k = load_rows(keys, offsets(at, lengths, kt, kh, kw, WIDE, DENSE), DIM, PAD)
         v = load_rows(values, offsets(at, lengths, vt, vh, vw, WIDE, DENSE), VALUE_DIM, VALUE_PAD)
         scores = box_scores(
-            q, k, scale, first, lane, tile, bias, T_RULE, H_RULE, W_RULE, COLUMNS, N, SCALED, True, PRECISION
+            q,
+            k,
+            scale,
+            first,
+            lane,
+            tile,
+            bias,
+            T_RULE,
+            H_RULE,
+            W_RULE,
+            COLUMNS,
+            N,
+            SCALED,
+            False,
+            PRECISION,
         )
-        top = tl.max(scores, 1)
-        weights = tl.exp2(scores * rest - (top * rest)[:, None])
-        total = tl.sum(weights, 1)
-        acc = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-    else:
-        count = boxes(tile, COLUMNS)
-        first = first_box(tile)
-        for _ in range(0, count):
-            at = columns_at(first, lane, tile, T_RULE.dilation, H_RULE.dilation, W_RULE.dilation)
-            k = load_rows(keys, offsets(at, lengths, kt, kh, kw, WIDE, DENSE), DIM, PAD)
-            v = load_rows(values, offsets(at, lengths, vt, vh, vw, WIDE, DENSE), VALUE_DIM, VALUE_PAD)
-            scores = box_scores(
-                q,
-                k,
-                scale,
-                first,
-                lane,
-                tile,
-                bias,
-                T_RULE,
-                H_RULE,
-                W_RULE,
-                COLUMNS,
-                N,
-                SCALED,
-                False,
-                PRECISION,
-            )
-            top, total, acc = _accumulate(scores, v, rest, top, total, acc, PRECISION)
-            first = next_box(first, tile, COLUMNS)
+        top, total, acc = _accumulate(scores, v, rest, top, total, acc, PRECISION)
+        first = next_box(first, tile, COLUMNS)
     if extra_key is not None:
         extra_keys = extra_key + tile.batch * ekb + kv_head * ekn
         extra_values = extra_value + tile.batch * evb + kv_head * evn

@@ -48,7 +48,9 @@ SINGLE_COLUMNS = 256
 FEW_BOXES = 4
 # Most elements of such a box of keys; it and its values take 64 KiB of shared memory.
 SINGLE_ELEMENTS = 256 * 64
-SMALL_ROWS = (Size(16, 0, 1, 1), Size(64, 0, 4, 1))
+SMALL_ROWS = (Size(16, 0, 1, 2), Size(32, 0, 2, 2), Size(64, 0, 4, 2))
+# Most heads that one program works on in turn.
+TURNS = 4
 
 
 def padded(dim: int) -> int:
@@ -66,8 +68,10 @@ def three_axes(axes: tuple[Axis, ...]) -> tuple[Axis, Axis, Axis]:
 def forward(problem: Problem) -> Shape:
     """Tiles of queries against boxes of keys, for attention."""
     width = max(padded(problem.dim), padded(problem.value_dim))
-    # The exact products of float32 keep too much in registers for boxes of this size.
-    single = [] if problem.dtype == "float32" else list(_single(problem, width))
+    # The exact products of float32 keep too much in registers for boxes of this size, and additional
+    # tokens are further boxes.
+    small = problem.dtype != "float32" and not problem.extra
+    single = list(_single(problem, width)) if small else []
     if single:
         return min(single)[1]
     return _loop(problem, _sizes(problem, width, FORWARD), inverse=False)
@@ -105,6 +109,11 @@ def walk(problem: Problem) -> Shape:
     """Boxes of the walk `problem.operation`."""
     width = max(padded(problem.dim), padded(problem.value_dim))
     return _loop(problem, _sizes(problem, width, BACKWARD), problem.operation == "mix_back")
+
+
+def turns(problem: Problem) -> int:
+    """Heads that a program of the small-window kernel works on in turn."""
+    return max(count for count in range(1, TURNS + 1) if problem.heads % count == 0)
 
 
 def most_tiles(problem: Problem) -> int:
@@ -162,16 +171,18 @@ def _sizes(problem: Problem, width: int, table: dict[str, dict[int, tuple[Size, 
     return next(sizes for limit, sizes in by_width.items() if width <= limit)
 
 
-def _cost(tiles: int, visited: float, rows: int, columns: int) -> float:
+def _cost(tiles: int, visited: float, rows: int, columns: int, is_single: bool = False) -> float:
     """Work in scores: a visited box costs its scores and loading its columns, a tile its rows and a start."""
-    return visited * (rows * columns + 24 * columns) + tiles * (16 * rows + 256)
+    work = visited * (rows * columns + 24 * columns) + tiles * (16 * rows + 256)
+    # Sixteen rows feed no Hopper matrix instruction, and share the loads of their columns among few.
+    return work * (1.0 if is_single or rows > 16 else 1.4)
 
 
 def _single(problem: Problem, width: int) -> Iterator[tuple[float, Shape]]:
     """Candidates in which one box of columns holds all that a tile sees, with their costs."""
     axes = three_axes(problem.axes)
-    # Gathering a bias and a second loop take registers too.
-    share = 2 if problem.bias or problem.extra else 1
+    # Gathering a bias takes registers too.
+    share = 2 if problem.bias else 1
     most, registers = SINGLE_COLUMNS // share, SINGLE_ELEMENTS // 2 // share
     for size in SMALL_ROWS:
         for rows in tiling.boxes(size.rows, 3, [axis.outputs for axis in axes]):
@@ -194,7 +205,7 @@ def _single(problem: Problem, width: int) -> Iterator[tuple[float, Shape]]:
                 True,
                 tiles,
             )
-            yield _cost(tiles, tiles, size.rows, count) * (1.1 if uneven else 1.0), shape
+            yield _cost(tiles, tiles, size.rows, count, True) * (1.25 if uneven else 1.0), shape
 
 
 def _loop(problem: Problem, sizes: tuple[Size, ...], inverse: bool) -> Shape:

@@ -52,12 +52,11 @@ def _group_tile(number, tiles, groups):
 
 @triton.jit
 def query_tile(
-    heads, T, H, W, ROWS: tl.constexpr, COUNT: tl.constexpr,
+    number, heads, T, H, W, ROWS: tl.constexpr, COUNT: tl.constexpr,
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr, HEADS_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """The tile of outputs that this program computes; `HEADS_FIRST` makes heads the fastest number."""
+    """The tile of outputs of a program's `number`; `HEADS_FIRST` makes heads change fastest."""
     lane = lanes(COUNT, ROWS)
-    number = tl.program_id(0)
     head = number % heads
     if HEADS_FIRST:
         number = number // heads

@@ -39,7 +39,7 @@ def dot(
     WIDE: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`weights[i, s] = scale * x[i] . y[key s of i]`, plus the bias."""
-    tile = query_tile(heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
+    tile = query_tile(tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
     if is_empty(tile):
         return
     head, kv_head = tile.head.to(tl.int64), (tile.head // group).to(tl.int64)
@@ -82,7 +82,7 @@ def mix(
     WIDE: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`out[i]`, the sum over `s` of `weights[i, s] * y[key s of i]`; `out` is contiguous."""
-    tile = query_tile(heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
+    tile = query_tile(tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
     if is_empty(tile):
         return
     head, kv_head = tile.head.to(tl.int64), (tile.head // group).to(tl.int64)
