@@ -1,0 +1,275 @@
+"""Time of a backend on a GPU, beside dense cuDNN attention, copy bandwidth and compiled FlexAttention.
+
+    python benchmarks/run.py [--backend triton] [--only plane_k7,...] [--flex] [--out results.json]
+
+A row is timed only after outputs and gradients of sampled queries and keys agree with float64 arithmetic.
+Times are medians of CUDA graph replays over operands that together do not fit in the cache. `dense` is
+cuDNN's time scaled by the visible share of its products, over ours; `memory` is the time of moving each
+operand once, at the measured copy bandwidth, over ours.
+"""
+
+import argparse
+import json
+import random
+import sys
+from functools import partial
+from math import prod
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from vicinal import Axis, Problem
+from vicinal.torch.backends import hopper, triton
+from vicinal.torch.backends.base import Operands
+
+BACKENDS = {"triton": triton.TRITON, "hopper": hopper.HOPPER}
+NEEDS = (True,) * 3 + (False,) * 3
+CACHE = 200 << 20
+SAMPLES = 12
+
+
+def problem(lengths, size, batch=1, heads=24, dim=128, stride=1, dilation=1, **options):
+    spread = [x if isinstance(x, tuple) else (x,) * len(lengths) for x in (size, stride, dilation)]
+    axes = tuple(Axis(*numbers) for numbers in zip(lengths, *spread, strict=True))
+    given = {"dtype": "bfloat16", "device": "cuda", "gradients": True, **options}
+    return Problem(axes, batch, heads, heads, dim, dim, **given)
+
+
+ROWS = {
+    "plane_k7": problem((56, 56), 7, 64, 4, 32),
+    "plane_k7_dilation8": problem((56, 56), 7, 64, 4, 32, dilation=8),
+    "tiny_k7": problem((14, 14), 7, 64, 16, 32),
+    "plane_k7_dim64": problem((64, 64), 7, 8, 8, 64),
+    "cube_k3": problem((32, 32, 32), 3, 1, 4, 32),
+    "megapixel_k9": problem((1024, 1024), 9, 1, 4, 32),
+    "line_k2048": problem((32768,), 2048),
+    "plane_k80": problem((256, 256), 80),
+    "plane_k80_stride16": problem((256, 256), 80, stride=16),
+    "video_k18x24x24": problem((30, 48, 80), (18, 24, 24)),
+    "video_k18x24x24_stride16x8x8": problem((30, 48, 80), (18, 24, 24), stride=(16, 8, 8)),
+}
+
+
+class Graph:
+    """Calls of `function` over operand sets in turn, captured once."""
+
+    def __init__(self, function, sets):
+        self.calls = max(len(sets), 4)
+        for operands in sets:
+            function(*operands)
+        torch.cuda.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            for call in range(self.calls):
+                function(*sets[call % len(sets)])
+
+    def microseconds(self, repeats=9):
+        marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+        for start, stop in marks:
+            start.record()
+            self.graph.replay()
+            stop.record()
+        torch.cuda.synchronize()
+        return median(start.elapsed_time(stop) for start, stop in marks) * 1e3 / self.calls
+
+
+def sets_of(p, seed=0):
+    """Query, key, value and output gradient, as often as it takes to fill the cache."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    shape, dtype = (p.batch, *p.lengths, p.heads, p.dim), getattr(torch, p.dtype)
+    count = max(1, min(8, CACHE // (8 * prod(shape))))
+    make = partial(torch.randn, shape, generator=generator, device="cuda", dtype=dtype)
+    return [tuple(make() for _ in range(4)) for _ in range(count)]
+
+
+def error(p, operands, out, lse, grads, scale):
+    """Largest error of sampled rows, each relative to the largest exact value."""
+    query, key, value, grad_out = operands
+    chance, worst = random.Random(0), 0.0
+    for _ in range(SAMPLES):
+        batch, head = chance.randrange(p.batch), chance.randrange(p.heads)
+        at = [chance.choice((0, length - 1, chance.randrange(length))) for length in p.lengths]
+        pick = lambda x, spans: rows(x[batch, ..., head, :], spans)  # noqa: B023, E731
+        here = [range(i, i + 1) for i in at]
+        keys = [axis.keys(i) for axis, i in zip(p.axes, at, strict=True)]
+        q, k, v, g = pick(query, here), pick(key, keys), pick(value, keys), pick(grad_out, here)
+        scores = scale * q @ k.T
+        weights = scores.softmax(-1)
+        slope = weights * (g @ v.T - (weights * (g @ v.T)).sum(-1, keepdim=True))
+        found = [
+            (pick(out, here), weights @ v),
+            (pick(lse.unsqueeze(-1), here), scores.logsumexp(-1, True)),
+            (pick(grads.query, here), scale * slope @ k),
+        ]
+        seers = [axis.queries(i) for axis, i in zip(p.axes, at, strict=True)]
+        q, g, o, level = (pick(x, seers) for x in (query, grad_out, out, lse.unsqueeze(-1)))
+        weights = (scale * q @ pick(key, here).T - level).exp()
+        slope = weights * (g @ pick(value, here).T - (g * o).sum(-1, keepdim=True))
+        found += [(pick(grads.key, here), scale * slope.T @ q), (pick(grads.value, here), weights.T @ g)]
+        worst = max([worst, *(float((x - y).abs().max() / y.abs().max()) for x, y in found)])
+    return worst
+
+
+def rows(x, spans):
+    for place, span in enumerate(spans):
+        x = x.index_select(place, torch.tensor(span, device=x.device))
+    return x.flatten(0, -2).double()
+
+
+def dense_times(p, seconds=1.5):
+    """Forward and backward of dense cuDNN attention, where it takes no longer than `seconds`."""
+    tokens = prod(p.lengths)
+    if 4 * p.batch * p.heads * tokens**2 * p.dim > seconds * 4e14:
+        return None, None
+    shape = (p.batch, p.heads, tokens, p.dim)
+    make = lambda: torch.randn(shape, device="cuda", dtype=getattr(torch, p.dtype), requires_grad=True)  # noqa: E731
+    query, key, value = make(), make(), make()
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        attend = partial(scaled_dot_product_attention, query, key, value)
+        forward = elapsed(attend)
+        out = attend()
+        grad = torch.randn_like(out)
+        backward = elapsed(lambda: torch.autograd.grad(out, (query, key, value), grad, retain_graph=True))
+    return forward, backward
+
+
+def flex_times(p):
+    """Forward and backward of compiled FlexAttention with the same mask, for windows without dilation."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    tokens, axes = prod(p.lengths), p.axes
+    starts = [torch.tensor([a.keys(i)[0] for i in range(a.length)], device="cuda") for a in axes]
+
+    def sees(_batch, _head, q, k):
+        seen = q >= 0
+        for axis, start in reversed(list(zip(axes, starts, strict=True))):
+            first = start[q % axis.length]
+            seen = seen & (k % axis.length >= first) & (k % axis.length < first + axis.size)
+            q, k = q // axis.length, k // axis.length
+        return seen
+
+    mask = create_block_mask(sees, None, None, tokens, tokens, device="cuda", _compile=True)
+    make = lambda: torch.randn(  # noqa: E731
+        (p.batch, p.heads, tokens, p.dim), device="cuda", dtype=getattr(torch, p.dtype), requires_grad=True
+    )
+    query, key, value = make(), make(), make()
+    attend = partial(torch.compile(flex_attention), query, key, value, block_mask=mask)
+    forward = elapsed(attend)
+    out = attend()
+    grad = torch.randn_like(out)
+    return forward, elapsed(lambda: torch.autograd.grad(out, (query, key, value), grad, retain_graph=True))
+
+
+def elapsed(function, repeats=5):
+    """Microseconds of an eager call, on the GPU."""
+    times = []
+    for _ in range(repeats + 2):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop) * 1e3)
+    return median(times[2:])
+
+
+def host_time(function, calls=200):
+    """Microseconds the host spends on a call; the queue stays short where the GPU is faster."""
+    for _ in range(20):
+        function()
+    torch.cuda.synchronize()
+    start = perf_counter()
+    for _ in range(calls):
+        function()
+    spent = (perf_counter() - start) / calls * 1e6
+    torch.cuda.synchronize()
+    return spent
+
+
+def bandwidth():
+    """Bytes read and written a second by a large copy."""
+    source = torch.randn(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / Graph(target.copy_, [(source,)]).microseconds() * 1e6
+
+
+def measure(name, p, backend, copy, flex):
+    reason = backend.refusal(p)
+    if reason is not None:
+        return {"name": name, "problem": str(p), "refused": reason}
+    sets, scale = sets_of(p), p.dim**-0.5
+    attend = lambda q, k, v, *_: backend.attend(p, Operands(q, k, v), scale)  # noqa: E731
+    outs = [attend(*operands) for operands in sets]
+
+    def attend_back(q, k, v, grad, out, lse):
+        return backend.attend_back(p, Operands(q, k, v), out, lse, grad, None, scale, NEEDS)
+
+    both = [(*operands, *results) for operands, results in zip(sets, outs, strict=True)]
+    found = error(p, sets[0], *outs[0], attend_back(*both[0]), scale)
+    row = {"name": name, "problem": str(p), "error": found}
+    if not found < 0.03:
+        return row
+    row |= {
+        "forward": Graph(attend, sets).microseconds(),
+        "backward": Graph(attend_back, both).microseconds(),
+    }
+    tensor = sets[0][0].nbytes
+    row |= {"forward_memory": 4 * tensor / copy * 1e6 / row["forward"]}
+    row |= {"backward_memory": 8 * tensor / copy * 1e6 / row["backward"]}
+    del both, outs, sets
+    dilated = any(axis.dilation > 1 for axis in p.axes)
+    for kind, timed in (
+        ("dense", dense_times(p)),
+        *((("flex", flex_times(p)),) if flex and not dilated else ()),
+    ):
+        for direction, time in zip(("forward", "backward"), timed, strict=True):
+            row[f"{kind}_{direction}"] = time
+    share = p.pairs / prod(p.lengths) ** 2
+    for direction in ("forward", "backward"):
+        dense = row[f"dense_{direction}"]
+        row[f"{direction}_dense"] = dense and dense * share / row[direction]
+    return row
+
+
+def table(found):
+    columns = ("forward", "backward", "forward_memory", "backward_memory", "forward_dense", "backward_dense")
+    columns += ("dense_forward", "dense_backward", "error")
+    print(f"{'':30}" + "".join(f"{column:>16}" for column in columns))
+    for row in found:
+        if "forward" in row:
+            cells = ("-" if row[column] is None else f"{row[column]:.4g}" for column in columns)
+            print(f"{row['name']:30}" + "".join(f"{cell:>16}" for cell in cells))
+        else:
+            print(f"{row['name']:30}  {row.get('refused') or 'wrong'}")
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    options.add_argument("--backend", choices=BACKENDS, default="triton")
+    options.add_argument("--only", help="names of rows, separated by commas")
+    options.add_argument("--flex", action="store_true", help="time compiled FlexAttention too")
+    options.add_argument("--out", type=Path)
+    wanted = options.parse_args()
+    backend, copy = BACKENDS[wanted.backend], bandwidth()
+    names = wanted.only.split(",") if wanted.only else ROWS
+    found = [measure(name, ROWS[name], backend, copy, wanted.flex) for name in names]
+    small = problem((8, 8), 7, 1, 1, 32)
+    (query, key, value, _), *_ = sets_of(small)
+    host = None
+    if backend.refusal(small) is None:
+        host = host_time(lambda: backend.attend(small, Operands(query, key, value), 0.2))
+    machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "backend": wanted.backend}
+    machine |= {"triton": sys.modules["triton"].__version__, "copy_bytes_per_second": copy, "host_us": host}
+    print(json.dumps(machine))
+    table(found)
+    if wanted.out:
+        wanted.out.write_text(json.dumps({**machine, "rows": found}, indent=1) + "\n")
+    sys.exit(any("error" in row and "forward" not in row for row in found))
+
+
+if __name__ == "__main__":
+    main()
