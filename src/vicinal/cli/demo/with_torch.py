@@ -70,7 +70,7 @@ def learn(train: Digits, test: Digits, epochs: int, batch: int = 64) -> Learned:
     optimizer = torch.optim.AdamW(reader.parameters(), weight_decay=0.05)
     steps = len(labels) // batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, epochs * steps)
-    with tqdm(total=epochs * steps, desc="  learning", unit="step") as bar:
+    with tqdm(total=epochs * steps, desc="  learning", unit="step", mininterval=0.5) as bar:
         for _ in range(epochs):
             for chosen in torch.randperm(len(labels))[: steps * batch].split(batch):
                 loss = cross_entropy(reader(images[chosen]), labels[chosen], label_smoothing=0.1)
