@@ -168,7 +168,8 @@ def inside(shapes: Tensor, frame: Sequence[int], output_stride: Sequence[int], d
     for axis, (room, step) in enumerate(zip(frame, output_stride, strict=True)):
         tokens = torch.arange(0, room, step, device=device)
         along = tokens < shapes[:, axis, None]
-        mask = mask & along.view(-1, *(-1 if other == axis else 1 for other in range(len(frame))))
+        places = (along.shape[1] if other == axis else 1 for other in range(len(frame)))
+        mask = mask & along.view(along.shape[0], *places)
     return mask
 
 

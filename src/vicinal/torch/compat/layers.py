@@ -56,7 +56,7 @@ class Padded(Layer):
         """The window, as keyword arguments of `neighborhood_attention`."""
         return super().window | self._per_axis
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """`[batch, *spatial, dim]` to the same shape."""
         lengths = x.shape[1:-1]
         windows = zip(*self._per_axis.values(), strict=True)
@@ -71,15 +71,21 @@ class Padded(Layer):
         return out[(slice(None), *map(slice, lengths))]
 
 
-class NeighborhoodAttention1D(Padded, na.NeighborhoodAttention1D):
+class NeighborhoodAttention1D(  # pyright: ignore[reportIncompatibleMethodOverride]
+    Padded, na.NeighborhoodAttention1D
+):
     """1-D layer of NATTEN 0.14 and 0.15, relative position bias included unless `bias=False`."""
 
 
-class NeighborhoodAttention2D(Padded, na.NeighborhoodAttention2D):
+class NeighborhoodAttention2D(  # pyright: ignore[reportIncompatibleMethodOverride]
+    Padded, na.NeighborhoodAttention2D
+):
     """2-D layer of NATTEN 0.14 and 0.15, relative position bias included unless `bias=False`."""
 
 
-class NeighborhoodAttention3D(Padded, na.NeighborhoodAttention3D):
+class NeighborhoodAttention3D(  # pyright: ignore[reportIncompatibleMethodOverride]
+    Padded, na.NeighborhoodAttention3D
+):
     """3-D layer of NATTEN 0.15; `kernel_size_d` and `dilation_d` are for the first axis if not None."""
 
     def __init__(

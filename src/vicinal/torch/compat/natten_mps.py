@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 import vicinal.torch as na
 
@@ -12,33 +11,41 @@ from . import split
 from .layers import Layer
 from .split import Flags, Sizes
 
+__all__ = [
+    "NeighborhoodAttention1D",
+    "NeighborhoodAttention2D",
+    "NeighborhoodAttention3D",
+    "get_backend",
+    "get_support_matrix",
+    "has_metal",
+    "has_mps",
+    "merge_attentions",
+    "na1d",
+    "na1d_av",
+    "na1d_qk",
+    "na1d_varlen",
+    "na2d",
+    "na2d_av",
+    "na2d_qk",
+    "na2d_varlen",
+    "na3d",
+    "na3d_av",
+    "na3d_qk",
+    "na3d_varlen",
+    "set_backend",
+]
+
 _RANKED = {
-    1: (na.na1d, na.na1d_qk, na.na1d_av),
-    2: (na.na2d, na.na2d_qk, na.na2d_av),
-    3: (na.na3d, na.na3d_qk, na.na3d_av),
+    1: (na.na1d, na.na1d_qk, na.na1d_av, na.na1d_varlen),
+    2: (na.na2d, na.na2d_qk, na.na2d_av, na.na2d_varlen),
+    3: (na.na3d, na.na3d_qk, na.na3d_av, na.na3d_varlen),
 }
 _BACKENDS = ("auto", "metal", "pure")
 _backend = ["auto"]
 
 
-def _each(
-    function: Callable[..., Tensor], tensors: tuple[Tensor, ...], sizes: Tensor, steps: tuple[int, ...]
-) -> Tensor:
-    """`function` of each sample of a padded batch at its size, `[batch, axes]`, padded with zeros again."""
-    whole = [-(-length // step) for length, step in zip(tensors[0].shape[1:], steps, strict=False)]
-    rows = []
-    for sample, lengths in enumerate(sizes.tolist()):
-        cut = (slice(sample, sample + 1), *map(slice, lengths))
-        out = function(*(x[cut] for x in tensors))
-        ends = [0, 0] * (out.dim() - 1 - len(whole))
-        for full, found in reversed(list(zip(whole, out.shape[1:], strict=False))):
-            ends += [0, full - found]
-        rows.append(pad(out, ends))
-    return torch.cat(rows)
-
-
 def _functions(rank: int) -> tuple[Callable, ...]:
-    attend, dot, mix = _RANKED[rank]
+    attend, dot, mix, padded = _RANKED[rank]
 
     def fused(
         query: Tensor,
@@ -106,8 +113,7 @@ def _functions(rank: int) -> tuple[Callable, ...]:
         scale: float | None = None,
     ) -> Tensor:
         """Attention in a padded batch; sample `b` has extents `spatial_sizes[b]`, the rest is zero."""
-        window = {"kernel_size": kernel_size, "dilation": dilation, "scale": scale}
-        return _each(lambda *qkv: attend(*qkv, **window), (query, key, value), spatial_sizes, (1,) * rank)
+        return padded(query, key, value, spatial_sizes, kernel_size, dilation=dilation, scale=scale)
 
     names = (f"na{rank}d", f"na{rank}d_qk", f"na{rank}d_av", f"na{rank}d_varlen")
     return split.named(__name__, names, (fused, qk, av, varlen))
@@ -128,11 +134,11 @@ def na1d_varlen(
     scale: float | None = None,
 ) -> Tensor:
     """Attention in a padded batch; sample `b` has `seq_lens[b]` tokens, the rest is zero."""
-    return _varlen(query, key, value, seq_lens.unsqueeze(-1), kernel_size, dilation, scale)
+    return _varlen(query, key, value, seq_lens, kernel_size, dilation, scale)
 
 
 class _Layer(Layer):
-    """Layer of natten-mps; samples of a padded batch come with their sizes, and their padding stays zero."""
+    """Layer of natten-mps; samples of a padded batch come with their sizes, and their padding is zero."""
 
     def __init__(
         self,
@@ -166,13 +172,13 @@ class _Layer(Layer):
     @property
     def window(self) -> dict:
         """The window, as keyword arguments of `neighborhood_attention`."""
-        return super().window | {"stride": 1}
+        return super().window | {"stride": (1,) * self.rank}
 
-    def forward(self, x: Tensor, spatial_sizes: Tensor | None = None) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, spatial_sizes: Tensor | None = None
+    ) -> Tensor:
         """`[batch, *spatial, embed_dim]` to `[batch, *outputs, embed_dim]`."""
-        if spatial_sizes is None:
-            return super().forward(x)
-        return _each(super().forward, (x,), spatial_sizes, self.output_stride)
+        return super().forward(x, spatial_sizes)
 
 
 class NeighborhoodAttention1D(_Layer, na.NeighborhoodAttention1D):
@@ -182,14 +188,18 @@ class NeighborhoodAttention1D(_Layer, na.NeighborhoodAttention1D):
         self, x: Tensor, seq_lens: Tensor | None = None
     ) -> Tensor:
         """`[batch, length, embed_dim]` to `[batch, outputs, embed_dim]`."""
-        return super().forward(x, None if seq_lens is None else seq_lens.unsqueeze(-1))
+        return super().forward(x, seq_lens)
 
 
-class NeighborhoodAttention2D(_Layer, na.NeighborhoodAttention2D):
+class NeighborhoodAttention2D(  # pyright: ignore[reportIncompatibleMethodOverride]
+    _Layer, na.NeighborhoodAttention2D
+):
     __doc__ = _Layer.__doc__
 
 
-class NeighborhoodAttention3D(_Layer, na.NeighborhoodAttention3D):
+class NeighborhoodAttention3D(  # pyright: ignore[reportIncompatibleMethodOverride]
+    _Layer, na.NeighborhoodAttention3D
+):
     __doc__ = _Layer.__doc__
 
 

@@ -1,8 +1,7 @@
 """`natten.varlen`: neighborhood attention of packed inputs, each with its spatial shape and window."""
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
-from math import prod
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -12,6 +11,9 @@ import vicinal.torch as na
 
 from . import fused
 from .packed import check_pack, joined
+from .split import Flags, Sizes, given
+
+Windows = Sequence[Sizes] | None
 
 
 def configure_varlen(
@@ -21,13 +23,13 @@ def configure_varlen(
     dtype: torch.dtype,
     requires_grad: bool,
     head_dim_v: int | None = None,
-    kernel_size=2,
-    stride=1,
-    dilation=1,
-    is_causal=False,
-    kernel_size_list: Sequence | None = None,
-    stride_list: Sequence | None = None,
-    dilation_list: Sequence | None = None,
+    kernel_size: Sizes = 2,
+    stride: Sizes = 1,
+    dilation: Sizes = 1,
+    is_causal: Flags | None = False,
+    kernel_size_list: Windows = None,
+    stride_list: Windows = None,
+    dilation_list: Windows = None,
     backend: str | None = None,
     q_tile_shape=None,
     kv_tile_shape=None,
@@ -42,15 +44,18 @@ def configure_varlen(
     """
     tiles = (q_tile_shape, kv_tile_shape, backward_q_tile_shape, backward_kv_tile_shape)
     flags = (False, run_persistent_kernel, False)
-    fused.check(len(token_layout_list[0]), backend, kernel_schedule, tiles, None, flags)
-    windows = {
-        "kernel_size": (kernel_size, kernel_size_list),
-        "stride": (stride, stride_list),
-        "dilation": (dilation, dilation_list),
-    }
-    count = len(token_layout_list)
-    per_input = {name: [one] * count if many is None else list(many) for name, (one, many) in windows.items()}
-    return {"layouts": list(token_layout_list), "is_causal": [is_causal] * count, **per_input}
+    rank, count = len(token_layout_list[0]), len(token_layout_list)
+    fused.check(rank, backend, kernel_schedule, tiles, None, flags)
+    options = ((kernel_size, kernel_size_list), (stride, stride_list), (dilation, dilation_list))
+    windows = [[one] * count if many is None else many for one, many in options]
+    inputs = zip(token_layout_list, zip(*windows, strict=True), strict=True)
+    # Neighbors in the pack with the same window are one call.
+    runs = [
+        (na.VarlenLayout([shape for shape, _ in run], rank), window)
+        for window, run in groupby(inputs, key=lambda entry: entry[1])
+    ]
+    tokens = [layout.total_tokens for layout, _ in runs]
+    return {"runs": runs, "tokens": tokens, "is_causal": given(is_causal, False)}
 
 
 def neighborhood_attention_varlen(
@@ -59,13 +64,13 @@ def neighborhood_attention_varlen(
     value: Tensor,
     metadata: dict | None = None,
     token_layout_list: Sequence[tuple[int, ...]] | None = None,
-    kernel_size=2,
-    stride=1,
-    dilation=1,
-    is_causal=False,
-    kernel_size_list: Sequence | None = None,
-    stride_list: Sequence | None = None,
-    dilation_list: Sequence | None = None,
+    kernel_size: Sizes = 2,
+    stride: Sizes = 1,
+    dilation: Sizes = 1,
+    is_causal: Flags | None = False,
+    kernel_size_list: Windows = None,
+    stride_list: Windows = None,
+    dilation_list: Windows = None,
     scale: float | None = None,
     backend: str | None = None,
     q_tile_shape=None,
@@ -75,7 +80,7 @@ def neighborhood_attention_varlen(
     run_persistent_kernel: bool = True,
     kernel_schedule=None,
     return_lse: bool = False,
-):
+) -> Any:
     """Neighborhood attention of inputs of different spatial shapes, packed as `[1, tokens, heads, dim]`.
 
     Either `metadata` of `configure_varlen`, or its `token_layout_list` and windows again.
@@ -85,26 +90,15 @@ def neighborhood_attention_varlen(
             raise ValueError("metadata and token_layout_list are None; pass one of them")
         windows = (kernel_size, stride, dilation, is_causal, kernel_size_list, stride_list, dilation_list)
         tiles = (q_tile_shape, kv_tile_shape, backward_q_tile_shape, backward_kv_tile_shape)
-        metadata = configure_varlen(
-            token_layout_list,
-            query.shape[-1],
-            query.device,
-            query.dtype,
-            query.requires_grad,
-            value.shape[-1],
-            *windows,
-            backend,
-            *tiles,
-            run_persistent_kernel,
-            kernel_schedule,
-        )
-    layouts = metadata["layouts"]
-    offsets = [0, *accumulate(map(prod, layouts))]
-    check_pack(query, offsets, "token_layout_list")
+        kind = (query.device, query.dtype, query.requires_grad, value.shape[-1])
+        knobs = (backend, *tiles, run_persistent_kernel, kernel_schedule)
+        metadata = configure_varlen(token_layout_list, query.shape[-1], *kind, *windows, *knobs)
+    counts = metadata["tokens"]
+    check_pack(query, [0, sum(counts)], "token_layout_list")
+    slices = zip(*(x[0].split(counts) for x in (query, key, value)), strict=True)
     parts = []
-    for place, ((a, b), layout) in enumerate(zip(pairwise(offsets), layouts, strict=True)):
-        q, k, v = (x[:, a:b].unflatten(1, layout) for x in (query, key, value))
-        window = {name: metadata[name][place] for name in ("kernel_size", "stride", "dilation", "is_causal")}
-        out, lse = na.neighborhood_attention(q, k, v, **window, scale=scale, return_lse=True)
-        parts.append((out.flatten(1, -3), lse.flatten(1, -2)))
+    for (q, k, v), (layout, (size, step, apart)) in zip(slices, metadata["runs"], strict=True):
+        window = {"kernel_size": size, "stride": step, "dilation": apart, "is_causal": metadata["is_causal"]}
+        out, lse = na.neighborhood_attention_packed(q, k, v, layout, **window, scale=scale, return_lse=True)
+        parts.append((out.unsqueeze(0), lse.unsqueeze(0)))
     return joined(parts, return_lse)
