@@ -62,7 +62,11 @@ class Work:
         self.group = problem.heads // problem.kv_heads
         self.query = self.rows(wide(operands.query) * (scale * log2(e)))
         self.key, self.value = (layout.tokens(wide(x)) for x in (operands.key, operands.value))
-        self.extra_key, self.extra_value = map(self._extra, operands[4:])
+        extra = operands.extra_key, operands.extra_value
+        self.extra = None
+        if extra[0] is not None and extra[1] is not None:
+            # [batch, extra, kv_heads, width] as [volumes, extra, width]
+            self.extra = tuple(wide(x).swapaxes(1, 2).flatten(0, 1) for x in extra if x is not None)
         bias = None if operands.bias is None else wide(operands.bias) * log2(e)
         self.added = layout.added(self.layout, bias)
         self.firsts = None if self.layout.whole else layout.firsts(self.layout, self.volumes)
@@ -124,23 +128,12 @@ class Work:
         apart = scores.reshape(piece.extent, -1, scores.shape[1], self.group, begun.added.shape[-1])
         return (apart + begun.added).reshape(scores.shape)
 
-    def extra_scores(self, piece: Piece, query: mx.array) -> mx.array | None:
-        """`[units, tiles, group * rows, extra]`."""
-        return self.with_extra(piece, query, self.extra_key, True)
-
-    def with_extra(
-        self, piece: Piece, rows: mx.array, extra: mx.array | None, transposed: bool
-    ) -> mx.array | None:
-        """Products of all rows with the additional tokens of their volume."""
-        if extra is None:
+    def extra_of(self, piece: Piece) -> tuple[mx.array, mx.array] | None:
+        """Additional keys and values of a piece, `[volumes, extra, width]`."""
+        if self.extra is None:
             return None
-        mine = extra[piece.volumes]
-        flat = rows.reshape(piece.extent, -1, rows.shape[-1])
-        return (flat @ (mine.swapaxes(-1, -2) if transposed else mine)).reshape(*rows.shape[:-1], -1)
-
-    def _extra(self, x: mx.array | None) -> mx.array | None:
-        """`[batch, extra, kv_heads, width]` as `[volumes, extra, width]`."""
-        return None if x is None else wide(x).swapaxes(1, 2).flatten(0, 1)
+        key, value = self.extra
+        return key[piece.volumes], value[piece.volumes]
 
 
 def attend(problem: Problem, operands: Operands, scale: float) -> tuple[mx.array, mx.array]:
@@ -158,18 +151,25 @@ def attend(problem: Problem, operands: Operands, scale: float) -> tuple[mx.array
 def _attend(work: Work, piece: Piece, done: list[mx.array]) -> tuple[mx.array, mx.array]:
     begun = work.begin(piece, done, work.query)
     (query,) = begun.rows
-    scores = work.scores(piece, query, begun)
-    extra = work.extra_scores(piece, query)
+    scores, others = work.scores(piece, query, begun), None
     top = scores.max(-1, keepdims=True)
+    extra = work.extra_of(piece)
     if extra is not None:
-        top = mx.maximum(top, extra.max(-1, keepdims=True))
+        others = per_volume(query, extra[0].swapaxes(-1, -2))
+        top = mx.maximum(top, others.max(-1, keepdims=True))
     weights = powers(scores - top)
     total, out = weights.sum(-1, keepdims=True), weights @ begun.value
-    if extra is not None:
-        weights = powers(extra - top)
+    if extra is not None and others is not None:
+        weights = powers(others - top)
         total = total + weights.sum(-1, keepdims=True)
-        out = out + work.with_extra(piece, weights, work.extra_value, False)
+        out = out + per_volume(weights, extra[1])
     return out / total, top + mx.log2(total)
+
+
+def per_volume(rows: mx.array, table: mx.array) -> mx.array:
+    """All rows `[units, tiles, rows, width]` times the table of their volume, `[volumes, width, ...]`."""
+    flat = rows.reshape(table.shape[0], -1, rows.shape[-1])
+    return (flat @ table).reshape(*rows.shape[:-1], -1)
 
 
 def together(parts: list[mx.array]) -> mx.array:

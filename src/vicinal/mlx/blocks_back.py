@@ -1,15 +1,14 @@
 """Gradients of attention of tiles of queries on boxes of keys, some units at a time."""
 
 from functools import reduce
-from itertools import zip_longest
 from math import e, log, log2
 
 import mlx.core as mx
 
 from ..problem import Problem
 from . import layout
-from .blocks import Begun, Piece, Work, powers, together
-from .operands import Operands, wide
+from .blocks import Begun, Piece, Work, per_volume, powers, together
+from .operands import Operands, narrowed, wide
 
 
 def attend_back(
@@ -63,10 +62,12 @@ class _Grads:
                 piece.extent, -1, slope.shape[1], work.group, work.layout.rows, slope.shape[-1]
             )
             found.append(layout.per_kind(work.layout, apart, piece.units))
-        if work.extra_key is not None:
-            weights = powers(work.with_extra(piece, query, work.extra_key, True) - lse)
-            slope = weights * (work.with_extra(piece, grad_out, work.extra_value, True) - delta)
-            grad_query = grad_query + work.with_extra(piece, slope, work.extra_key, False)
+        extra = work.extra_of(piece)
+        if extra is not None:
+            extra_key, extra_value = extra
+            weights = powers(per_volume(query, extra_key.swapaxes(-1, -2)) - lse)
+            slope = weights * (per_volume(grad_out, extra_value.swapaxes(-1, -2)) - delta)
+            grad_query = grad_query + per_volume(slope, extra_key)
             pairs = ((slope, query), (weights, grad_out))
             found += [_of_volumes(piece, x).swapaxes(-1, -2) @ _of_volumes(piece, rows) for x, rows in pairs]
         self.query.append(grad_query)
@@ -92,19 +93,14 @@ class _Grads:
             x.reshape(problem.batch, problem.kv_heads, *x.shape[1:]).swapaxes(1, 2) * factor
             for x, factor in zip(rest, (log(2), 1.0), strict=False)
         )
-        found = (
+        found = Operands(
             work.unrows(self.query) * scale,
             layout.untokens(key, problem) * log(2),
             layout.untokens(value, problem),
             bias,
             *extra,
         )
-        return Operands(
-            *(
-                None if x is None or grad is None else grad.astype(x.dtype)
-                for grad, x in zip_longest(found, operands)
-            )
-        )
+        return narrowed(found, operands)
 
 
 def _of_volumes(piece: Piece, x: mx.array) -> mx.array:

@@ -222,7 +222,7 @@ def attention(
         # Queries past the last key see all keys.
         square = dense.attend(query[:, :columns], key, value, True, scale)
         rest = dense.attend(query[:, columns:], key, value, False, scale)
-        out, lse = (mx.concatenate(both, 1) for both in zip(square, rest, strict=True))
+        out, lse = (mx.concatenate(list(both), 1) for both in zip(square, rest, strict=True))
     return (out, lse) if return_lse else out
 
 

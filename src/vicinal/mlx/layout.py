@@ -4,7 +4,6 @@ A unit is one tile of the first axis with all tiles of the others, of one volume
 head of a batch entry. Units follow one another, so that any range of them is a piece of work.
 """
 
-from array import array
 from functools import lru_cache
 from math import prod
 from struct import pack
@@ -80,14 +79,14 @@ def layout(axes: tuple[Axis, ...], rows: tuple[int, ...], relative: bool) -> Lay
     for cut, count in zip(cuts, kinds, strict=True):
         kind = [one * count + other for one in kind for other in cut.kind]
     flat = boxes.hidden(cuts, pack("f", HIDDEN))
-    added = mx.array(memoryview(flat).cast("f")).reshape(prod(kinds), -1) if any(flat) else None
-    keys = tuple(mx.array(array("I", cut.keys)).reshape(cut.tiles, -1) for cut in cuts)
+    added = tables.floats(flat).reshape(prod(kinds), -1) if any(flat) else None
+    keys = tuple(tables.integers(cut.keys).reshape(cut.tiles, -1) for cut in cuts)
     holders = tuple(
         _table(_offsets(cuts, place, boxes.part(axes[place], rows[place], relative, 0, cuts[place].tiles)[1]))
         for place in range(1, len(axes))
     )
     whole = all(cut.tiles == 1 and cut.columns == axis.length for cut, axis in zip(cuts, axes, strict=True))
-    return Layout(axes, cuts, mx.array(array("I", kind)), added, keys, holders, whole, relative)
+    return Layout(axes, cuts, tables.integers(kind), added, keys, holders, whole, relative)
 
 
 def rows(found: Layout, x: mx.array, kv_heads: int) -> mx.array:
@@ -146,7 +145,7 @@ def added(found: Layout, bias: mx.array | None) -> mx.array | None:
     if bias is None:
         return None if found.added is None else found.added[None]
     per_axis = [
-        mx.array(array("I", boxes.positions(cut))).reshape(-1, cut.rows, cut.columns) for cut in found.cuts
+        tables.integers(boxes.positions(cut)).reshape(-1, cut.rows, cut.columns) for cut in found.cuts
     ]
     index, rank = per_axis[0].reshape(_spread(per_axis[0].shape, 0, len(per_axis))), len(per_axis)
     for place in range(1, rank):
@@ -211,7 +210,7 @@ def per_kind(found: Layout, x: mx.array, units: slice) -> mx.array:
     lead = x.shape[:1]
     for place, cut in enumerate(found.cuts):
         kind = cut.kind[units] if place == 0 else cut.kind
-        table = relative.entries(mx.array(array("I", kind)), len(cut.kinds), x.dtype)
+        table = relative.entries(tables.integers(kind), len(cut.kinds), x.dtype)
         x = table.T @ x.reshape(prod(lead), len(kind), -1)
         lead = (*lead, len(cut.kinds))
     return x.reshape(*lead, *rest)
@@ -229,7 +228,7 @@ def bias_gradient(found: Layout, x: mx.array, heads: int) -> mx.array:
     x = x.transpose(0, rank + 1, *each)
     lead = (heads,)
     for cut, axis in zip(found.cuts, found.axes, strict=True):
-        places = mx.array(array("I", boxes.positions(cut)))
+        places = tables.integers(boxes.positions(cut))
         table = relative.entries(places, 2 * axis.size - 1, x.dtype)
         x = table.T @ x.reshape(prod(lead), places.size, -1)
         lead = (*lead, 2 * axis.size - 1)
@@ -259,7 +258,7 @@ def _offsets(cuts: tuple[boxes.Cut, ...], place: int, holders: boxes.Holders) ->
 
 
 def _table(rows: boxes.Holders) -> mx.array:
-    return mx.array(array("I", [at for row in rows for at in row])).reshape(len(rows), -1)
+    return tables.integers([at for row in rows for at in row]).reshape(len(rows), -1)
 
 
 def _split(found: Layout) -> list[int]:

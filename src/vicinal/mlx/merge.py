@@ -28,7 +28,7 @@ def merge_attentions(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> t
     arguments.parts([tuple(x.shape) for x in outputs], [tuple(x.shape) for x in lses])
     for kind, parts in (("output", outputs), ("lse", lses)):
         arguments.same("dtype", {f"{kind} {place}": x.dtype for place, x in enumerate(parts)})
-    stacked = mx.stack(lses)
+    stacked = mx.stack(list(lses))
     infinite = mx.array(-float("inf"), stacked.dtype)
     empty = stacked == infinite
     none = mx.all(empty, 0)

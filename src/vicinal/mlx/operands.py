@@ -1,6 +1,7 @@
 """The arrays of an attention."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -27,6 +28,19 @@ def wide(x: mx.array) -> mx.array:
     return x.astype(mx.float32)
 
 
+def mapped(function: Callable[..., Any], *operands: Operands) -> Operands:
+    """`function` of what stands at each place of the operands; None where one of them has none."""
+    found: list[Any] = [
+        None if any(x is None for x in given) else function(*given) for given in zip(*operands, strict=True)
+    ]
+    return Operands(*found)
+
+
 def widened(operands: Operands) -> Operands:
     """All operands in float32."""
-    return Operands(*(None if x is None else wide(x) for x in operands))
+    return mapped(wide, operands)
+
+
+def narrowed(grads: Operands, like: Operands) -> Operands:
+    """Gradients in the dtypes of their operands."""
+    return mapped(lambda grad, x: grad.astype(x.dtype), grads, like)

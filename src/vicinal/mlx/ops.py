@@ -5,7 +5,7 @@ there, so a backward pass runs as its forward did. Arrays are in the layouts of 
 derivatives are MLX's own of `composite`, over the walks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
@@ -18,10 +18,10 @@ from ..problem import Problem
 from ..window import Axis
 from . import batching, composite, relative
 from .batching import BIAS, ROWS, TOKENS
-from .operands import Operands, wide, widened
+from .operands import Operands, narrowed, wide, widened
 
 Arrays = tuple[mx.array, ...]
-_PLACES = Operands(TOKENS, TOKENS, TOKENS, BIAS, TOKENS, TOKENS)  # pyright: ignore[reportArgumentType]
+_PLACES = (TOKENS, TOKENS, TOKENS, BIAS, TOKENS, TOKENS)
 
 
 _NAMES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
@@ -38,11 +38,12 @@ class Call(NamedTuple):
 
     def operands(self, given: Arrays) -> Operands:
         """The operands of an attention, None where there is none."""
-        found = iter(given)
-        return Operands(*(next(found) if there else None for there in self.present))
+        left = iter(given)
+        found: list[Any] = [next(left) if there else None for there in self.present]
+        return Operands(*found)
 
-    def given(self, operands: Operands) -> Arrays:
-        """The operands that there are."""
+    def given(self, operands: Sequence[Any]) -> tuple[Any, ...]:
+        """What stands where there is an operand."""
         return tuple(x for x, there in zip(operands, self.present, strict=True) if there)
 
 
@@ -188,11 +189,6 @@ def _walks(call: Call, problem: Problem) -> composite.Walks:
     )
 
 
-def _narrow(call: Call, grads: Operands, like: Operands) -> Arrays:
-    pairs = zip(call.given(grads), call.given(like), strict=True)
-    return tuple(grad.astype(x.dtype) for grad, x in pairs)
-
-
 @lru_cache(1024)
 def _attend(call: Call) -> Callable[..., Any]:
     def run(*given):
@@ -232,7 +228,7 @@ def _attend_back(call: Call) -> Callable[..., Any]:
         walks = _walks(call, _attending(call, operands)[0])
         grad_out, grad_lse = map(wide, given[count:])
         grads = composite.attend_back(walks, widened(operands), grad_out, grad_lse, call.scale)
-        return _narrow(call, grads, operands)
+        return call.given(narrowed(grads, operands))
 
     def back(primals, cotangents, outputs):
         inputs = (*primals[:count], *primals[count + 2 :])

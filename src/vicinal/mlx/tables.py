@@ -1,6 +1,8 @@
 """Windows as arrays, built once per axis. They hold values, not graphs, so any trace may read them."""
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 
@@ -31,6 +33,17 @@ def relative(axis: Axis) -> mx.array:
     return mx.array(
         [[entry + slot for slot in range(axis.size)] for entry in spans.relative(axis)], dtype=mx.uint32
     )
+
+
+def integers(values: Sequence[int]) -> mx.array:
+    """Indices."""
+    return mx.array(list(values), dtype=mx.uint32)
+
+
+def floats(data: bytes) -> mx.array:
+    """Numbers of a packed table."""
+    buffer: Any = memoryview(data).cast("f")
+    return mx.array(buffer)
 
 
 def constant(x: mx.array) -> mx.array:

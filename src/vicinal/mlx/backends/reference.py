@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from ...problem import Problem
 from .. import composite, gathers, relative
-from ..operands import Operands, wide, widened
+from ..operands import Operands, narrowed, wide, widened
 
 
 class Reference:
@@ -35,12 +35,7 @@ class Reference:
         grads = composite.attend_back(
             _walks(problem), widened(operands), wide(grad_out), wide(grad_lse), scale
         )
-        return Operands(
-            *(
-                None if x is None or grad is None else grad.astype(x.dtype)
-                for grad, x in zip(grads, operands, strict=True)
-            )
-        )
+        return narrowed(grads, operands)
 
     def dot(self, problem: Problem, x: mx.array, y: mx.array, scale: float, fill: float) -> mx.array:
         return gathers.dot(problem, wide(x) * scale, wide(y), fill, None).astype(x.dtype)
