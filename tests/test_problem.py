@@ -14,12 +14,13 @@ def test_the_line():
         axes, heads=8, kv_heads=2, dim=320, value_dim=320, dtype="float16", device="cuda", gradients=True
     )
     assert str(problem) == (
-        "attend 2-D 64x64, window 7x7, dilation 2x2, causal ft, 8 heads over 2 kv, dim 320, float16, cuda, with gradients"
+        "attend 2-D 64x64, window 7x7, dilation 2x2, causal ft, 8 heads over 2 kv, dim 320, float16, cuda, "
+        "with gradients"
     )
     other = Problem((Axis(9, 3, 3, 1, False, 2),), batch=4, dim=8, value_dim=4, bias=True, extra=5, tf32=True)
     assert str(other) == (
-        "attend 1-D 9, window 3, stride 3, output stride 2, batch 4, 1 head, dim 8 to 4, bias, 5 additional tokens, "
-        "float32 as tf32, cpu"
+        "attend 1-D 9, window 3, stride 3, output stride 2, batch 4, 1 head, dim 8 to 4, bias, "
+        "5 additional tokens, float32 as tf32, cpu"
     )
 
 

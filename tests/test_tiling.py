@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.torch.problems import axes
+from tests.strategies import axes
 from vicinal import spans, tiling
 from vicinal.catalog import CASES, named
 from vicinal.window import Axis
@@ -37,7 +37,7 @@ def test_counts_of_a_problem_are_products():
 
 
 def test_published_waste_of_large_windows():
-    """The 2-D 256x256 window of 80 computes 1.23 times what it needs with 8x16 queries and 8x16 keys; blocked, 1.0."""
+    """A window of 80 over 256x256 computes 1.23 times what it needs in 8x16 by 8x16 boxes; blocked, 1.0."""
     plain = replace(named("odd_2d").problem, axes=(Axis(256, 80), Axis(256, 80)))
     assert tiling.waste(plain, (8, 16), (8, 16)) == pytest.approx(1.23, abs=0.05)
     blocked = replace(plain, axes=(Axis(256, 80, 16), Axis(256, 80, 16)))

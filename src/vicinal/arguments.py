@@ -119,8 +119,8 @@ def extra(name: str, shape: Sequence[int], like_name: str, like: Sequence[int]) 
     """Additional tokens have the batch, heads and head dim of what they are added to."""
     if len(shape) != 4 or shape[0] != like[0] or tuple(shape[-2:]) != tuple(like[-2:]):
         raise ValueError(
-            f"{name} {_shape(shape)} must be [batch, tokens, kv_heads, dim] with the batch, heads and head dim "
-            f"of {like_name}: {_shape((like[0], 'tokens', *like[-2:]))}"
+            f"{name} {_shape(shape)} must be [batch, tokens, kv_heads, dim] with the batch, heads and head "
+            f"dim of {like_name}: {_shape((like[0], 'tokens', *like[-2:]))}"
         )
 
 

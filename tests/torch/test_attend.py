@@ -115,7 +115,7 @@ def test_walks(problem, backend):
 
 @pytest.mark.parametrize("backend", CPU, ids=lambda backend: backend.name)
 def test_non_contiguous_inputs(backend):
-    """Heads first in memory, channels interleaved with something else, batch expanded: only the values count."""
+    """Heads first in memory, channels interleaved, batch expanded: only the values count."""
     problem = replace(
         named("whole" if backend.name == "full" else "odd_2d").problem, batch=2, heads=2, kv_heads=2
     )
@@ -150,7 +150,7 @@ def test_deterministic(backend):
 @pytest.mark.parametrize(("batch", "heads"), [(0, 2), (2, 0)])
 @pytest.mark.parametrize("backend", [None, "reference"])
 def test_nothing_to_do(batch, heads, backend):
-    """Empty batches and no heads give empty results and gradients, and a zero gradient where something is left."""
+    """Empty batches and no heads give empty results and gradients, and zeros where something is left."""
     problem = replace(named("bias").problem, batch=batch, heads=heads, kv_heads=heads, extra=2)
     tensors = problems.operands(problem)
     out, lse = problems.call(problem, tensors, return_lse=True, backend=backend)

@@ -27,7 +27,8 @@ def fails(error, message, function, *args, **kwargs):
         (
             {"kernel_size": (3, 4), "dilation": 2},
             ValueError,
-            "kernel_size 4 times dilation 2 is 8, over the 6 tokens of axis 1; lower one of them or pad the input",
+            "kernel_size 4 times dilation 2 is 8, over the 6 tokens of axis 1; lower one of them or pad the "
+            "input",
         ),
         ({"kernel_size": 3, "stride": (1, 4)}, ValueError, "stride 4 is over kernel_size 3 on axis 1"),
         ({"kernel_size": 0}, ValueError, "kernel_size is 0 on axis 0; pass an integer of 1 or more"),
@@ -122,7 +123,8 @@ def test_operands(operands, message):
 
 
 def test_rank():
-    message = "query [2, 8, 6, 4, 16] has 5 axes; a 1-D operation takes 4, [batch, length, heads, dim]; for this shape call"
+    takes = "query [2, 8, 6, 4, 16] has 5 axes; a 1-D operation takes 4, [batch, length, heads, dim]"
+    message = f"{takes}; for this shape call"
     fails(ValueError, message, na.na1d, Q, K, K, 3)
     fails(ValueError, message, na.na1d_qk, query=Q, key=K, kernel_size=3)
     fails(
@@ -218,7 +220,8 @@ def test_additional_tokens():
     both = lambda k, v: {"additional_keys": k, "additional_values": v}  # noqa: E731
     fails(
         ValueError,
-        "additional_keys [2, 5, 1, 16] must be [batch, tokens, kv_heads, dim] with the batch, heads and head dim of key: "
+        "additional_keys [2, 5, 1, 16] must be [batch, tokens, kv_heads, dim] with the batch, heads and head "
+        "dim of key: "
         "[2, tokens, 2, 16]",
         na.na2d,
         Q,
@@ -254,7 +257,8 @@ def test_additional_tokens():
 
 
 def test_weights():
-    message = "attention weights [2, 8, 6, 4, 8] must be [batch, *spatial, heads, slots] = [2, 8, 6, heads, 9], for 9 keys a window"
+    rule = "must be [batch, *spatial, heads, slots] = [2, 8, 6, heads, 9], for 9 keys a window"
+    message = f"attention weights [2, 8, 6, 4, 8] {rule}"
     fails(ValueError, message, na.na2d_av, torch.zeros(2, 8, 6, 4, 8), K, 3)
     fails(ValueError, "= [2, 4, 3, heads, 9]", na.na2d_av, torch.zeros(2, 8, 6, 4, 9), K, 3, output_stride=2)
     fails(ValueError, "query has 3 heads, not a multiple", na.na2d_av, torch.zeros(2, 8, 6, 3, 9), K, 3)
