@@ -79,7 +79,7 @@ def _mask(part: Part, bias: Tensor | None, query: Tensor) -> Tensor:
 
 
 def _fold(part: Part, x: Tensor) -> Tensor:
-    """`[batch, *rows, heads, dim]` as `[batch, kv_heads, share * rows, dim]`: a group's queries share its keys."""
+    """`[batch, *rows, heads, dim]` as `[batch, kv_heads, share * rows, dim]`: a group shares its keys."""
     x = x.flatten(1, part.rank)
     if part.share == 1:
         return x.transpose(1, 2)

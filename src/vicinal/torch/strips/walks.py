@@ -41,26 +41,37 @@ class _Stage(NamedTuple):
     def places(self, some: slice) -> Tensor:
         """`[boxes, rows, window]` slot of the box that each key of a window has; the number of keys where
         there is none."""
-        tables = self.part.tables(self.like.device)
-        index: Tensor | int = 0
-        rank, width = len(tables), 1
-        for axis in range(rank - 1, -1, -1):
-            place = tables[axis].places
-            place = torch.where(place < 0, self.keys, place * width)
+        part, rank = self.part, self.part.rank
+        ids, index = part.ids(self.work, self.like.device), None
+        for axis, table in enumerate(self.tables):
             shape = [1] * (2 + 2 * rank)
-            ids = self.part.ids(self.work, self.like.device)[axis][some]
-            shape[0], shape[2 + axis], shape[2 + rank + axis] = len(ids), *place.shape[1:]
-            index = place.index_select(0, ids).view(shape) + index
-            width *= self.part.rings[axis].width
-        assert isinstance(index, Tensor)
-        tile, window = self.part.tile, self.part.sizes
-        if self.gaps:
+            shape[0], shape[2 + axis], shape[2 + rank + axis] = some.stop - some.start, *table.shape[1:]
+            place = table.index_select(0, ids[axis][some]).view(shape)
+            index = place if index is None else index + place
+        assert index is not None
+        if self.gaps and rank > 1:
             index.clamp_(max=self.keys)
-        return index.expand(-1, self.part.share, *tile, *window).reshape(-1, self.part.rows, prod(window))
+        whole = index.expand(-1, part.share, *part.tile, *part.sizes)
+        return whole.reshape(-1, part.rows, prod(part.sizes))
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """`[classes, tile, size]` of every axis: what the place of a key adds to its slot in the box."""
+        return self.part.remember(("places", self.like.device), self._tables)
+
+    def _tables(self) -> list[Tensor]:
+        width, found = 1, []
+        tables = self.part.tables(self.like.device)
+        for table, ring in zip(reversed(tables), reversed(self.part.rings), strict=True):
+            found.append(torch.where(table.places < 0, self.keys, table.places * width))
+            width *= ring.width
+        return found[::-1]
 
     @property
     def gaps(self) -> bool:
-        return any(bool((table.places < 0).any()) for table in self.part.tables(torch.device("cpu")))
+        """Whether some slot of some window holds no key."""
+        tables = self.part.tables(self.like.device)
+        return self.part.remember("gaps", lambda: [any(bool((x.places < 0).any()) for x in tables)])[0]
 
 
 def _stages(problem: Problem, x: Tensor) -> Iterator[_Stage]:
