@@ -3,17 +3,21 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from vicinal import catalog
+from vicinal import Axis, Problem, catalog
 
 ROOT = Path(__file__).parents[2]
 # The interpreter multiplies no bfloat16, and the backend refuses float64.
 NAMES = [case.name for case in catalog.SMALL if case.problem.dtype in ("float32", "float16")]
 
+# The package holds the backend under the same name.
+module = import_module("vicinal.torch.backends.triton")
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
 
@@ -22,6 +26,32 @@ def interpret(module, *arguments):
     command = [sys.executable, "-W", "ignore", "-m", f"tests.triton.{module}", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+ON_GPU = Problem((Axis(9, 3),), device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (replace(ON_GPU, device="cpu"), "runs on cuda, not cpu"),
+        (replace(ON_GPU, dtype="float64"), "has no float64"),
+        (replace(ON_GPU, dim=257), "head dim 257 is over 256"),
+        (replace(ON_GPU, value_dim=0), "head dim 0 is under 1"),
+    ],
+)
+def test_refusals(problem, reason):
+    assert module.TRITON.refusal(problem) == reason
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"), [(None, "Triton is not installed"), ((3, 3), "Triton 3.3 is older than 3.4")]
+)
+def test_missing_triton_is_a_refusal(found, reason, monkeypatch):
+    monkeypatch.setattr(module, "installed", lambda: found)
+    module._machine.cache_clear()
+    assert module.TRITON.refusal(ON_GPU) == reason
+    module._machine.cache_clear()
 
 
 @needs_triton

@@ -150,8 +150,8 @@ class Layout(NamedTuple):
 def layout(problem: Problem, rows: Strides, columns: Strides) -> Layout:
     """Whether an offset inside one batch entry needs 64 bits, and whether tokens lie evenly.
 
-    Evenly means that in every tensor the stride of the last axis gives those of the others. `rows` are strides
-    of tensors over outputs, `columns` of those over keys.
+    Evenly means that in every tensor the stride of the last axis gives those of the others. `rows` are
+    strides of tensors over outputs, `columns` of those over keys.
     """
     width = max(problem.dim, problem.value_dim)
     furthest = max(prod(problem.outputs) * problem.heads, prod(problem.lengths) * problem.kv_heads) * width

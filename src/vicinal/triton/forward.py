@@ -63,12 +63,13 @@ def attend(
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     DIM: tl.constexpr, PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
-    HEADS_FIRST: tl.constexpr,
-    SCALED: tl.constexpr, WIDE: tl.constexpr, DENSE: tl.constexpr, PRECISION: tl.constexpr,
+    HEADS_FIRST: tl.constexpr, SCALED: tl.constexpr, WIDE: tl.constexpr, DENSE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of `M` queries of one head against boxes of `N` keys.
 
-    `scale` holds log2(e). Strides are those of batch, three axes and heads (`n`). `out` and `lse` are contiguous.
+    `scale` holds log2(e). Strides are those of batch, three axes and heads (`n`). `out` and `lse` are
+    contiguous.
     """
     tile = query_tile(tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
     if is_empty(tile):

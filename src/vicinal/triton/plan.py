@@ -46,6 +46,7 @@ class Size(NamedTuple):
 # Boxes of at most this many columns go through one softmax without a running maximum.
 SINGLE_COLUMNS = 256
 FEW_BOXES = 4
+SHORT_COST = 1.4
 # Most elements of such a box of keys; it and its values take 64 KiB of shared memory.
 SINGLE_ELEMENTS = 256 * 64
 SMALL_ROWS = (Size(16, 0, 1, 2), Size(32, 0, 2, 2), Size(64, 0, 4, 2))
@@ -112,7 +113,14 @@ def walk(problem: Problem) -> Shape:
 
 
 def turns(problem: Problem) -> int:
-    """Heads that a program of the small-window kernel works on in turn."""
+    """Heads that a program of the small-window kernel works on in turn.
+
+    While one is computed the next is loaded. Where a tile is neither short nor its box wide, many programs
+    on a multiprocessor hide the loads better.
+    """
+    shape = forward(problem)
+    if shape.row_count > 16 and shape.column_count < SINGLE_COLUMNS:
+        return 1
     return max(count for count in range(1, TURNS + 1) if problem.heads % count == 0)
 
 
@@ -142,6 +150,7 @@ FORWARD = {
 }
 BACKWARD = {
     "short": {
+        32: (Size(64, 64, 4, 2), Size(64, 32, 4, 2), Size(16, 128, 1, 1), Size(16, 64, 1, 1)),
         64: (Size(64, 64, 4, 2), Size(16, 128, 1, 1), Size(16, 64, 1, 1)),
         128: (Size(64, 64, 4, 2), Size(16, 64, 1, 1)),
         256: (Size(32, 32, 4, 1),),
@@ -154,6 +163,7 @@ BACKWARD = {
 }
 BACKWARD_KEY = {
     "short": {
+        32: (Size(64, 64, 4, 2), Size(64, 32, 4, 2), Size(16, 64, 1, 1)),
         64: (Size(64, 64, 4, 2), Size(16, 64, 1, 1)),
         128: (Size(64, 32, 4, 2), Size(16, 32, 1, 1)),
         256: (Size(32, 32, 8, 1),),
@@ -171,11 +181,9 @@ def _sizes(problem: Problem, width: int, table: dict[str, dict[int, tuple[Size, 
     return next(sizes for limit, sizes in by_width.items() if width <= limit)
 
 
-def _cost(tiles: int, visited: float, rows: int, columns: int, is_single: bool = False) -> float:
+def _cost(tiles: int, visited: float, rows: int, columns: int) -> float:
     """Work in scores: a visited box costs its scores and loading its columns, a tile its rows and a start."""
-    work = visited * (rows * columns + 24 * columns) + tiles * (16 * rows + 256)
-    # Sixteen rows feed no Hopper matrix instruction, and share the loads of their columns among few.
-    return work * (1.0 if is_single or rows > 16 else 1.4)
+    return visited * (rows * columns + 24 * columns) + tiles * (16 * rows + 256)
 
 
 def _single(problem: Problem, width: int) -> Iterator[tuple[float, Shape]]:
@@ -205,7 +213,7 @@ def _single(problem: Problem, width: int) -> Iterator[tuple[float, Shape]]:
                 True,
                 tiles,
             )
-            yield _cost(tiles, tiles, size.rows, count, True) * (1.25 if uneven else 1.0), shape
+            yield _cost(tiles, tiles, size.rows, count) * (1.25 if uneven else 1.0), shape
 
 
 def _loop(problem: Problem, sizes: tuple[Size, ...], inverse: bool) -> Shape:
@@ -225,6 +233,8 @@ def _loop(problem: Problem, sizes: tuple[Size, ...], inverse: bool) -> Shape:
             visited, full = (prod(getattr(c, name) for c in per_axis) for name in ("visited", "full"))
             tiles = _programs(axes, rows, inverse)
             cost = _cost(tiles, visited + 0.35 * (visited - full), size.rows, size.columns)
+            # Sixteen rows feed no Hopper matrix instruction; tiles of keys, with two sums, gain by size.
+            cost *= SHORT_COST if size.rows == 16 and not inverse else 1.0
             if best is None or cost < best[0]:
                 best = cost, Shape(rows, columns, *size, False, visited <= FEW_BOXES * tiles, tiles)
     assert best is not None

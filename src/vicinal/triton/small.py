@@ -1,4 +1,4 @@
-"""Attention with small windows, forward: one box of keys holds all that a tile sees, so the softmax is taken at once."""
+"""Attention with small windows, forward: one box of keys holds all that a tile sees."""
 
 # pyright: reportAttributeAccessIssue=false
 import triton
@@ -33,7 +33,8 @@ def attend(
 ):  # fmt: skip
     """One tile of `M` queries against `N` keys, for `HEADS` heads in turn: only their addresses differ.
 
-    `scale` holds log2(e). Strides are those of batch, three axes and heads (`n`). `out` and `lse` are contiguous.
+    `scale` holds log2(e). Strides are those of batch, three axes and heads (`n`). `out` and `lse` are
+    contiguous.
     """
     number = tl.program_id(0)
     tile = query_tile(number, heads // HEADS, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, True)
