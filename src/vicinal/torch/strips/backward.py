@@ -143,12 +143,13 @@ def _piece(
         for sink, x, name in zip(columns, inputs, names, strict=True)
     ]
     mask = call.additive(work, batch)
+    kinds = mask.kinds(work)
     step = chunk(part.rows, keys.shape[1], like, 2)
     for start in range(0, work.boxes, step):
         some = slice(start, min(start + step, work.boxes))
         mine, shape = rows.some(some), (some.stop - start, part.rows, keys.shape[1])
         weights, whole = sheet("scores", shape, like)
-        mask.fill(weights, start)
+        mask.fill(weights, kinds[some])
         weights.baddbmm_(mine.query, keys[some].mT, alpha=call.scale * LOG2E)
         weights.sub_(mine.level)
         torch.exp2(whole, out=whole)
@@ -161,7 +162,7 @@ def _piece(
             mine.grad.baddbmm_(slopes, keys[some])
         if sums[0] is not None:
             accumulate(part, work, sums[0], some, slopes, mine.query, call.scale)
-        grads.count(part, mask, slopes, start)
+        grads.count(part, mask, slopes, kinds[some])
     for sink, made in zip(columns, sums, strict=True):
         if sink is not None and made is not None:
             fold(part, work, made, sink, like)

@@ -59,17 +59,18 @@ class Call:
         self.part, self.scale = part, scale
         self.like = Like(accumulating(self.query.dtype), self.query.device)
         self.bias = None if bias is None else bias.to(self.like.dtype) * LOG2E
-        self.mask: tuple[Pass, range, Additive] | None = None
+        self.mask: Additive | None = None
 
     def additive(self, work: Pass, batch: int) -> Additive:
-        """Masks of a pass. Those of the last one are kept: neighbors often share them."""
+        """Masks of a pass. The last ones are kept: neighbors often share them."""
+        slots = work.slots
         if self.bias is None:
-            key = ("mask", work, self.like)
-            return self.part.remember(key, lambda: Additive(self.part, work, None, range(1), self.like))
+            key = ("mask", slots, self.like)
+            return self.part.remember(key, lambda: Additive(self.part, slots, None, range(1), self.like))
         heads = range(self.part.kv_heads)[self.part.batches[batch][0]]
-        if self.mask is None or self.mask[:2] != (work, heads):
-            self.mask = work, heads, Additive(self.part, work, self.bias, heads, self.like)
-        return self.mask[2]
+        if self.mask is None or (self.mask.slots, self.mask.heads) != (slots, heads):
+            self.mask = Additive(self.part, slots, self.bias, heads, self.like)
+        return self.mask
 
     def extra_chunks(
         self, batch: int, rows: int

@@ -70,11 +70,11 @@ def attend_back(
 
 def _mask(part: Part, bias: Tensor | None, query: Tensor) -> Tensor:
     """`[1, kv_heads or 1, rows, keys]`."""
-    like, work = Like(query.dtype, query.device), part.measure(0, 0, 0)
+    like, slots = Like(query.dtype, query.device), part.pieces[0]
     if bias is None:
-        mask = part.remember(("mask", work, like), lambda: Additive(part, work, None, range(1), like))
+        mask = part.remember(("mask", slots, like), lambda: Additive(part, slots, None, range(1), like))
     else:
-        mask = Additive(part, work, bias.to(query.dtype), range(part.kv_heads), like)
+        mask = Additive(part, slots, bias.to(query.dtype), range(part.kv_heads), like)
     return mask.dense().unsqueeze(0)
 
 

@@ -84,11 +84,12 @@ def _piece(
     keys = cut(part, work, columns[0], "key", like).boxes
     values = cut(part, work, columns[1], "value", like).boxes
     mask = call.additive(work, batch)
+    kinds = mask.kinds(work)
     step = chunk(part.rows, keys.shape[1], like)
     for start in range(0, work.boxes, step):
         some = slice(start, min(start + step, work.boxes))
         scores, whole = sheet("scores", (some.stop - start, part.rows, keys.shape[1]), like)
-        mask.fill(scores, start)
+        mask.fill(scores, kinds[some])
         scores.baddbmm_(queries[some], keys[some].mT, alpha=call.scale * LOG2E)
         if work.slots.start == 0:
             state[some].start(scores, whole, values[some])

@@ -39,14 +39,14 @@ class Gradients:
             if x is not None and sums is not None and x.dtype != self.dtype:
                 columns_of(part, x, batch).copy_(sums)
 
-    def count(self, part: Part, mask: Additive, slopes: Tensor, start: int) -> None:
+    def count(self, part: Part, mask: Additive, slopes: Tensor, kinds: Tensor) -> None:
         """Count gradients of scores towards the bias."""
         if self.bias is None:
             return
         if self.tally is None or self.tally.additive is not mask:
             self.finish(part)
             self.tally = Tally(mask, slopes)
-        self.tally.add(slopes, start)
+        self.tally.add(slopes, kinds)
 
     def finish(self, part: Part) -> None:
         """Add what was counted to the gradient of the bias."""

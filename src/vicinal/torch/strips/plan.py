@@ -184,7 +184,7 @@ class Part:
         return kinds
 
 
-@lru_cache(256)
+@lru_cache(64)
 def parts(problem: Problem, back: bool = False) -> tuple[Part, ...]:
     """The parts of a problem, each output in one."""
     itemsize = 8 if problem.dtype == "float64" else 4
@@ -210,7 +210,7 @@ def _passes(
     a time."""
     first, *rest = ring
     strips = tuple(axis.tiles for axis in rest)
-    box, alone = range(first.width), tuple(_boxes(grid, 1))
+    box = range(first.width)
     # Numbers for one slot of the first axis: its strips, and the padded copy that strips are cut from.
     padded = prod(max(axis.step, axis.width) for axis in rest) if rest else 0
     slot = prod(axis.width for axis in rest) * per.slot + padded * per.width
@@ -224,6 +224,7 @@ def _passes(
     if room >= prod(strips):
         whole = tuple(range(axis.tiles) for axis in ring)
         return tuple(_boxes(grid, room // prod(strips))), (whole,), (box,)
+    alone = tuple(_boxes(grid, 1))
     if room:
         return alone, tuple((range(first.tiles), *_ranges(part)) for part in _boxes(strips, room)), (box,)
     one, more = need(1, first.width), need(2, first.width) - need(1, first.width)

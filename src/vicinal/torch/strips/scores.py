@@ -22,13 +22,12 @@ class Additive:
     are wanted.
     """
 
-    def __init__(self, part: Part, work: Pass, bias: Tensor | None, heads: range, like: Like) -> None:
-        self.part, self.work, self.device = part, work, like.device
+    def __init__(self, part: Part, slots: range, bias: Tensor | None, heads: range, like: Like) -> None:
+        self.part, self.slots, self.device = part, slots, like.device
         self.heads = heads if bias is not None else range(1)
         self.entries = [axis.entries for axis in part.tables(like.device)]
-        self.entries[0] = self.entries[0][:, :, work.slots.start : work.slots.stop]
-        self.keys = len(work.slots) * part.width
-        self.kinds = part.kinds(work, like.device)
+        self.entries[0] = self.entries[0][:, :, slots.start : slots.stop]
+        self.keys = len(slots) * part.width
         blank = torch.full((), HIDDEN, dtype=like.dtype, device=like.device)
         if bias is None:
             shape = (part.share, *(2 * size for size in part.sizes))
@@ -37,17 +36,20 @@ class Additive:
         else:
             mine = bias[heads.start * part.share : heads.stop * part.share]
             self.source = torch.nn.functional.pad(mine, (0, 1) * part.rank, value=HIDDEN)
-            self.kinds = self.kinds.view(len(heads), -1)
-            self.kinds = (
-                self.kinds + torch.arange(len(heads), device=like.device).unsqueeze(1) * part.classes
-            ).view(-1)
         size = len(self.heads) * part.classes * part.rows * self.keys
         self.fits = size * like.dtype.itemsize <= plan.TABLE
         self.table = self._expand(self.entries, self.source) if self.fits else None
 
-    def fill(self, scores: Tensor, start: int) -> None:
-        """Write what belongs to `scores` `[boxes from start on, rows, keys]`."""
-        kinds = self.kinds[start : start + len(scores)]
+    def kinds(self, work: Pass) -> Tensor:
+        """`[boxes]` table entry of every box of a pass."""
+        kinds = self.part.kinds(work, self.device)
+        if len(self.heads) == 1:
+            return kinds
+        head = torch.arange(len(self.heads), device=self.device).unsqueeze(1)
+        return (kinds.view(len(self.heads), -1) + head * self.part.classes).view(-1)
+
+    def fill(self, scores: Tensor, kinds: Tensor) -> None:
+        """Write what belongs to `scores` `[boxes, rows, keys]`."""
         if self.table is not None:
             torch.index_select(self.table, 0, kinds, out=scores)
             return
@@ -95,8 +97,7 @@ class Tally:
         if additive.fits:
             self.sums = like.new_zeros((len(additive.heads) * part.classes, part.rows * additive.keys))
 
-    def add(self, slopes: Tensor, start: int) -> None:
-        kinds = self.additive.kinds[start : start + len(slopes)]
+    def add(self, slopes: Tensor, kinds: Tensor) -> None:
         if self.sums is None:
             for tile, kind in zip(slopes, kinds.tolist(), strict=True):
                 head, chosen = self.additive._class(kind)

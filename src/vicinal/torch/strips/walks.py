@@ -93,11 +93,11 @@ def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: floa
         target = rows_of(part, weights, stage.batch)
         made = tiles(part, work, weights.shape[-1], "weights", like)
         heads = range(part.kv_heads)[part.batches[batch][0]]
-        mask = None if bias is None else Additive(part, work, bias, heads, like)
+        mask = None if bias is None else Additive(part, work.slots, bias, heads, like)
         for some in stage.chunks():
             scores = stage.scratch("scores", some, stage.keys)
             if mask is not None:
-                mask.fill(scores, some.start)
+                mask.fill(scores, mask.kinds(work)[some])
             scores.baddbmm_(
                 queries[some], keys[some].transpose(1, 2), alpha=scale, beta=int(mask is not None)
             )
