@@ -163,13 +163,11 @@ def table(sizes: Extents, batch: int, rank: int) -> Tensor:
 
 def inside(shapes: Tensor, frame: Sequence[int], output_stride: Sequence[int], device: Any) -> Tensor:
     """`[batch, *outputs]` whether an output of a padded batch is one of a document of `shapes`."""
-    shapes = shapes.to(device)
-    mask = torch.ones(shapes.shape[0], *(1 for _ in frame), dtype=torch.bool, device=device)
+    shapes, rank = shapes.to(device), len(frame)
+    mask = torch.ones((), dtype=torch.bool, device=device)
     for axis, (room, step) in enumerate(zip(frame, output_stride, strict=True)):
-        tokens = torch.arange(0, room, step, device=device)
-        along = tokens < shapes[:, axis, None]
-        places = (along.shape[1] if other == axis else 1 for other in range(len(frame)))
-        mask = mask & along.view(along.shape[0], *places)
+        along = torch.arange(0, room, step, device=device) < shapes[:, axis, None]
+        mask = mask & along.view(len(shapes), *(-1 if other == axis else 1 for other in range(rank)))
     return mask
 
 

@@ -1,0 +1,242 @@
+"""Batches of documents with every option, in both forms, and what the oracle says of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+import vicinal.torch as na
+from tests import budget, oracle
+from tests.torch.problems import array
+
+
+@dataclass(frozen=True)
+class Case:
+    """Documents, their window, and the sizes of the operands."""
+
+    shapes: tuple
+    kernel_size: tuple
+    stride: tuple
+    dilation: tuple
+    is_causal: tuple
+    output_stride: tuple
+    fit: str = "error"
+    heads: int = 2
+    kv_heads: int = 1
+    dim: int = 3
+    value_dim: int = 2
+    bias: bool = False
+    extra: int = 0
+    dtype: str = "float64"
+
+    @property
+    def rank(self):
+        return len(self.kernel_size)
+
+    @property
+    def window(self):
+        names = ("kernel_size", "stride", "dilation", "is_causal", "output_stride")
+        return {name: getattr(self, name) for name in names}
+
+    def outputs(self, shape):
+        return tuple(-(-extent // step) for extent, step in zip(shape, self.output_stride, strict=True))
+
+
+def case(shapes, kernel_size, stride=1, dilation=1, is_causal=False, output_stride=1, **rest):
+    shapes = tuple(s if isinstance(s, tuple) else (s,) for s in shapes)
+    every = lambda value: value if isinstance(value, tuple) else (value,) * len(shapes[0])  # noqa: E731
+    return Case(shapes, *map(every, (kernel_size, stride, dilation, is_causal, output_stride)), **rest)
+
+
+@st.composite
+def cases(draw, dtypes=("float64", "float32"), longest=(19, 7, 4)):
+    rank = draw(st.integers(1, 3))
+    extents = st.one_of(st.integers(1, longest[rank - 1]), st.just(1), st.just(0))
+    distinct = draw(st.lists(st.tuples(*[extents] * rank), min_size=1, max_size=3))
+    shapes = tuple(draw(st.lists(st.sampled_from(distinct), min_size=1, max_size=5)))
+    clip = draw(st.booleans())
+    window = []
+    for axis in range(rank):
+        shortest = min((shape[axis] for shape in shapes if 0 not in shape), default=longest[rank - 1])
+        dilation = draw(st.integers(1, min(3, shortest)))
+        most = longest[rank - 1] + 2 if clip and dilation == 1 else shortest // dilation
+        size = draw(st.integers(1, most))
+        window.append(
+            (size, draw(st.integers(1, size)), dilation, draw(st.booleans()), draw(st.integers(1, 3)))
+        )
+    kv_heads = draw(st.integers(1, 2))
+    return Case(
+        shapes,
+        *zip(*window, strict=True),
+        fit="clip" if clip else "error",
+        heads=kv_heads * draw(st.integers(1, 2)),
+        kv_heads=kv_heads,
+        dim=draw(st.integers(1, 5)),
+        value_dim=draw(st.integers(1, 5)),
+        bias=draw(st.booleans()),
+        extra=draw(st.sampled_from((0, 0, 2))),
+        dtype=draw(st.sampled_from(dtypes)),
+    )
+
+
+class Drawn:
+    """Random operands of a case: lists of documents, and what is not of tokens."""
+
+    def __init__(self, case, seed=0):
+        self.case, self.generator = case, torch.Generator().manual_seed(seed)
+        keys, values = (case.kv_heads, case.dim), (case.kv_heads, case.value_dim)
+        self.tokens = {
+            "query": self.documents((case.heads, case.dim)),
+            "key": self.documents(keys),
+            "value": self.documents(values),
+        }
+        self.rest = {}
+        if case.bias:
+            self.rest["bias"] = self.draw(case.heads, *(2 * size - 1 for size in case.kernel_size))
+        if case.extra:
+            self.rest["extra_key"] = self.draw(len(case.shapes), case.extra, *keys)
+            self.rest["extra_value"] = self.draw(len(case.shapes), case.extra, *values)
+
+    def draw(self, *shape, dtype=None):
+        drawn = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        return drawn.to(getattr(torch, dtype or self.case.dtype))
+
+    def documents(self, token, dtype=None):
+        return [self.draw(*shape, *token, dtype=dtype) for shape in self.case.shapes]
+
+    def flow(self):
+        """Cotangents of outputs and log-sum-exps, by document."""
+        wide = "float64" if self.case.dtype == "float64" else "float32"
+        token = (self.case.heads,)
+        shapes = [self.case.outputs(shape) for shape in self.case.shapes]
+        out = [self.draw(*shape, *token, self.case.value_dim) for shape in shapes]
+        return out, [self.draw(*shape, *token, dtype=wide) for shape in shapes]
+
+
+class Packed:
+    """Documents one after another."""
+
+    def __init__(self, case):
+        self.layout = na.VarlenLayout(case.shapes)
+        self.outputs = self.layout.sampled(case.output_stride)
+
+    def join(self, documents):
+        """Documents in one tensor."""
+        return self.layout.pack(documents)
+
+    def flow(self, documents):
+        """What flows into results."""
+        return self.outputs.pack(documents)
+
+    def tokens(self, x):
+        return self.layout.split(x)
+
+    def results(self, x, blank=0.0):
+        return self.outputs.split(x)
+
+    def function(self, query, key, value, **options):
+        return na.neighborhood_attention_packed(query, key, value, self.layout, **options)
+
+
+class Padded:
+    """Documents in the corners of a batch whose padding is NaN."""
+
+    def __init__(self, case):
+        self.shapes, self.outputs = case.shapes, tuple(map(case.outputs, case.shapes))
+        self.frame = tuple(max(extents) + 1 for extents in zip(*case.shapes, strict=True))
+        self.case = case
+
+    def join(self, documents):
+        return _framed(documents, self.frame)
+
+    def flow(self, documents):
+        return _framed(documents, self.case.outputs(self.frame))
+
+    def tokens(self, x):
+        return _corners(x, self.shapes, 0.0)
+
+    def results(self, x, blank=0.0):
+        return _corners(x, self.outputs, blank)
+
+    def function(self, query, key, value, **options):
+        sizes = torch.tensor(self.shapes, dtype=torch.int32)
+        return na.neighborhood_attention_varlen(query, key, value, sizes, **options)
+
+
+def _framed(documents, frame):
+    rank = len(frame)
+    x = documents[0].new_full((len(documents), *frame, *documents[0].shape[rank:]), torch.nan)
+    for document, entry in zip(documents, x, strict=True):
+        entry[tuple(map(slice, document.shape[:rank]))] = document
+    return x
+
+
+def _corners(x, shapes, blank):
+    """Documents of a padded batch; asserts that all else is `blank`."""
+    found, left = [], x.detach().clone()
+    for shape, entry, rest in zip(shapes, x, left, strict=True):
+        found.append(entry[tuple(map(slice, shape))])
+        rest[tuple(map(slice, shape))] = blank
+    assert (left == blank).all()
+    return found
+
+
+def operands(form, drawn):
+    """Tensors of `drawn` in a form, by the names of the oracle, and those that are not of tokens."""
+    tokens = {name: form.join(x).requires_grad_() for name, x in drawn.tokens.items()}
+    return tokens, {name: x.clone().requires_grad_() for name, x in drawn.rest.items()}
+
+
+def call(form, case, tokens, rest, **options):
+    renamed = {"extra_key": "additional_keys", "extra_value": "additional_values"}
+    named = {renamed.get(name, name): x for name, x in rest.items()}
+    return form.function(*tokens.values(), **named, **case.window, fit=case.fit, return_lse=True, **options)
+
+
+def clipped(case, shape, bias):
+    """Kernel size of a document, and the part of a bias that it uses."""
+    sizes = tuple(map(min, case.kernel_size, shape)) if case.fit == "clip" else case.kernel_size
+    parts = [slice(k - size, k + size - 1) for k, size in zip(case.kernel_size, sizes, strict=True)]
+    return sizes, (slice(None), *parts), None if bias is None else bias[(slice(None), *parts)]
+
+
+def check(form_of, case, seed=0, backend=None):
+    """Outputs, log-sum-exps and all gradients against the oracle on every document."""
+    drawn = Drawn(case, seed)
+    form = form_of(case)
+    tokens, rest = operands(form, drawn)
+    out, lse = call(form, case, tokens, rest, backend=backend)
+    flow_out, flow_lse = drawn.flow()
+    flow = form.flow(flow_out), form.flow(flow_lse)
+    every = {**tokens, **rest}
+    grads = dict(zip(every, torch.autograd.grad((out, lse), tuple(every.values()), flow), strict=True))
+    found = {name: form.tokens(grads[name]) for name in tokens}
+    outs, lses = form.results(out), form.results(lse, -torch.inf)
+    wide = "float64" if case.dtype == "float64" else "float32"
+    bias_grad = np.zeros(rest["bias"].shape) if case.bias else None
+    for place, shape in enumerate(case.shapes):
+        extra = {name: drawn.rest[name][place : place + 1] for name in rest if name != "bias"}
+        if 0 in shape:
+            assert outs[place].numel() == lses[place].numel() == 0
+            assert all(not grads[name][place].any() for name in extra)
+            continue
+        sizes, part, bias = clipped(case, shape, drawn.rest.get("bias"))
+        given = {name: x[place][None] for name, x in drawn.tokens.items()} | extra
+        answer = oracle.attend(
+            **{name: array(x) for name, x in given.items()},
+            bias=None if bias is None else array(bias),
+            win=oracle.window(case.rank, **{**case.window, "kernel_size": sizes}),
+            scale=case.dim**-0.5,
+            grad_out=array(flow_out[place][None]),
+            grad_lse=array(flow_lse[place][None]),
+        )
+        budget.check(f"out {place}", array(outs[place][None]), answer.out, case.dtype)
+        budget.check(f"lse {place}", array(lses[place][None]), answer.lse, wide)
+        for name in given:
+            got = found[name][place] if name in tokens else grads[name][place]
+            budget.check(f"gradient of {name} {place}", array(got[None]), getattr(answer, name), case.dtype)
+        if case.bias:
+            bias_grad[part] += answer.bias
+    if case.bias:
+        budget.check("gradient of bias", array(grads["bias"]), bias_grad, case.dtype)
