@@ -1,19 +1,21 @@
 """Runs a backend's methods on a problem and compares them with the oracle."""
 
 from contextlib import contextmanager
-from math import prod
+from math import inf, prod
 from typing import NamedTuple
 
 import torch
 
-from tests import budget, oracle
+from tests import budget, oracle, strategies
 from tests.torch import problems
 from vicinal.torch.backends import metal
 from vicinal.torch.backends.base import Operands
 
 HAS_METAL = torch.backends.mps.is_available()
 DEVICE = "mps" if HAS_METAL else "cpu"
-BACKENDS = (metal.METAL, metal.PLAIN)
+# Tiles even where the backend would find them wasteful.
+TILES = metal.Metal("metal-tiles", most_waste=inf)
+BACKENDS = (TILES, metal.PLAIN)
 
 
 @contextmanager
@@ -100,7 +102,7 @@ def check(backend, problem, seed=0):
     for name, actual, wanted in zip(kept, result.grads, exact, strict=True):
         same(f"gradient of {name}", actual, wanted)
     arrays = {name: problems.array(x) for name, x in kept.items()}
-    window = oracle.window(problem.rank, **problems.window(problem))
+    window = oracle.window(problem.rank, **strategies.window(problem))
     query, scale = sampled(problem, arrays["query"]), problem.dim**-0.5
     same("dot", result.scores, oracle.dot(query, arrays["key"], window, scale, arrays.get("bias"), -7.0))
     weights = problems.array(waves(problem, result.scores.shape))

@@ -7,6 +7,7 @@ from tests.metal import checking
 from tests.metal.checking import opened
 from tests.torch import problems
 from vicinal import Axis, Problem
+from vicinal.torch.backends.metal import METAL
 
 FILE = Path(__file__).parent / "counters.json"
 
@@ -51,7 +52,7 @@ def given(problem):
 
 def count(problem) -> dict[str, dict[str, int]]:
     """Counters of the tiled kernels, forward and backward."""
-    backend, scale = checking.BACKENDS[0], problem.dim**-0.5
+    backend, scale = METAL, problem.dim**-0.5
     with opened() as session:
         operands = given(problem)
         out, lse = backend.attend(problem, operands, scale)

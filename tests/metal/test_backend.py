@@ -11,6 +11,10 @@ from vicinal.catalog import named
 from vicinal.torch import backends, ops
 from vicinal.torch.backends.metal import METAL, PLAIN, Metal
 
+PLAIN_KERNELS = {
+    f"{name}_plain"
+    for name in ("attend", "attend_back_query", "attend_back_key", "dot_walk", "mix_walk", "mix_back_walk")
+}
 PROBLEM = replace(named("odd_2d").problem, device="mps")
 
 
@@ -37,7 +41,7 @@ def only_metal(monkeypatch):
         def refusal(self, problem):
             return super().refusal(replace(problem, device="mps"))
 
-    monkeypatch.setattr(backends, "BACKENDS", (Anywhere("metal", tiled=True),))
+    monkeypatch.setattr(backends, "BACKENDS", (Anywhere("metal", most_waste=8.0),))
     ops._chosen.cache_clear()
     yield
     ops._chosen.cache_clear()
@@ -72,3 +76,15 @@ def test_split_operations():
     split = torch.autograd.grad(out.square().sum(), (x, y))
     fused = torch.autograd.grad(whole.square().sum(), (x, y))
     torch.testing.assert_close(split, fused, rtol=1e-4, atol=1e-5)
+
+
+def test_tiny_windows_run_plainly():
+    """And all others by tiles, as do the additional tokens of every problem."""
+    with checking.opened() as session:
+        if session is None:
+            pytest.skip("kernel names are the checker's")
+        for name in ("one_key", "odd_2d", "extra"):
+            checking.run(METAL, named(name).problem)
+            plain = {kernel.split("_float")[0] for kernel, _ in session.launches if "plain" in kernel}
+            assert plain == (PLAIN_KERNELS if name == "one_key" else set())
+            session.launches.clear()

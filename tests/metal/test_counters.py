@@ -10,7 +10,12 @@ pytestmark = pytest.mark.skipif(checking.HAS_METAL, reason="the checker counts o
 BUDGETS = json.loads(counting.FILE.read_text())
 
 
-@pytest.mark.parametrize("name", counting.PROBLEMS)
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if "2d_64" in name else name for name in counting.PROBLEMS
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_cost_stays_within_the_budget(name):
     counted = counting.count(counting.PROBLEMS[name])
     over = {

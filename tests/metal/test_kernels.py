@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests import strategies
 from tests.metal import checking
 from tests.torch import problems
 from vicinal import Axis, Problem
@@ -54,7 +55,7 @@ def geometries(draw):
     rank = draw(st.integers(1, 3))
     kv_heads = draw(st.integers(1, 2))
     return Problem(
-        tuple(draw(problems.axes((70, 12, 6)[rank - 1])) for _ in range(rank)),
+        tuple(draw(strategies.axes((70, 12, 6)[rank - 1])) for _ in range(rank)),
         batch=draw(st.integers(1, 2)),
         heads=kv_heads * draw(st.integers(1, 3)),
         kv_heads=kv_heads,

@@ -1,5 +1,6 @@
 """What the kernels know of a problem: int32 tables of rows and tiles, and the numbers that go with them."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -43,21 +44,23 @@ class Geometry(NamedTuple):
         return [number for field in self for number in (field if isinstance(field, tuple) else (field,))]
 
 
-class Layout(NamedTuple):
-    """A geometry and its table, four numbers an entry as in prelude.metal.
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """A geometry and its table, four numbers an entry as in prelude.metal. Compared by identity, as a key.
 
-    `heads` counts the heads that rows have, `widest` the columns that the widest tile of each axis touches.
+    `heads` counts the heads that rows have, `widest` the columns that the widest tile of each axis touches,
+    `waste` the pairs that tiles compute for each that is visible.
     """
 
     geometry: Geometry
     heads: int
     table: tuple[int, ...]
     widest: tuple[int, ...]
+    waste: float
 
-    @property
-    def fits_tiles(self) -> bool:
-        """Whether the place of any column of any tile can be packed."""
-        return max(self.widest) < BOX_LIMITS[len(self.widest)]
+    def suits_tiles(self, most_waste: float) -> bool:
+        """Whether tiles waste no more than that, and the place of any column of any tile can be packed."""
+        return self.waste <= most_waste and max(self.widest) < BOX_LIMITS[len(self.widest)]
 
 
 @lru_cache(256)
@@ -103,7 +106,9 @@ def layout(problem: Problem, inverse: bool = False) -> Layout:
         relative_count=prod(counts),
         slot_count=prod(problem.window),
     )
-    return Layout(geometry, problem.kv_heads if inverse else problem.heads, tuple(table), tuple(widest))
+    heads = problem.kv_heads if inverse else problem.heads
+    waste = tiling.waste(problem, sides, (1,) * problem.rank, inverse)
+    return Layout(geometry, heads, tuple(table), tuple(widest), waste)
 
 
 @lru_cache(256)
@@ -126,7 +131,7 @@ def whole(problem: Problem) -> Layout:
         slot_count=1,
     )
     flat = tuple(number for entry in table for number in entry)
-    return Layout(geometry, problem.kv_heads, flat, (columns,))
+    return Layout(geometry, problem.kv_heads, flat, (columns,), 1.0)
 
 
 def _tile_sides(problem: Problem, inverse: bool) -> tuple[int, ...]:
@@ -142,16 +147,14 @@ def _rows(axis: Axis, inverse: bool) -> list[tuple[int, int, int, int]]:
         first, count = spans.windows(axis)
         places = (key // axis.dilation for key in first)
         return list(zip(first, count, places, spans.relative(axis), strict=True))
-    return [_seen(axis, key) for key in range(axis.length)]
-
-
-def _seen(axis: Axis, key: int) -> tuple[int, int, int, int]:
-    outputs = axis.queries(key)
-    if not outputs:
-        return 0, 0, 0, 0
-    place = axis.group(key).index(outputs[0])
-    token = outputs[0] * axis.output_stride
-    return outputs[0], len(outputs), place, (key - token) // axis.dilation + axis.size - 1
+    # Keys that no output sees keep this entry.
+    entries = [(0, 0, 0, 0)] * axis.length
+    for span in spans.inverse(axis):
+        for key, start, stop in zip(span.rows, span.starts, span.stops, strict=True):
+            if start < stop:
+                distance = (key - span.columns[start] * axis.output_stride) // axis.dilation
+                entries[key] = span.columns[start], stop - start, start, distance + axis.size - 1
+    return entries
 
 
 def _tiles(span: spans.Span, side: int) -> list[tuple[int, int, int, int]]:

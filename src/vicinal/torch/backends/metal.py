@@ -18,10 +18,13 @@ BIAS_THREADS = 128
 
 
 class Metal(Backend):
-    """Tiled kernels where they fit, or with `tiled=False` always the plain ones, a thread a row."""
+    """Tiled kernels, or plain ones where tiles compute more than `most_waste` pairs for each that counts.
 
-    def __init__(self, name: str, tiled: bool):
-        self.name, self._tiled = name, tiled
+    The plain kernels are the specification. A thread takes a row, which suits windows of a few keys.
+    """
+
+    def __init__(self, name: str, most_waste: float):
+        self.name, self._most_waste = name, most_waste
 
     def refusal(self, problem: Problem) -> str | None:
         if problem.device != "mps":
@@ -117,7 +120,7 @@ class Metal(Backend):
     ) -> None:
         """Launches a kernel by tiles of rows, or its plain version with a thread a row."""
         geometry = where.geometry
-        if self._tiled and where.fits_tiles:
+        if where.suits_tiles(self._most_waste):
             threads = (TILE_THREADS * prod(geometry.tiles), where.heads, geometry.batch)
             _launch(kernel, arguments, threads, TILE_THREADS, tensors, where, *numbers)
         else:
@@ -179,5 +182,5 @@ def _aligned(x: Tensor) -> Tensor:
     return x.clone() if x.storage_offset() * x.element_size() % 16 else x
 
 
-METAL = Metal("metal", tiled=True)
-PLAIN = Metal("metal-plain", tiled=False)
+METAL = Metal("metal", most_waste=8.0)
+PLAIN = Metal("metal-plain", most_waste=0.0)
