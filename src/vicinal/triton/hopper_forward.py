@@ -76,8 +76,8 @@ def _pass(keys, values, turn, i, warpgroup: gl.constexpr, SPEC: gl.constexpr):
     stage = i % SPEC.stages
     phase = (i // SPEC.stages) & 1
     mbarrier.wait(keys.full.index(stage), phase)
-    ht.take(turn, i, warpgroup, SPEC)
-    ht.yield_to(turn, 1 - warpgroup, SPEC)
+    ht.take(turn, i, warpgroup)
+    ht.give(turn, 1 - warpgroup)
     mbarrier.arrive(keys.empty.index(stage), count=1)
     mbarrier.wait(values.full.index(stage), phase)
     mbarrier.arrive(values.empty.index(stage), count=1)
@@ -126,10 +126,10 @@ def _attend(
     stage = begin % SPEC.stages
     mbarrier.wait(ready.index(warpgroup), 0)
     mbarrier.wait(keys.full.index(stage), (begin // SPEC.stages) & 1)
-    ht.take(turn, begin, warpgroup, SPEC)
+    ht.take(turn, begin, warpgroup)
     flying = _score(query, keys, stage, empty, SPEC)
     scores = warpgroup_mma_wait(0, deps=(flying,))
-    ht.yield_to(turn, 1 - warpgroup, SPEC)
+    ht.give(turn, 1 - warpgroup)
     mbarrier.arrive(keys.empty.index(stage), count=1)
     scores = hw.hide(scores, HIDDEN, at, column, first, stop, shared, sizes, SPEC)
     weights, top, shrink = _softmax(scores, top, scale2)
@@ -141,11 +141,11 @@ def _attend(
         stage = i % SPEC.stages
         before = (i - 1) % SPEC.stages
         mbarrier.wait(keys.full.index(stage), (i // SPEC.stages) & 1)
-        ht.take(turn, i, warpgroup, SPEC)
+        ht.take(turn, i, warpgroup)
         flying = _score(query, keys, stage, empty, SPEC)
         mbarrier.wait(values.full.index(before), ((i - 1) // SPEC.stages) & 1)
         adding = _add(operand, values, before, acc, SPEC)
-        ht.yield_to(turn, 1 - warpgroup, SPEC)
+        ht.give(turn, 1 - warpgroup)
         scores = warpgroup_mma_wait(1, deps=(flying,))
         mbarrier.arrive(keys.empty.index(stage), count=1)
         at = ht.box_at(tile.first, box, SPEC)
@@ -181,7 +181,7 @@ def _run(query, key, value, out, lse, scale2, tile, extents, heads, group, SPEC:
     else:
         outs = ht.buffers(out, 2)
     ready = ht.barriers(2, 1)
-    turn = ht.turns(SPEC)
+    turn = ht.turns()
     keys = ht.ring(key, SPEC.stages, 2)
     values = ht.ring(value, SPEC.stages, 2)
     # A tuple with a name of its own would turn its constexprs into tensors.

@@ -76,14 +76,12 @@ def _copy(
 
 
 @gluon.jit
-def _pass(queries, grad_outs, turn, i, warpgroup: gl.constexpr, SPEC: gl.constexpr):
+def _pass(queries, grad_outs, i, SPEC: gl.constexpr):
     """Leaves a box to the other warpgroup."""
     stage = i % SPEC.stages
     phase = (i // SPEC.stages) & 1
     mbarrier.wait(queries.full.index(stage), phase)
     mbarrier.wait(grad_outs.full.index(stage), phase)
-    ht.take(turn, i, warpgroup, SPEC)
-    ht.yield_to(turn, 1 - warpgroup, SPEC)
     mbarrier.arrive(queries.empty.index(stage), count=1)
 
 
@@ -98,7 +96,6 @@ def _differentiate(  # noqa: PLR0912 what is wanted is known at compile time
     queries,
     grad_outs,
     notes,
-    turn,
     scale,
     scale2,
     tile,
@@ -128,7 +125,7 @@ def _differentiate(  # noqa: PLR0912 what is wanted is known at compile time
     mbarrier.wait(ready.index(warpgroup), 0)
     for member in range(group):
         for i in range(member * count, member * count + begin):
-            _pass(queries, grad_outs, turn, i, warpgroup, SPEC)
+            _pass(queries, grad_outs, i, SPEC)
         box = ht.box_of(slow, SPEC)
         for i in range(member * count + begin, member * count + end):
             stage = i % SPEC.stages
@@ -140,8 +137,6 @@ def _differentiate(  # noqa: PLR0912 what is wanted is known at compile time
             grad_out = grad_outs.buffers.index(stage).reshape([SPEC.width, SPEC.value_dim])
             if SPEC.wants_key:
                 pulling = warpgroup_mma(value, grad_out.permute((1, 0)), empty, use_acc=False, is_async=True)
-            if i > member * count + begin:
-                ht.yield_to(turn, 1 - warpgroup, SPEC)
             mbarrier.wait(notes.full.index(stage), phase)
             note = notes.buffers.index(stage)
             scores = warpgroup_mma_wait(1 if SPEC.wants_key else 0, deps=(flying,))
@@ -155,8 +150,6 @@ def _differentiate(  # noqa: PLR0912 what is wanted is known at compile time
                 slope = gl.convert_layout(
                     (weights * (pulled - delta[None, :])).to(key.dtype), gl.DotOperandLayout(0, key_layout, 2)
                 )
-            # One turn: these products, and those of the next box's scores.
-            ht.take(turn, i, warpgroup, SPEC)
             if SPEC.wants_value:
                 rounded = gl.convert_layout(weights.to(key.dtype), gl.DotOperandLayout(0, value_layout, 2))
                 adding_value = warpgroup_mma(rounded, grad_out, sum_value, is_async=True)
@@ -170,10 +163,8 @@ def _differentiate(  # noqa: PLR0912 what is wanted is known at compile time
                 sum_value = warpgroup_mma_wait(0, deps=(adding_value,))
             mbarrier.arrive(queries.empty.index(stage), count=1)
             box = ht.step(box, tile.boxes, SPEC)
-        if end > begin:
-            ht.yield_to(turn, 1 - warpgroup, SPEC)
         for i in range(member * count + end, member * count + count):
-            _pass(queries, grad_outs, turn, i, warpgroup, SPEC)
+            _pass(queries, grad_outs, i, SPEC)
     if SPEC.wants_key:
         ht.put(grad_key, sum_key * scale, keys.index(warpgroup), tile.planes[1], start, tile.head)
     if SPEC.wants_value:
@@ -202,7 +193,6 @@ def _run(
     keys = ht.buffers(key, 2)
     values = ht.buffers(value, 2)
     ready = ht.barriers(2, 1)
-    turn = ht.turns(SPEC)
     queries = ht.ring(query, SPEC.stages, 2)
     grad_outs = ht.ring(grad_out, SPEC.stages, 2)
     note_layout: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -211,11 +201,11 @@ def _run(
     gl.warp_specialize(
         [
             (_differentiate, (
-                0, grad_key, grad_value, keys, values, ready, queries, grad_outs, notes, turn, scale, scale2,
+                0, grad_key, grad_value, keys, values, ready, queries, grad_outs, notes, scale, scale2,
                 tile, group, SPEC,
             )),
             (_differentiate, (
-                1, grad_key, grad_value, keys, values, ready, queries, grad_outs, notes, turn, scale, scale2,
+                1, grad_key, grad_value, keys, values, ready, queries, grad_outs, notes, scale, scale2,
                 tile, group, SPEC,
             )),
             (_copy, (

@@ -32,7 +32,6 @@ class Spec:
         masked: axes on which a box may hold columns that a row does not see.
         dim, value_dim: head dimensions, padded to a power of two.
         stages: boxes of columns in flight.
-        takes_turns: whether the warpgroups alternate between products and softmax.
         wants_key, wants_value: which sums the gradient of keys and values keeps.
     """
 
@@ -45,7 +44,6 @@ class Spec:
     dim: int
     value_dim: int
     stages: int
-    takes_turns: bool
     wants_key: bool = True
     wants_value: bool = True
 
@@ -131,7 +129,6 @@ class Kernel(NamedTuple):
         fixed, stage: bytes of shared memory for rows, and for a box of columns.
         stages: boxes in flight, at most.
         alone: time of a box that one warpgroup leaves to the other, over that of one both compute.
-        takes_turns: whether the warpgroups alternate between products and softmax.
     """
 
     width: int
@@ -139,7 +136,6 @@ class Kernel(NamedTuple):
     stage: int
     stages: int
     alone: float
-    takes_turns: bool
 
 
 @lru_cache(1024)
@@ -148,7 +144,7 @@ def _forward(problem: Problem) -> Plan:
     width = 128 if max(dim, value_dim) <= 128 else 64
     # Outputs take the place of queries where they fit.
     fixed = 2 * ROWS * BYTES * (dim if dim == value_dim else dim + value_dim)
-    kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 3, 1.0, True)
+    kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 3, 1.0)
     return _best(problem, kernel, problem.heads)
 
 
@@ -158,7 +154,7 @@ def _query_gradient(problem: Problem) -> Plan:
     wide = max(dim, value_dim)
     width = 128 if wide <= 64 else 64 if wide <= 128 else 32
     fixed = 2 * ROWS * (dim + value_dim) * BYTES
-    kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 4, 0.6, False)
+    kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 4, 0.6)
     return _best(problem, kernel, problem.heads)
 
 
@@ -169,7 +165,7 @@ def _key_gradient(problem: Problem) -> Plan:
     fixed = 2 * ROWS * (dim + value_dim) * BYTES
     # Two floats of each query come with it.
     stage = width * (dim + value_dim) * BYTES + 8 * width
-    return _best(problem, Kernel(width, fixed, stage, 4, 0.6, False), problem.kv_heads, inverse=True)
+    return _best(problem, Kernel(width, fixed, stage, 4, 0.6), problem.kv_heads, inverse=True)
 
 
 def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -> Plan:
@@ -196,7 +192,6 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
         dim=padded(problem.dim),
         value_dim=padded(problem.value_dim),
         stages=min((SHARED - kernel.fixed) // kernel.stage, kernel.stages),
-        takes_turns=kernel.takes_turns,
     )
     groups = [-(-extent // axis.dilation) for extent, axis in zip(rows, problem.axes, strict=True)]
     tiles = prod(-(-extent // count) for extent, count in zip(groups, tile, strict=True))

@@ -42,13 +42,11 @@ def _copy(
 
 
 @gluon.jit
-def _pass(keys, values, turn, i, warpgroup: gl.constexpr, SPEC: gl.constexpr):
+def _pass(keys, values, i, SPEC: gl.constexpr):
     """Leaves a box to the other warpgroup."""
     stage = i % SPEC.stages
     phase = (i // SPEC.stages) & 1
     mbarrier.wait(keys.full.index(stage), phase)
-    ht.take(turn, i, warpgroup, SPEC)
-    ht.yield_to(turn, 1 - warpgroup, SPEC)
     mbarrier.arrive(keys.empty.index(stage), count=1)
     mbarrier.wait(values.full.index(stage), phase)
     mbarrier.arrive(values.empty.index(stage), count=1)
@@ -64,7 +62,6 @@ def _differentiate(
     ready,
     keys,
     values,
-    turn,
     scale,
     scale2,
     tile,
@@ -100,7 +97,7 @@ def _differentiate(
     slope = gl.full([64, SPEC.width], 0.0, query.dtype, layout=slope_layout)
     slow, begin, end = ht.own_keys(start, tile, SPEC)
     for i in range(begin):
-        _pass(keys, values, turn, i, warpgroup, SPEC)
+        _pass(keys, values, i, SPEC)
     box = ht.box_of(slow, SPEC)
     mbarrier.wait(ready.index(warpgroup), 0)
     for i in range(begin, end):
@@ -109,7 +106,6 @@ def _differentiate(
         before = (i + SPEC.stages - 1) % SPEC.stages
         mbarrier.wait(keys.full.index(stage), phase)
         key = keys.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
-        ht.take(turn, i, warpgroup, SPEC)
         flying = warpgroup_mma(query, key.permute((1, 0)), empty, use_acc=False, is_async=True)
         # The slopes of the box before; at first they are zero and may meet any finite keys.
         previous = keys.buffers.index(gl.where(i > begin, before, stage)).reshape([SPEC.width, SPEC.dim])
@@ -117,7 +113,6 @@ def _differentiate(
         mbarrier.wait(values.full.index(stage), phase)
         value = values.buffers.index(stage).reshape([SPEC.width, SPEC.value_dim])
         pulling = warpgroup_mma(grad_out, value.permute((1, 0)), empty, use_acc=False, is_async=True)
-        ht.yield_to(turn, 1 - warpgroup, SPEC)
         scores = warpgroup_mma_wait(2, deps=(flying,))
         weights = gl.exp2(scores * scale2 - lse2[:, None])
         at = ht.box_at(tile.first, box, SPEC)
@@ -134,7 +129,7 @@ def _differentiate(
     grad = warpgroup_mma_wait(0, deps=(adding,)) * scale
     mbarrier.arrive(keys.empty.index(stage), count=1)
     for i in range(end, tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
-        _pass(keys, values, turn, i, warpgroup, SPEC)
+        _pass(keys, values, i, SPEC)
     ht.put(grad_query, grad, queries.index(warpgroup), tile.planes[0], start, tile.head)
     tma.store_wait(0)
 
@@ -159,17 +154,16 @@ def _run(
     queries = ht.buffers(query, 2)
     grad_outs = ht.buffers(grad_out, 2)
     ready = ht.barriers(2, 1)
-    turn = ht.turns(SPEC)
     keys = ht.ring(key, SPEC.stages, 2)
     values = ht.ring(value, SPEC.stages, 2)
     gl.warp_specialize(
         [
             (_differentiate, (
-                0, grad_query, statistics, queries, grad_outs, ready, keys, values, turn, scale, scale2, tile,
+                0, grad_query, statistics, queries, grad_outs, ready, keys, values, scale, scale2, tile,
                 extents, heads, plane, SPEC,
             )),
             (_differentiate, (
-                1, grad_query, statistics, queries, grad_outs, ready, keys, values, turn, scale, scale2, tile,
+                1, grad_query, statistics, queries, grad_outs, ready, keys, values, scale, scale2, tile,
                 extents, heads, plane, SPEC,
             )),
             (_copy, (

@@ -47,7 +47,7 @@ class Ring(NamedTuple):
 
 @gluon.jit
 def _advance(at, count, carry):
-    at += carry.to(gl.int32)
+    at = gl.where(carry, at + 1, at)
     over = at == count
     return gl.where(over, 0, at), over
 
@@ -320,23 +320,20 @@ def put(descriptor, values, buffer, plane, at, head):
 
 
 @gluon.jit
-def turns(SPEC: gl.constexpr):
+def turns():
     """A barrier per warpgroup that says it may multiply; the first may at once."""
     turn = barriers(2, 1)
-    if SPEC.takes_turns:
-        mbarrier.arrive(turn.index(0), count=1)
+    mbarrier.arrive(turn.index(0), count=1)
     return turn
 
 
 @gluon.jit
-def take(turn, i, warpgroup: gl.constexpr, SPEC: gl.constexpr):
+def take(turn, i, warpgroup: gl.constexpr):
     """Waits for the warpgroup's turn at step `i` of the walk."""
-    if SPEC.takes_turns:
-        mbarrier.wait(turn.index(warpgroup), i & 1)
+    mbarrier.wait(turn.index(warpgroup), i & 1)
 
 
 @gluon.jit
-def yield_to(turn, other: gl.constexpr, SPEC: gl.constexpr):
+def give(turn, other: gl.constexpr):
     """Gives the turn to the other warpgroup."""
-    if SPEC.takes_turns:
-        mbarrier.arrive(turn.index(other), count=1)
+    mbarrier.arrive(turn.index(other), count=1)
