@@ -14,7 +14,7 @@ from tests.torch.problems import array, problems, window
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import arena, direct, plan
+from vicinal.torch.strips import arena, direct, narrow, plan
 
 ALL = (True,) * 6
 FIELDS = Operands._fields
@@ -172,6 +172,25 @@ def tight(request, monkeypatch):
 def test_small_budgets_change_nothing(tight, problem):
     check(problem)
     check_walks(problem)
+
+
+@pytest.mark.parametrize("share", [1, 3])
+def test_the_matrix_unit_path_matches_the_oracle(monkeypatch, share):
+    """The same kernel runs, slower, on CPUs without a matrix unit.
+
+    It rounds weights to bfloat16, and its log-sum-exp is good to about 1e-4: it is for inference alone.
+    """
+    monkeypatch.setattr(narrow, "available", lambda: True)
+    axes = (Axis(21, 5, 2), Axis(26, 4, dilation=3, causal=True))
+    problem = Problem(axes, 2, 2 * share, 2, 32, 32, "bfloat16")
+    assert narrow.faster(problem)
+    query, operands = make(problem)
+    out, lse = BLOCKED.attend(problem, operands, 0.2)
+    win = oracle.window(2, **window(problem))
+    answer = oracle.attend(array(query), array(operands.key), array(operands.value), win, 0.2)
+    budget.check("out", array(out), answer.out, "bfloat16", rounded_weights=True)
+    budget.check("lse", array(lse), answer.lse, "bfloat16")
+    assert not narrow.faster(replace(problem, gradients=True))
 
 
 def flat(out, lse, grads):

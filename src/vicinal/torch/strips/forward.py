@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Operands
-from . import direct
+from . import direct, narrow
 from .arena import Like, sheet, trim
 from .call import LOG2E, Call, accumulating, chunk, columns_of, rows_of
 from .layout import cut, gather, scatter, tiles
@@ -23,8 +23,9 @@ def attend(problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, 
     trim()
     for part in parts(problem):
         call = Call(part, operands, scale)
+        run = narrow.run_pass if narrow.faster(problem) and len(part.pieces) == 1 else _pass
         for batch, slab in part.passes():
-            _pass(call, batch, slab, (out, lse.unsqueeze(-1)))
+            run(call, batch, slab, (out, lse.unsqueeze(-1)))
     return out, lse
 
 
