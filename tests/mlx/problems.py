@@ -1,13 +1,20 @@
 """Operands of a problem as MLX arrays, and its exact answer."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 
 from tests import budget, oracle
 from tests.strategies import problems, window  # noqa: F401  (for the tests)
-from vicinal.mlx import neighborhood_attention
+from vicinal.mlx import neighborhood_attention, ops
 
 _RENAMED = {"extra_key": "additional_keys", "extra_value": "additional_values"}
+
+
+def takes(backend, problem):
+    """Whether a backend runs the problem where MLX runs now."""
+    return backend.refusal(replace(problem, device=ops.device())) is None
 
 
 def operands(problem, seed=0):

@@ -1,5 +1,6 @@
 """The public functions: names, defaults, documentation. `arguments.py` checks, the operators work."""
 
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -79,12 +80,12 @@ def neighborhood_attention(
     extra_shapes = (None if x is None else x.shape for x in (additional_keys, additional_values))
     arguments.attention(query.shape, key.shape, value.shape, *extra_shapes)
     arguments.same_spatial(lengths, key.shape)
-    window = arguments.window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
+    window = _window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
     _bias(bias, query, window[0])
     scale = arguments.default_scale(scale, query.shape[-1])
     given = Operands(_sampled(query, window[4]), key, value, bias, additional_keys, additional_values)
     call = Call(window, scale, _wanted(backend), tuple(x is not None for x in given))
-    out, lse = ops.attend(call, given)
+    out, lse = ops.attend(call, given, return_lse)
     return (out, lse) if return_lse else out
 
 
@@ -119,7 +120,7 @@ def qk(
     extra_shape = None if additional_keys is None else additional_keys.shape
     arguments.attention(query.shape, key.shape, key.shape, extra_shape, extra_shape)
     arguments.same_spatial(lengths, key.shape)
-    window = arguments.window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
+    window = _window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
     _bias(bias, query, window[0])
     scale = arguments.default_scale(scale, query.shape[-1])
     call = Call(window, scale, _wanted(backend), fill=-float("inf"))
@@ -166,7 +167,7 @@ def av(
     """
     _arrays({"attention_weights": attention_weights, "value": value, "additional_values": additional_values})
     lengths = arguments.spatial("value", value.shape)
-    window = arguments.window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
+    window = _window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
     outputs = [-(-length // step) for length, step in zip(lengths, window[4], strict=True)]
     tokens = 0 if additional_values is None else additional_values.shape[1]
     arguments.weights(attention_weights.shape, outputs, value.shape, window[0], tokens)
@@ -214,16 +215,16 @@ def attention(
         raise TypeError(f"is_causal is {is_causal!r}; dense attention takes True or False")
     scale = arguments.default_scale(scale, query.shape[-1])
     rows, columns = query.shape[1], key.shape[1]
-    if not is_causal or rows == columns:
-        out, lse = dense.attend(query, key, value, is_causal, scale)
-    elif rows < columns:
-        out, lse = dense.attend(query, key[:, :rows], value[:, :rows], True, scale)
-    else:
+    if is_causal and rows < columns:
+        key, value = key[:, :rows], value[:, :rows]
+    parts = [(query, is_causal)]
+    if is_causal and rows > columns:
         # Queries past the last key see all keys.
-        square = dense.attend(query[:, :columns], key, value, True, scale)
-        rest = dense.attend(query[:, columns:], key, value, False, scale)
-        out, lse = (mx.concatenate(list(both), 1) for both in zip(square, rest, strict=True))
-    return (out, lse) if return_lse else out
+        parts = [(query[:, :columns], True), (query[:, columns:], False)]
+    out = mx.concatenate([dense.attend(part, key, value, causal, scale) for part, causal in parts], 1)
+    if not return_lse:
+        return out
+    return out, mx.concatenate([dense.lse(part, key, causal, scale) for part, causal in parts], 1)
 
 
 def _arrays(operands: dict[str, mx.array | None]) -> None:
@@ -241,6 +242,17 @@ def _arrays(operands: dict[str, mx.array | None]) -> None:
         raise TypeError(f"{next(iter(dtypes))} has dtype {first}; pass float32, float16 or bfloat16")
     if any(other != first for other in others):
         arguments.same("dtype", dtypes)
+
+
+_checked_once = lru_cache(4096, typed=True)(arguments.window)
+
+
+def _window(lengths: tuple[int, ...], *given: Any) -> arguments.Window:
+    """`arguments.window`, which takes as long as a few operations, remembered where that is safe."""
+    # In a tuple, True and 1 would be the same key.
+    if all(type(x) in (int, bool) for x in given):
+        return _checked_once(lengths, *given)
+    return arguments.window(lengths, *given)
 
 
 def _bias(bias: mx.array | None, query: mx.array, sizes: tuple[int, ...]) -> None:

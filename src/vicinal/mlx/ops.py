@@ -47,13 +47,13 @@ class Call(NamedTuple):
         return tuple(x for x, there in zip(operands, self.present, strict=True) if there)
 
 
-def attend(call: Call, operands: Operands) -> tuple[mx.array, mx.array]:
-    """Output and log-sum-exp."""
+def attend(call: Call, operands: Operands, with_lse: bool) -> tuple[mx.array, mx.array | None]:
+    """Output, and log-sum-exp if asked for."""
     problem, backend = _attending(call, operands)
     if backend is None:
         return _nothing(operands.query, problem)
     if backend.transparent:
-        return backend.attend(problem, operands, call.scale)
+        return backend.attend(problem, operands, call.scale, with_lse)
     out, lse = _attend(call)(*call.given(operands))
     return out, lse
 

@@ -1,9 +1,9 @@
 """The table of MLX backends, in order of preference."""
 
-from .base import Transparent
+from .base import Refusing
 from .blocked import BLOCKED
 from .full import FULL
 from .gathered import GATHERED
 from .reference import REFERENCE
 
-BACKENDS: tuple[Transparent, ...] = (FULL, GATHERED, BLOCKED, REFERENCE)
+BACKENDS: tuple[Refusing, ...] = (FULL, GATHERED, BLOCKED, REFERENCE)

@@ -8,8 +8,8 @@ from ...problem import Problem
 from ..operands import Operands
 
 
-class Transparent(Protocol):
-    """One way to run an attention with operations that MLX differentiates, maps and compiles by itself.
+class Refusing(Protocol):
+    """What stands in the table: one way to run problems.
 
     `refusal` is the only place that says no; below it, everything is possible. Nothing is evaluated: methods
     build the graph. `attend` returns `out` `[batch, *outputs, heads, value_dim]` in the query's dtype and
@@ -21,11 +21,20 @@ class Transparent(Protocol):
 
     def refusal(self, problem: Problem) -> str | None: ...
 
-    def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[mx.array, mx.array]: ...
+
+class Transparent(Refusing, Protocol):
+    """Runs an attention with operations that MLX differentiates, maps and compiles by itself; `transparent`
+    is True."""
+
+    def attend(
+        self, problem: Problem, operands: Operands, scale: float, with_lse: bool
+    ) -> tuple[mx.array, mx.array | None]: ...
 
 
-class Backend(Transparent, Protocol):
+class Backend(Refusing, Protocol):
     """One way to run any operation, with its own gradients; `transparent` is False.
+
+    `attend` always returns a log-sum-exp, for `attend_back`.
 
     `attend_back` returns gradients in the dtypes and shapes of the operands. The walks work on weights
     `[batch, *outputs, heads, prod(window)]`, slots row-major from each window's first key:
@@ -36,6 +45,8 @@ class Backend(Transparent, Protocol):
 
     `mix` and `mix_back` never read a weight whose slot holds no key.
     """
+
+    def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[mx.array, mx.array]: ...
 
     def attend_back(
         self,

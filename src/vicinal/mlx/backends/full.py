@@ -22,10 +22,13 @@ class Full:
             return "MLX's dense attention has no relative position bias"
         return None
 
-    def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[mx.array, mx.array]:
+    def attend(
+        self, problem: Problem, operands: Operands, scale: float, with_lse: bool
+    ) -> tuple[mx.array, mx.array | None]:
         query, key, value = _tokens(operands)
-        out, lse = dense.attend(query, key, value, False, scale)
-        return out.reshape(*operands.query.shape[:-1], -1), lse.reshape(operands.query.shape[:-1])
+        shape = operands.query.shape[:-1]
+        out = dense.attend(query, key, value, False, scale).reshape(*shape, -1)
+        return out, dense.lse(query, key, False, scale).reshape(shape) if with_lse else None
 
 
 def _tokens(operands: Operands) -> list[mx.array]:

@@ -35,12 +35,14 @@ class Gathered:
         size *= max(problem.dim, problem.value_dim)
         return None if size <= MOST else f"{size} numbers of gathered windows are over {MOST}"
 
-    def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[mx.array, mx.array]:
+    def attend(
+        self, problem: Problem, operands: Operands, scale: float, with_lse: bool
+    ) -> tuple[mx.array, mx.array | None]:
         query, key, value, bias, *_ = operands
         outputs, heads = query.shape[:-2], query.shape[-2]
         # One axis of heads where there are no groups: every axis makes a small product slower.
         group = () if heads == problem.kv_heads else (heads // problem.kv_heads,)
-        keys, hidden = _slots(problem.axes)
+        keys, hidden = _slots(problem.axes, problem.batch)
         rows = wide(query).reshape(outputs[0], -1, 1, problem.kv_heads, *group, problem.dim)
         # [batch, outputs, slots, kv_heads, group]
         scores = (rows * _windows(problem, key, keys, group)).sum(-1) * scale
@@ -49,26 +51,28 @@ class Gathered:
             scores = scores + entries.reshape(*entries.shape[:2], problem.kv_heads, *group)
         if hidden is not None:
             scores = scores + hidden.reshape(*hidden.shape, 1, *(1 for _ in group))
-        weights = mx.softmax(scores, 2)[..., None]
-        out = (
-            (weights * _windows(problem, value, keys, group))
-            .sum(2)
-            .reshape(*outputs, heads, problem.value_dim)
-        )
-        return out.astype(query.dtype), mx.logsumexp(scores, 2).reshape(*outputs, heads)
+        # Softmax and log-sum-exp of a last axis are one operation each.
+        scores = mx.moveaxis(scores, 2, -1)
+        weights = mx.moveaxis(mx.softmax(scores, -1), -1, 2)[..., None]
+        out = (weights * _windows(problem, value, keys, group)).sum(2)
+        lse = mx.logsumexp(scores, -1).reshape(*outputs, heads) if with_lse else None
+        return out.reshape(*outputs, heads, -1).astype(query.dtype), lse
 
 
 def _windows(problem: Problem, x: mx.array, keys: mx.array, group: tuple[int, ...]) -> mx.array:
     """`[batch, outputs, slots, kv_heads, 1 where there are groups, width]`."""
     ones = (1 for _ in group)
-    flat = wide(x).reshape(problem.batch, -1, problem.kv_heads, *ones, x.shape[-1])
-    return mx.take(flat, keys, axis=1)
+    flat = wide(x).reshape(-1, problem.kv_heads, *ones, x.shape[-1])
+    return mx.take(flat, keys, axis=0)
 
 
 @lru_cache(256)
-def _slots(axes: tuple[Axis, ...]) -> tuple[mx.array, mx.array | None]:
-    """`[outputs, slots]` token of every slot, and what to add to scores if some slots hold no key."""
-    keys = tables.combined([tables.keys(axis) for axis in axes], [axis.length for axis in axes])
+def _slots(axes: tuple[Axis, ...], batch: int) -> tuple[mx.array, mx.array | None]:
+    """`[batch, outputs, slots]` token of every slot, counted through the batch, and `[outputs, slots]` to add
+    to scores if some slots hold no key."""
+    lengths = [axis.length for axis in axes]
+    keys = tables.combined([tables.keys(axis) for axis in axes], lengths)
+    keys = mx.arange(batch, dtype=mx.uint32).reshape(-1, 1, 1) * prod(lengths) + keys
     visible = tables.visible_slots(axes)
     hidden = None if visible is None else tables.constant(mx.where(visible, 0.0, -float("inf")))
     return tables.constant(keys), hidden
