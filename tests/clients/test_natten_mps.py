@@ -1,4 +1,4 @@
-"""natten-mps itself, on its pure backend, beside our names for it: odd windows, where it computes what it says."""
+"""natten-mps on its pure backend, beside our names for it: odd windows, where it computes what it says."""
 
 import inspect
 

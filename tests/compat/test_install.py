@@ -87,6 +87,13 @@ def test_natten_mps():
         assert metadata.version("natten-mps") == metadata.version("natten_mps") == "0.3.3"
 
 
+def test_natten_mlx_is_found_beside_mlx():
+    tree = vicinal.compat.finder.eras.tree_of("natten_mlx", "0.3.3")
+    assert list(tree[""]) == ["vicinal.mlx.compat.natten_mlx"]
+    assert list(tree["compat"]) == ["vicinal.mlx.compat"]
+    assert list(tree["extras.allin1"]) == ["vicinal.mlx.compat.allin1"]
+
+
 def test_uninstall_leaves_nothing():
     handle = vicinal.compat.install("natten==0.17.5")
     assert repr(handle) == "Installed(natten==0.17.5)"

@@ -147,3 +147,12 @@ def test_natten_mps_padded_batches(rank, stride):
     rest = out[1:].clone()
     rest[cut] = 0
     assert not rest.any()
+
+
+@pytest.mark.parametrize("era", [v014, v015, v017, v020, natten_mps], ids=lambda era: era.__name__)
+def test_layers_compile(era):
+    """In one graph; those of 0.14 and 0.15 with an input that they pad."""
+    ours = layer(era, 2, 12, 3, 5, 1)
+    x = draw(2, 4, 8, 12) if era in (v014, v015) else draw(*INPUT[2])
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x), ours(x), atol=1e-10)

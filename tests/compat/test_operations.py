@@ -326,3 +326,19 @@ def test_a_mode_of_natten_mps():
     matrix = natten_mps.get_support_matrix()
     assert matrix["metal"]["available"] == natten_mps.has_metal() == natten_mps.has_mps()
     assert matrix["pure"]["forward"]["split_qk_av"]
+
+
+def test_operations_compile():
+    """Each in one graph, arguments checked and layouts changed inside of it."""
+    q, k, v, *_ = fused_case(2)
+    heads = [x.movedim(-2, 1) for x in (q, k, v)]
+    knobs = {"backend": "cutlass-fna", "q_tile_shape": (8, 8), "kv_tile_shape": (8, 8)}
+    calls = {
+        "v014": lambda q, k, v: v014.natten2dav(v014.natten2dqk(q, k, 3, 1).softmax(-1), v, 3, 1),
+        "v017": lambda q, k, v: v017.na2d_av(v017.na2d_qk(q, k, [3, 2], None).softmax(-1), v, [3, 2]),
+        "v020": lambda q, k, v: v020.na2d(q, k, v, 3, **knobs),
+    }
+    for era, call in calls.items():
+        operands = [q, k, v] if era == "v020" else heads
+        compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+        assert torch.allclose(compiled(*operands), call(*operands), atol=1e-10), era

@@ -46,20 +46,19 @@ class Padded(Layer):
             proj_drop=proj_drop,
             rel_pos_bias=bias,
         )
-        window = super().window
-        self._per_axis = {name: window[name] for name in ("kernel_size", "dilation")}
-        self.kernel_size, self.dilation = (sizes[-1] for sizes in self._per_axis.values())
+        self._window = super().window
+        self.kernel_size, self.dilation = (self._window[name][-1] for name in ("kernel_size", "dilation"))
         self.window_size = self.kernel_size * self.dilation
 
     @property
     def window(self) -> dict:
         """The window, as keyword arguments of `neighborhood_attention`."""
-        return super().window | self._per_axis
+        return self._window
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """`[batch, *spatial, dim]` to the same shape."""
         lengths = x.shape[1:-1]
-        windows = zip(*self._per_axis.values(), strict=True)
+        windows = zip(self.window["kernel_size"], self.window["dilation"], strict=True)
         # An input of another rank is the layer's to refuse.
         missing = [
             max(0, size * apart - length) for (size, apart), length in zip(windows, lengths, strict=False)

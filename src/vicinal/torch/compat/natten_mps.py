@@ -167,12 +167,13 @@ class _Layer(Layer):
             proj_drop=proj_drop,
             output_stride=stride,
         )
+        self._window = super().window
         self.stride = self.output_stride
 
     @property
     def window(self) -> dict:
         """The window, as keyword arguments of `neighborhood_attention`."""
-        return super().window | {"stride": (1,) * self.rank}
+        return self._window
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Tensor, spatial_sizes: Tensor | None = None
