@@ -7,7 +7,7 @@ Peers live in virtual environments under `--home` that share this interpreter's 
 comes from PyPI, NATTEN 0.17.5 is compiled with `--build`. What cannot be had is named in the results. A
 peer's output is compared with ours before it is timed; ours is checked by the test suite.
 
-`ratio` is the median over rounds of the peer's time over ours in the same round.
+The file keeps the rows of other problems from before. `ratio` is the median over rounds of the peer's time over ours in the same round.
 """
 
 import argparse
@@ -353,13 +353,15 @@ def main() -> None:
         "threads": arguments.threads,
         "rounds": arguments.rounds,
         "missing": missing,
-        "rows": [],
     }
     for dtype in arguments.dtype.split(","):
         for mode in arguments.mode.split(","):
             for case in arguments.only.split(","):
                 found = compare(peers, case, mode, dtype, arguments.rounds)
-                results["rows"].append({"case": case, "mode": mode, "dtype": dtype, "peers": found})
+                row = {"case": case, "mode": mode, "dtype": dtype}
+                kept = [x for x in kept if not row.items() <= x.items()]
+                kept.append({**row, "peers": found})
+                results["rows"] = kept
                 line = "  ".join(
                     f"{name} {x['missing']}"
                     if "missing" in x
