@@ -7,7 +7,8 @@ Peers live in virtual environments under `--home` that share this interpreter's 
 comes from PyPI, NATTEN 0.17.5 is compiled with `--build`. What cannot be had is named in the results. A
 peer's output is compared with ours before it is timed; ours is checked by the test suite.
 
-The file keeps the rows of other problems from before. `ratio` is the median over rounds of the peer's time over ours in the same round.
+The file keeps rows of other problems. `ratio` is the median over rounds of the peer's time over ours in
+the same round.
 """
 
 import argparse
@@ -348,12 +349,8 @@ def main() -> None:
             peers[name] = Peer(name, python, arguments.threads)
         else:
             missing[name] = why
-    results = {
-        **machine(),
-        "threads": arguments.threads,
-        "rounds": arguments.rounds,
-        "missing": missing,
-    }
+    kept = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    results = {**machine(), "threads": arguments.threads, "rounds": arguments.rounds, "missing": missing}
     for dtype in arguments.dtype.split(","):
         for mode in arguments.mode.split(","):
             for case in arguments.only.split(","):
