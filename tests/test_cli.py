@@ -1,14 +1,18 @@
 """The command line, run as a user does."""
 
+import re
+from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
 
 from vicinal import Axis, __version__, catalog, draw
 from vicinal.cli import COMMANDS, main
+from vicinal.cli.frameworks import FRAMEWORKS
+from vicinal.dispatch import choose
 
 TORCH = pytest.mark.skipif(find_spec("torch") is None, reason="needs PyTorch")
-DEMO = ("torch", "sklearn", "skimage", "matplotlib", "tqdm")
+DEMO = ("sklearn", "skimage", "matplotlib", "tqdm")
 
 
 def drawn(text: str) -> list[str]:
@@ -137,7 +141,7 @@ def test_plan_wants_powers_of_two(rows, capsys):
 def test_doctor_names_versions_and_missing_extras(capsys, monkeypatch):
     monkeypatch.setenv("VICINAL_BACKEND", "reference")
     monkeypatch.setattr("vicinal.cli.doctor.EXTRAS", {"none": ("no-such-package",)})
-    monkeypatch.setattr("vicinal.cli.doctor.DEVICES", {})
+    monkeypatch.setattr("vicinal.cli.frameworks.FRAMEWORKS", {})
     assert main(["doctor"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["vicinal"] == __version__
@@ -151,23 +155,22 @@ def test_doctor_names_devices(capsys):
     import torch
 
     assert main(["doctor"]) == 0
-    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    lines = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["torch"] == torch.__version__
-    assert lines["cpu"].startswith(f"{torch.get_num_threads()} threads")
+    assert lines["torch on cpu"].startswith(f"{torch.get_num_threads()} threads")
 
 
-@TORCH
-def test_support_agrees_with_dispatch(capsys):
-    from vicinal.dispatch import choose
-    from vicinal.torch.backends import BACKENDS
-
-    assert main(["support", "--device", "cpu"]) == 0
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_support_agrees_with_dispatch(framework, capsys):
+    pytest.importorskip(framework)
+    table = import_module(f"vicinal.{framework}.backends").BACKENDS
+    assert main(["support", "--framework", framework, "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     header = next(line for line in lines if line.startswith("problem")).split()[1:]
-    assert header == [backend.name for backend in BACKENDS]
+    assert header == [backend.name for backend in table]
     for case in catalog.CASES:
         row = next(line for line in lines if line.split()[:1] == [case.name]).split()[1:]
-        assert header[row.index("runs")] == choose(BACKENDS, case.problem).name
+        assert header[row.index("runs")] == choose(table, case.problem).name
 
 
 @TORCH
@@ -186,9 +189,11 @@ def test_support_names_the_cases_there_are(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not all(map(find_spec, DEMO)), reason="needs the extra demo")
-def test_demo_learns_cleans_and_draws(tmp_path, capsys):
-    assert main(["demo", "--epochs", "2", "--folder", str(tmp_path)]) == 0
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_demo_learns_cleans_and_draws(framework, tmp_path, capsys):
+    for needed in (framework, *DEMO):
+        pytest.importorskip(needed)
+    assert main(["demo", "--framework", framework, "--epochs", "2", "--folder", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     share = float(out.split("%")[0].rsplit(maxsplit=1)[-1])
     assert share > 85

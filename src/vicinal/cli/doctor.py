@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from .. import __version__
+from . import frameworks
 
 EXTRAS = {
     "torch": ("torch",),
@@ -26,8 +27,10 @@ def run(args: argparse.Namespace) -> int:
     lines = {"vicinal": __version__, "python": sys.version.split()[0], "platform": platform.platform()}
     found = {package: _version(package) for packages in EXTRAS.values() for package in packages}
     lines |= {package: number or "not installed" for package, number in found.items()}
-    for package, devices in DEVICES.items():
-        lines |= devices() if found[package] is not None else {}
+    for framework in frameworks.FRAMEWORKS:
+        if found[framework] is not None:
+            every = frameworks.devices(framework).items()
+            lines |= {f"{framework} on {device}": about for device, about in every}
     lines |= {name: value for name, value in os.environ.items() if name.startswith("VICINAL_")}
     for extra, packages in EXTRAS.items():
         missing = [package for package in packages if found[package] is None]
@@ -44,21 +47,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _torch_devices() -> dict[str, str]:
-    import torch
-
-    capability = torch.backends.cpu.get_cpu_capability()
-    devices = {"cpu": f"{torch.get_num_threads()} threads, {capability}"}
-    for index in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(index)
-        devices[f"cuda:{index}"] = (
-            f"{about.name}, capability {about.major}.{about.minor}, {about.total_memory >> 30} GiB"
-        )
-    if torch.backends.mps.is_available():
-        devices["mps"] = f"available, {platform.machine()}"
-    return devices
-
-
-DEVICES = {"torch": _torch_devices}

@@ -2,22 +2,24 @@
 
 import argparse
 from dataclasses import replace
+from importlib import import_module
 
 from .. import catalog
+from . import frameworks
 
 RUNS, CAN = "runs", "can"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="cases of the catalog (default: all)")
-    parser.add_argument("--device", help="cpu, cuda or mps (default: the fastest that is here)")
+    frameworks.configure(parser)
+    parser.add_argument("--device", help="cpu, cuda, mps or metal (default: the fastest that is here)")
     parser.add_argument("--gradients", action="store_true", help="ask for a backward pass too")
 
 
 def run(args: argparse.Namespace) -> int:
-    import vicinal.torch as na
-
-    device = args.device or _device()
+    na = import_module(f"vicinal.{args.framework}")
+    device = args.device or next(iter(frameworks.devices(args.framework)))
     known = {case.name: case.problem for case in catalog.CASES}
     unknown = [name for name in args.names if name not in known]
     if unknown:
@@ -27,19 +29,12 @@ def run(args: argparse.Namespace) -> int:
         name: replace(problem, device=device, gradients=args.gradients) for name, problem in problems.items()
     }
     answers = {name: na.refusals(problem) for name, problem in asked.items()}
-    print(f"PyTorch on {device}: {RUNS} = the backend that a call takes, {CAN} = could run, [n] = refuses\n")
+    where = f"{frameworks.FRAMEWORKS[args.framework]} on {device}"
+    print(f"{where}: {RUNS} = the backend that a call takes, {CAN} = could run, [n] = refuses\n")
     print(_table(answers))
     if args.names:
         print("\n" + "\n".join(f"{name}: {problem}" for name, problem in asked.items()))
     return 0
-
-
-def _device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _table(answers: dict[str, dict[str, str | None]]) -> str:
