@@ -267,5 +267,6 @@ def test_more_than_65535_batches_and_2_31_elements():
     assert all(torch.equal(x[-1:], y) for x, y in zip(grads[:3], wanted_grads[:3], strict=True))
 
 
-def test_takes_large_windows_here():
+def test_takes_large_windows_and_refuses_small_ones():
     assert HOPPER.refusal(problem((256, 256), 80, dim=128)) is None
+    assert HOPPER.refusal(problem((56, 56), 7)).startswith("the window is small")

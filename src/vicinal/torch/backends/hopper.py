@@ -21,7 +21,7 @@ class Hopper:
     name = "hopper"
 
     def refusal(self, problem: Problem) -> str | None:
-        return _unfit(problem) or _missing() or _small(problem)
+        return _refusal(problem)
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
         from ...triton import hopper_attention
@@ -55,6 +55,11 @@ class Hopper:
 
     def mix_back(self, problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
         raise AssertionError("refused: walks are not tiled")
+
+
+@lru_cache(1024)
+def _refusal(problem: Problem) -> str | None:
+    return _unfit(problem) or _missing() or _small(problem)
 
 
 def _unfit(problem: Problem) -> str | None:
@@ -99,7 +104,6 @@ def _missing() -> str | None:
     return None if capability == (9, 0) else "compute capability is {}.{}, not 9.0".format(*capability)
 
 
-@lru_cache(1024)
 def _small(problem: Problem) -> str | None:
     """Windows that a tile is too large for."""
     from ...triton import hopper_plan
