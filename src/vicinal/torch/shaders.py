@@ -137,6 +137,9 @@ def _launch(
     *numbers: float,
 ) -> None:
     """Runs an instantiation of a kernel on tensors, then the layout's table and geometry, then numbers."""
+    if 0 in threads:
+        # Metal has no empty grids; there is nothing to write.
+        return
     shader = _shader(*source.instantiation(kernel, *arguments))
     rest = [] if where is None else [_table(where, tensors[0].device), where.geometry.packed]
     casts = {len(tensors) + 1: "int32"}
