@@ -43,6 +43,16 @@ LONG_FUNCTIONS = {
     "neighborhood_attention_packed": "public: the same, for documents without padding",
     "_case": "a table's columns",
 }
+# Public names that one front end has and the other has not.
+TORCH_ONLY = {
+    "VarlenLayout",
+    "na1d_varlen",
+    "na2d_varlen",
+    "na3d_varlen",
+    "neighborhood_attention_packed",
+    "neighborhood_attention_varlen",
+}
+MLX_ONLY = {"load_torch_state"}
 COMMAND_LINE = "cli"
 COMPAT = "compat"
 
@@ -202,10 +212,16 @@ def _listed(path: Path) -> set[str]:
     raise AssertionError(f"{path} has no __all__")
 
 
-@pytest.mark.parametrize("module", ["vicinal", "vicinal.torch"])
+@pytest.mark.parametrize("module", ["vicinal", "vicinal.compat", "vicinal.torch", "vicinal.mlx"])
 def test_public_names_are_documented(module):
     listed = _listed(PACKAGE.parent.joinpath(*module.split("."), "__init__.py"))
     assert listed == _documented(module)
+
+
+def test_mlx_mirrors_torch():
+    torch, mlx = (_listed(PACKAGE / name / "__init__.py") for name in ("torch", "mlx"))
+    assert torch - mlx == TORCH_ONLY
+    assert mlx - torch == MLX_ONLY
 
 
 def test_version_is_one():
