@@ -22,11 +22,12 @@ SPILL = 64
 SPILLS = {
     "float32-64/attend": 512,
     "float32-128/attend": 768,
-    "64/key_gradient": 640,
+    "64/key_gradient": 256,
+    "64/query_gradient": 128,
     "128/key_gradient": 128,
     "256/key_gradient": 128,
     "options-bfloat16-64/attend": 640,
-    "score_gradient": 384,
+    "score_gradient": 128,
     "float32-128/extra_gradient": 128,
 }
 # These have no products.

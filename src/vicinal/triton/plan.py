@@ -81,22 +81,19 @@ def forward(problem: Problem) -> Shape:
 @lru_cache(4096)
 def query_gradient(problem: Problem) -> Shape:
     """Tiles of queries against boxes of keys, for the gradient of the query."""
-    width = max(padded(problem.dim), padded(problem.value_dim))
-    return _loop(problem, _sizes(problem, width, BACKWARD), inverse=False)
+    return _loop(problem, _sizes(problem, _backward_width(problem), BACKWARD), inverse=False)
 
 
 @lru_cache(4096)
 def key_gradient(problem: Problem) -> Shape:
     """Tiles of keys against boxes of queries, for the gradients of key and value."""
-    width = max(padded(problem.dim), padded(problem.value_dim))
-    return _loop(problem, _sizes(problem, width, BACKWARD_KEY), inverse=True)
+    return _loop(problem, _sizes(problem, _backward_width(problem), BACKWARD_KEY), inverse=True)
 
 
 @lru_cache(4096)
 def bias_gradient(problem: Problem) -> Shape:
     """Tiles of queries against boxes of keys, for the gradient of the bias: it sums every score."""
-    width = max(padded(problem.dim), padded(problem.value_dim))
-    return _loop(problem, _sizes(problem, width, BACKWARD_KEY), inverse=False)
+    return _loop(problem, _sizes(problem, _backward_width(problem), BACKWARD_KEY), inverse=False)
 
 
 @lru_cache(4096)
@@ -179,6 +176,12 @@ EXTRA = {
 def _sizes(problem: Problem, width: int, table: dict[str, dict[int, tuple[Size, ...]]]) -> tuple[Size, ...]:
     by_width = table["float32" if problem.dtype == "float32" else "short"]
     return next(sizes for limit, sizes in by_width.items() if width <= limit)
+
+
+def _backward_width(problem: Problem) -> int:
+    """Padded head dimension whose sizes a gradient takes; gathering a bias costs registers like a wider head."""
+    width = max(padded(problem.dim), padded(problem.value_dim))
+    return min(2 * width, 256) if problem.bias else width
 
 
 def _cost(tiles: int, visited: float, rows: int, columns: int) -> float:
