@@ -179,7 +179,7 @@ def _sizes(problem: Problem, width: int, table: dict[str, dict[int, tuple[Size, 
 
 
 def _backward_width(problem: Problem) -> int:
-    """Padded head dimension whose sizes a gradient takes; gathering a bias costs registers like a wider head."""
+    """Padded head dimension whose sizes a gradient takes; a bias costs registers like a wider head."""
     width = max(padded(problem.dim), padded(problem.value_dim))
     return min(2 * width, 256) if problem.bias else width
 
