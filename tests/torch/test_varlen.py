@@ -106,7 +106,10 @@ def test_no_documents(form):
     assert grad.shape == query.shape
 
 
-@pytest.mark.parametrize("sizes", [torch.tensor([7, 12]), torch.tensor([[7], [12]]), [7, 12], ((7,), (12,))])
+@pytest.mark.parametrize(
+    "sizes",
+    [torch.tensor([7, 12]), torch.tensor([7, 1, 12])[::2], torch.tensor([[7], [12]]), [7, 12], ((7,), (12,))],
+)
 def test_sizes_come_in_many_forms(sizes):
     query = torch.randn(2, 13, 2, 4)
     out = na.na1d_varlen(query, query, query, sizes, 5)
@@ -231,7 +234,7 @@ def fails(error, message, function, *args, **kwargs):
         ),
         (torch.tensor([5, -1]), ValueError, "document 1 has shape [-1]; pass extents of 0 or more"),
         ([5, 6.0], TypeError, "document 1 has shape 6.0; each extent is an integer, one is of type float"),
-        (5, TypeError, "shapes is of type int; pass a list with one per document"),
+        (5, TypeError, "sizes is of type int; pass a tensor, a list or a tuple"),
     ],
 )
 def test_bad_sizes(sizes, error, message):

@@ -15,7 +15,9 @@ CASES = {
     "everything": case(
         (3, 0, 2, 3), 3, 2, is_causal=True, output_stride=2, fit="clip", bias=True, extra=1, dim=2
     ),
-    "plane": case(((2, 4), (3, 2), (2, 4)), (2, 1), 1, (1, 2), (False, True), (1, 2), dim=2, value_dim=1),
+    "plane": case(
+        ((2, 4), (3, 2), (2, 4)), (2, 1), 1, (1, 2), (False, True), (1, 2), heads=1, dim=2, value_dim=1
+    ),
     "empty": case((0, 0), 2, heads=1, dim=1, value_dim=1, bias=True, extra=1),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -155,10 +155,12 @@ def table(sizes: Extents, batch: int, rank: int) -> Tensor:
     """`[batch, rank]` extents as the operators take them: int64, on the CPU."""
     if isinstance(sizes, Tensor):
         arguments.one_of("dtype of sizes", sizes.dtype, (torch.int32, torch.int64))
-    else:
+    elif isinstance(sizes, (list, tuple)):
         sizes = VarlenLayout(sizes, rank).table
+    else:
+        raise TypeError(f"sizes is of type {type(sizes).__name__}; pass a tensor, a list or a tuple")
     arguments.sizes(sizes.shape, batch, rank)
-    return sizes.to("cpu", torch.int64).view(batch, rank)
+    return sizes.to("cpu", torch.int64).reshape(batch, rank)
 
 
 def inside(shapes: Tensor, frame: Sequence[int], output_stride: Sequence[int], device: Any) -> Tensor:
