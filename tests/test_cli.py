@@ -2,12 +2,14 @@
 
 import re
 from importlib import import_module
+from importlib.metadata import requires
 from importlib.util import find_spec
 
 import pytest
 
 from vicinal import Axis, __version__, catalog, draw
 from vicinal.cli import COMMANDS, main
+from vicinal.cli.extras import EXTRAS
 from vicinal.cli.frameworks import FRAMEWORKS
 from vicinal.dispatch import choose
 
@@ -140,7 +142,7 @@ def test_plan_wants_powers_of_two(rows, capsys):
 
 def test_doctor_names_versions_and_missing_extras(capsys, monkeypatch):
     monkeypatch.setenv("VICINAL_BACKEND", "reference")
-    monkeypatch.setattr("vicinal.cli.doctor.EXTRAS", {"none": ("no-such-package",)})
+    monkeypatch.setattr("vicinal.cli.extras.EXTRAS", {"none": ("no-such-package",)})
     monkeypatch.setattr("vicinal.cli.frameworks.FRAMEWORKS", {})
     assert main(["doctor"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -186,6 +188,32 @@ def test_support_names_the_cases_there_are(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["support", "odd_9d"])
     assert "case 'odd_9d' is unknown; pass some of nat_tiny_s1" in capsys.readouterr().err
+
+
+def test_extras_are_those_of_the_package():
+    wanted = {}
+    for line in requires("vicinal") or []:
+        extra = re.search(r"extra == ['\"](\w+)['\"]", line)
+        if extra is not None:
+            wanted.setdefault(extra[1], set()).add(re.match(r"[\w-]+", line)[0])
+    assert {extra: set(packages) for extra, packages in EXTRAS.items()}.items() <= wanted.items()
+
+
+@pytest.mark.parametrize(
+    ("argv", "extra"),
+    [
+        (["demo"], "demo"),
+        (["support", "--framework", "torch"], "torch"),
+        (["draw", "odd_1d", "--png", "x"], "plot"),
+    ],
+)
+def test_a_missing_extra_is_named(argv, extra, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "vicinal.cli.extras.EXTRAS", dict.fromkeys(EXTRAS, ()) | {extra: ("no-such-package",)}
+    )
+    with pytest.raises(SystemExit, match="2"):
+        main(argv)
+    assert f"missing no-such-package: pip install 'vicinal[{extra}]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -4,18 +4,9 @@ import argparse
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
 from .. import __version__
-from . import frameworks
-
-EXTRAS = {
-    "torch": ("torch",),
-    "mlx": ("mlx",),
-    "triton": ("torch", "triton"),
-    "plot": ("matplotlib",),
-    "demo": ("torch", "numpy", "scikit-learn", "scikit-image", "matplotlib", "tqdm"),
-}
+from . import extras, frameworks
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,25 +16,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     del args
     lines = {"vicinal": __version__, "python": sys.version.split()[0], "platform": platform.platform()}
-    found = {package: _version(package) for packages in EXTRAS.values() for package in packages}
+    found = {package: extras.installed(package) for needed in extras.EXTRAS.values() for package in needed}
     lines |= {package: number or "not installed" for package, number in found.items()}
     for framework in frameworks.FRAMEWORKS:
         if found[framework] is not None:
-            every = frameworks.devices(framework).items()
-            lines |= {f"{framework} on {device}": about for device, about in every}
+            lines |= {
+                f"{framework} on {name}": about for name, about in frameworks.devices(framework).items()
+            }
     lines |= {name: value for name, value in os.environ.items() if name.startswith("VICINAL_")}
-    for extra, packages in EXTRAS.items():
-        missing = [package for package in packages if found[package] is None]
-        lines[f"extra {extra}"] = (
-            f"missing {', '.join(missing)}: pip install 'vicinal[{extra}]'" if missing else "ready"
-        )
+    lines |= {f"extra {extra}": extras.lacks(extra) or "ready" for extra in extras.EXTRAS}
     width = max(map(len, lines))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in lines.items()))
     return 0
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

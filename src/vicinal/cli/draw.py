@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from .. import draw
-from . import window
+from . import extras, window
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.png is not None:
+        extras.require(args.parser, "plot")
     axes = window.problem(args).axes
     if args.output is not None and args.key is not None:
         args.parser.error("pass --output or --key, not both")

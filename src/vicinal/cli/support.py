@@ -5,7 +5,7 @@ from dataclasses import replace
 from importlib import import_module
 
 from .. import catalog
-from . import frameworks
+from . import extras, frameworks
 
 RUNS, CAN = "runs", "can"
 
@@ -18,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    extras.require(args.parser, args.framework)
     na = import_module(f"vicinal.{args.framework}")
     device = args.device or next(iter(frameworks.devices(args.framework)))
     known = {case.name: case.problem for case in catalog.CASES}

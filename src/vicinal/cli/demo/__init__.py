@@ -11,7 +11,7 @@ from time import perf_counter
 from types import ModuleType
 
 from ... import Axis, Problem
-from .. import frameworks
+from .. import extras, frameworks
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    extras.require(args.parser, args.framework, "demo")
     # `with_torch` and `with_mlx` do the same work: `learn`, `attend`, `look`.
     work = import_module(f".with_{args.framework}", __package__)
     args.folder.mkdir(parents=True, exist_ok=True)
