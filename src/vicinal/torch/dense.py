@@ -37,7 +37,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: fl
         return out.to(query.dtype), lse.contiguous()
     width, group = value.shape[-1], _Group(query, key, is_causal)
     q, k, v = _aligned(group.fold(query), group.share(key), group.share(value))
-    out, lse = _kernel(q).forward(q, k, v, is_causal, scale)
+    out, lse = _kernel(q, k).forward(q, k, v, is_causal, scale)
     out = group.unfold(out.transpose(1, 2))[..., :width]
     return out.contiguous(), group.unfold(lse.unsqueeze(-1).transpose(1, 2)).squeeze(-1).contiguous()
 
@@ -73,14 +73,14 @@ def attend_back(
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     if grad_out is not None:
         q_, k_, v_, out_, grad_ = _aligned(q, k, v, out, group.fold(grad_out))
-        parts = _kernel(q_).backward(grad_, q_, k_, v_, out_, lse, is_causal, scale)
+        parts = _kernel(q_, k_).backward(grad_, q_, k_, v_, out_, lse, is_causal, scale)
         dq, dk, dv = (
             x.transpose(1, 2)[..., :extent] for x, extent in zip(parts, (dim, dim, width), strict=True)
         )
     if grad_lse is not None:
         slope = group.fold((grad_lse * scale).unsqueeze(-1))
         q_, k_ = _aligned(q, k)
-        kernel = _kernel(q_)
+        kernel = _kernel(q_, k_)
         mean, lse = kernel.forward(q_, k_, k_, is_causal, scale)
         dq = dq + (mean.transpose(1, 2)[..., :dim] * slope).to(q.dtype)
         pull = (q_.transpose(1, 2) * slope).to(q.dtype).transpose(1, 2)
@@ -160,13 +160,15 @@ class Kernel(NamedTuple):
     backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool, float], tuple[Tensor, ...]]
 
 
-def _kernel(x: Tensor) -> Kernel:
-    if x.device.type == "cpu":
+def _kernel(query: Tensor, key: Tensor) -> Kernel:
+    if query.device.type == "cpu":
         return _CPU
-    if x.dtype == torch.float32:
+    if query.dtype == torch.float32:
         return _EFFICIENT
-    # cuDNN is the faster one where it has kernels of its own for the matrix units.
-    if x.shape[-1] <= 128 and torch.cuda.get_device_capability(x.device)[0] in (9, 10):
+    # cuDNN is the faster one where it has kernels of its own for the matrix units. Its gradients of a few
+    # tokens fail: one query with one key is an error, and some other short inputs end the process.
+    long = min(query.shape[2], key.shape[2]) >= 128
+    if long and query.shape[-1] <= 128 and torch.cuda.get_device_capability(query.device)[0] in (9, 10):
         return _CUDNN
     return _FLASH
 
@@ -231,11 +233,14 @@ def _no_seed(x: Tensor) -> Tensor:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """Kernels ask PyTorch's process-wide switch whether gradients may be added in any order; here, never."""
+    """Kernels ask PyTorch's process-wide switch whether gradients may be added in any order; here, never.
+
+    Only the strict switch counts: with `warn_only` they warn, and add in any order all the same.
+    """
     before = torch._C._get_deterministic_algorithms()
     warns = torch._C._get_deterministic_algorithms_warn_only()
     fills = torch._C._get_deterministic_fill_uninitialized_memory()
-    torch._C._set_deterministic_algorithms(True, warn_only=True)
+    torch._C._set_deterministic_algorithms(True, warn_only=False)
     torch._C._set_deterministic_fill_uninitialized_memory(False)
     try:
         yield
