@@ -28,6 +28,7 @@ def test_refusals_have_reasons(backend, monkeypatch):
     assert backend.refusal(replace(PROBLEM, dim=257)) == "head dim 257 is over 256"
     assert backend.refusal(replace(PROBLEM, value_dim=300)) == "head dim 300 is over 256"
     assert backend.refusal(replace(PROBLEM, dtype="bfloat16")) is None
+    assert backend.refusal(replace(PROBLEM, batch=2**20)) == "2**27 queries or more, of all heads"
     recent["is"] = False
     assert backend.refusal(replace(PROBLEM, dtype="bfloat16")) == "bfloat16 needs macOS 14"
     assert backend.refusal(PROBLEM) is None

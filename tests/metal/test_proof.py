@@ -18,8 +18,9 @@ mslcpu = pytest.importorskip("mslcpu")
 pytestmark = pytest.mark.skipif(checking.HAS_METAL, reason="the checker runs on Linux")
 TILED, PLAIN = checking.BACKENDS
 BARRIER = re.compile(r"threadgroup_barrier\([^;]*\);")
-# More rows than a SIMD-group has, more columns than a chunk, grouped heads: so that barriers matter.
-PROBLEM = replace(named("everything").problem, batch=1)
+# More rows than a SIMD-group has, more columns than a chunk, vectors for all SIMD-groups to stage, many heads:
+# every barrier matters.
+PROBLEM = replace(named("everything").problem, batch=1, dim=24, value_dim=40)
 
 
 @pytest.mark.parametrize("backend", checking.BACKENDS, ids=lambda backend: backend.name)
@@ -64,11 +65,14 @@ OPERATIONS = {
 BARRIERS = [(name, n) for name in source.FILES for n in range(len(BARRIER.findall(source.template(name))))]
 
 
+@pytest.mark.parametrize(
+    "instead", ["", "simdgroup_barrier(mem_flags::mem_threadgroup);"], ids=["none", "weak"]
+)
 @pytest.mark.parametrize(("name", "number"), BARRIERS)
-def test_every_barrier_matters(name, number):
+def test_every_barrier_matters(name, number, instead):
     before = source.template(name)
     start, stop = list(BARRIER.finditer(before))[number].span()
-    after = before[:start] + before[stop:]
+    after = before[:start] + instead + before[stop:]
     with checking.opened(edit=lambda text: text.replace(before, after)) as session:
         OPERATIONS[name](PROBLEM)
     wanted = "race in threadgroup memory", "unwritten threadgroup"

@@ -30,9 +30,7 @@ class Metal(Backend):
         for dim in (problem.dim, problem.value_dim):
             if not 1 <= dim <= MOST_DIM:
                 return f"head dim {dim} is {'over 256' if dim else 'under 1'}"
-        if max(prod(problem.lengths), prod(problem.outputs)) >= 2**31:
-            return "2**31 tokens or more"
-        return None
+        return _size(problem)
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
         from .. import shaders
@@ -71,6 +69,15 @@ class Metal(Backend):
         from .. import shaders
 
         return shaders.mix_back(problem, weights, x, self._most_waste)
+
+
+def _size(problem: Problem) -> str | None:
+    if prod(problem.lengths) >= 2**31:
+        return "2**31 tokens or more"
+    # A grid has 32 bits an axis, and backward gives each row a SIMD-group.
+    if problem.batch * problem.heads * prod(problem.outputs) >= 2**27:
+        return "2**27 queries or more, of all heads"
+    return None
 
 
 METAL = Metal("metal", most_waste=8.0)
