@@ -11,10 +11,11 @@ JOBS ?= auto
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 READY := $(VENV)/.ready
+CLIENTS := $(VENV)-clients
 # Test processes share the cores; each would otherwise start a thread on every one.
 RUN_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
 
-.PHONY: demo test check lint types docs coverage test-all checker test-metal gpu-check gpu-bench wheel clean
+.PHONY: demo test check lint types docs coverage test-all checker test-clients test-metal gpu-check gpu-bench wheel clean
 
 demo: $(READY)
 	$(BIN)/vicinal demo
@@ -55,13 +56,28 @@ gpu-check: $(READY)
 	$(PY) -m pytest tests -m cuda
 
 gpu-bench: $(READY)
-	$(PY) benchmarks/run.py --device cuda
+	$(PY) benchmarks/run.py --backend triton
+	$(PY) benchmarks/run.py --backend hopper
+
+# Programs written for NATTEN, in an environment with their own releases.
+test-clients: $(CLIENTS)/.ready
+	VICINAL_CLIENTS=1 OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest tests/clients
+	VICINAL_CLIENTS=1 OMP_NUM_THREADS=1 PYTHONPATH=$(CLIENTS)/hub \
+		$(CLIENTS)/bin/python -m pytest tests/clients/test_diffusers.py
+
+$(CLIENTS)/.ready: tests/clients/requirements.txt tests/clients/hub.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet $(TORCH)
+	$(CLIENTS)/bin/python -m pip install --quiet --no-deps --requirement tests/clients/requirements.txt
+	$(CLIENTS)/bin/python -m pip install --quiet --no-deps --target $(CLIENTS)/hub --requirement tests/clients/hub.txt
+	$(CLIENTS)/bin/python -m pip install --quiet --editable .
+	touch $@
 
 wheel: $(READY)
 	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist site demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist site demo .pytest_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "vicinal needs Python 3.10 or newer; set PYTHON=...")'
