@@ -18,7 +18,7 @@ mslcpu = pytest.importorskip("mslcpu")
 pytestmark = pytest.mark.skipif(checking.HAS_METAL, reason="the checker runs on Linux")
 TILED, PLAIN = checking.BACKENDS
 BARRIER = re.compile(r"threadgroup_barrier\([^;]*\);")
-# More rows than a SIMD-group has, more columns than a chunk, vectors for all SIMD-groups to stage, many heads:
+# More rows than a SIMD-group has, more columns than a chunk, vectors for all SIMD-groups to stage:
 # every barrier matters.
 PROBLEM = replace(named("everything").problem, batch=1, dim=24, value_dim=40)
 
