@@ -165,8 +165,8 @@ def _kernel(query: Tensor, key: Tensor) -> Kernel:
         return _CPU
     if query.dtype == torch.float32:
         return _EFFICIENT
-    # cuDNN's forward is the faster one where it has kernels of its own for the matrix units, from a few tokens
-    # on. Its gradients differ from run to run.
+    # cuDNN's forward is the faster one where it has kernels of its own for the matrix units, except for a few
+    # tokens. Its gradients differ from run to run.
     long = min(query.shape[2], key.shape[2]) >= 128
     if long and query.shape[-1] <= 128 and torch.cuda.get_device_capability(query.device)[0] in (9, 10):
         return _CUDNN
