@@ -267,7 +267,12 @@ def _bias(bias: mx.array | None, query: mx.array, sizes: tuple[int, ...]) -> Non
 def _sampled(query: mx.array, steps: tuple[int, ...]) -> mx.array:
     if all(step == 1 for step in steps):
         return query
-    return query[(slice(None), *(slice(None, None, step) for step in steps))]
+    # MLX 0.32.0 gets the gradient of a strided slice of one row wrong, so that one has no stride.
+    slices = (
+        slice(None, None, step) if step < length else slice(1)
+        for step, length in zip(steps, query.shape[1:], strict=False)
+    )
+    return query[(slice(None), *slices)]
 
 
 def _wanted(backend: str | None) -> str | None:
