@@ -68,16 +68,10 @@ def neighborhood_attention(
     Source: Hassani et al., "Neighborhood Attention Transformer" (2023) and "Generalized Neighborhood
     Attention" (2025).
     """
-    operands = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "additional_keys": additional_keys,
-        "additional_values": additional_values,
-    }
-    _arrays(operands)
+    extras = {"additional_keys": additional_keys, "additional_values": additional_values}
+    _arrays(query=query, key=key, value=value, **extras)
     lengths = arguments.spatial("query", query.shape)
-    extra_shapes = (None if x is None else x.shape for x in (additional_keys, additional_values))
+    extra_shapes = [None if x is None else x.shape for x in extras.values()]
     arguments.attention(query.shape, key.shape, value.shape, *extra_shapes)
     arguments.same_spatial(lengths, key.shape)
     window = _window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
@@ -115,7 +109,7 @@ def qk(
     Raises:
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`.
     """
-    _arrays({"query": query, "key": key, "additional_keys": additional_keys})
+    _arrays(query=query, key=key, additional_keys=additional_keys)
     lengths = arguments.spatial("query", query.shape)
     extra_shape = None if additional_keys is None else additional_keys.shape
     arguments.attention(query.shape, key.shape, key.shape, extra_shape, extra_shape)
@@ -165,7 +159,7 @@ def av(
     Raises:
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`.
     """
-    _arrays({"attention_weights": attention_weights, "value": value, "additional_values": additional_values})
+    _arrays(attention_weights=attention_weights, value=value, additional_values=additional_values)
     lengths = arguments.spatial("value", value.shape)
     window = _window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
     outputs = [-(-length // step) for length, step in zip(lengths, window[4], strict=True)]
@@ -208,7 +202,7 @@ def attention(
     Raises:
         TypeError, ValueError: an argument is not what is said above.
     """
-    _arrays({"query": query, "key": key, "value": value})
+    _arrays(query=query, key=key, value=value)
     arguments.attention(query.shape, key.shape, value.shape)
     arguments.dense(query.shape, key.shape)
     if not isinstance(is_causal, bool):
@@ -227,21 +221,20 @@ def attention(
     return out, mx.concatenate([dense.lse(part, key, causal, scale) for part, causal in parts], 1)
 
 
-def _arrays(operands: dict[str, mx.array | None]) -> None:
+def _arrays(**operands: mx.array | None) -> None:
     """Operands are arrays of one dtype that attention is defined for."""
-    dtypes = {}
+    first = None
     for name, x in operands.items():
         if x is None:
             continue
         if not isinstance(x, mx.array):
             raise TypeError(f"{name} is of type {type(x).__name__}; pass an mlx.core.array")
-        dtypes[name] = x.dtype
-    first, *others = dtypes.values()
+        first = x.dtype if first is None else first
+        if x.dtype != first:
+            arguments.same("dtype", {n: y.dtype for n, y in operands.items() if y is not None})
     if first not in DTYPES:
         # MLX rounds functions of float64 to float32, softmax among them.
-        raise TypeError(f"{next(iter(dtypes))} has dtype {first}; pass float32, float16 or bfloat16")
-    if any(other != first for other in others):
-        arguments.same("dtype", dtypes)
+        raise TypeError(f"{next(iter(operands))} has dtype {first}; pass float32, float16 or bfloat16")
 
 
 _checked_once = lru_cache(4096, typed=True)(arguments.window)

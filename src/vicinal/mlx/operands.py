@@ -25,7 +25,7 @@ class Operands(NamedTuple):
 
 def wide(x: mx.array) -> mx.array:
     """`x` in float32, which accumulates."""
-    return x.astype(mx.float32)
+    return x if x.dtype == mx.float32 else x.astype(mx.float32)
 
 
 def mapped(function: Callable[..., Any], *operands: Operands) -> Operands:
