@@ -97,7 +97,7 @@ class Launch:
     def _encode(self, index: int, tensor: Tensor, metadata: dict, key: tuple) -> tuple:
         """The tensor map of a buffer, and the extents and strides that the kernel's signature repeats."""
         described = self.maps[index].descriptor(tensor)
-        encoded = driver.active.utils.fill_tma_descriptor(
+        encoded = driver.active.utils.fill_tma_descriptor(  # pyright: ignore[reportAttributeAccessIssue]
             tensor.data_ptr(),
             metadata["swizzle"],
             metadata["elem_size"],
@@ -156,7 +156,7 @@ def _ready(compiled: Any) -> Compiled:
 
 
 def _start(found: Compiled, programs: int, device: int, scratch: int | None, arguments: tuple) -> None:
-    stream = driver.active.get_current_stream(device)
+    stream = driver.active.get_current_stream(device)  # pyright: ignore[reportAttributeAccessIssue]
     # Neither cooperative nor waiting for the kernel before; no scratch for profiling, no hooks.
     first = (programs, 1, 1, stream, found.function, False, False, scratch, None, found.packed)
     found.launch(*first, None, None, None, *arguments)

@@ -54,7 +54,7 @@ class Launch:
                 self.compiled[key] = found
             return
         enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-        stream = driver.active.get_current_stream(device)
+        stream = driver.active.get_current_stream(device)  # pyright: ignore[reportAttributeAccessIssue]
         metadata = None
         if enter is not None:
             metadata = found.launch_metadata((self.grid, 1, 1), stream, *tensors, *self.arguments)
