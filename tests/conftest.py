@@ -1,9 +1,11 @@
 """Tests of a framework are collected where it is installed; the report's first lines say what is left out."""
 
 import sys
+from functools import lru_cache
 from importlib.util import find_spec
 from shutil import which
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("vicinal", deadline=None, print_blob=True)
@@ -27,3 +29,20 @@ collect_ignore = [folder for folder, (_, is_here) in NEEDS.items() if not is_her
 def pytest_report_header() -> list[str]:
     """What is not tested here."""
     return [f"left out: tests/{folder}, which needs {NEEDS[folder][0]}" for folder in collect_ignore]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked with a device is skipped where there is none."""
+    for device in ("cuda", "metal"):
+        if item.get_closest_marker(device) is not None and not has_device(device):
+            pytest.skip(f"needs {device}")
+
+
+@lru_cache
+def has_device(device: str) -> bool:
+    """Whether PyTorch finds a GPU of that kind."""
+    if not has_torch:
+        return False
+    import torch
+
+    return torch.cuda.is_available() if device == "cuda" else torch.backends.mps.is_available()
