@@ -126,12 +126,20 @@ class _Group:
         return x.unflatten(-2, (-1, self.size)).sum(-2) if self.repeats and self.size > 1 else x
 
 
+def unit_stride(x: Tensor) -> Tensor:
+    """`x` with neighbors in memory along its last axis, which the kernels take for granted."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def _aligned(*tensors: Tensor) -> list[Tensor]:
     """Heads first, and zero padded to one head dim, which no product and no useful value notices."""
     widest = max(x.shape[-1] for x in tensors)
     if tensors[0].device.type == "cuda":
         widest = -(-widest // 8) * 8
-    return [pad(x, (0, widest - x.shape[-1])).transpose(1, 2) for x in tensors]
+        # Kernels load 16 bytes at a time, from every row.
+        tensors = tuple(x.contiguous() for x in tensors)
+    wide = (x if x.shape[-1] == widest else pad(x, (0, widest - x.shape[-1])) for x in tensors)
+    return [unit_stride(x).transpose(1, 2) for x in wide]
 
 
 def walks(key: Tensor, is_causal: bool) -> Walks:

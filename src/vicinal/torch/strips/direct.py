@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Grads, Operands
+from ..dense import unit_stride
 from .arena import Like
 from .plan import Part, estimate, product_cost, whole
 from .scores import Additive
@@ -80,7 +81,7 @@ def _mask(part: Part, bias: Tensor | None, query: Tensor) -> Tensor:
 
 def _fold(part: Part, x: Tensor) -> Tensor:
     """`[batch, *rows, heads, dim]` as `[batch, kv_heads, share * rows, dim]`: a group shares its keys."""
-    x = x.flatten(1, part.rank)
+    x = unit_stride(x).flatten(1, part.rank)
     if part.share == 1:
         return x.transpose(1, 2)
     return x.unflatten(2, (part.kv_heads, part.share)).permute(0, 2, 3, 1, 4).flatten(2, 3)
@@ -92,4 +93,4 @@ def _unfold(part: Part, x: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _columns(x: Tensor) -> Tensor:
-    return x.flatten(1, -3).transpose(1, 2)
+    return unit_stride(x).flatten(1, -3).transpose(1, 2)
