@@ -32,17 +32,16 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test marked with a device is skipped where there is none."""
-    for device in ("cuda", "metal"):
-        if item.get_closest_marker(device) is not None and not has_device(device):
-            pytest.skip(f"needs {device}")
+    """A test marked `cuda` is skipped where there is none; tests/metal has its own rule."""
+    if item.get_closest_marker("cuda") is not None and not has_cuda():
+        pytest.skip("needs cuda")
 
 
 @lru_cache
-def has_device(device: str) -> bool:
-    """Whether PyTorch finds a GPU of that kind."""
+def has_cuda() -> bool:
+    """Whether PyTorch finds an NVIDIA GPU."""
     if not has_torch:
         return False
     import torch
 
-    return torch.cuda.is_available() if device == "cuda" else torch.backends.mps.is_available()
+    return torch.cuda.is_available()
