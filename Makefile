@@ -15,13 +15,17 @@ CLIENTS := $(VENV)-clients
 # Test processes share the cores; each would otherwise start a thread on every one.
 RUN_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
 
-.PHONY: demo test check lint types docs coverage test-all checker test-clients test-metal gpu-check gpu-bench wheel clean
+.PHONY: demo test test-offline check lint types docs coverage test-all checker test-clients test-metal gpu-check gpu-bench wheel clean
 
 demo: $(READY)
 	$(BIN)/vicinal demo
 
 test: $(READY)
-	$(RUN_TESTS)
+	$(RUN_TESTS) -m "not offline"
+
+# Every GPU kernel compiled for GPUs that need not be here: registers, shared memory, matrix instructions.
+test-offline: $(READY)
+	$(RUN_TESTS) -m offline tests/triton
 
 check: lint types docs test
 

@@ -18,7 +18,7 @@ from triton.runtime import driver  # noqa: E402
 
 from vicinal.triton import hopper_attention  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.offline
 
 BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
 SHARED = 232448

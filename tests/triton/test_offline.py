@@ -34,7 +34,7 @@ SPILLS = {
 PLAIN = ("delta_of", "tally")
 
 
-@pytest.mark.slow
+@pytest.mark.offline
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("kind", ["short", "float32"])
 @pytest.mark.parametrize("target", SHARED)
