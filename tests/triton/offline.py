@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from vicinal import Axis, Problem
-from vicinal.triton import attention, plan, split
+from vicinal.triton import launches, plan
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 MATRIX = r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA)\b|v_mfma_\w+|v_dot\w+"
@@ -72,7 +72,7 @@ def contiguous(*shape):
     return tuple(strides)
 
 
-def launches(p):
+def kernels(p):
     """Every kernel of a problem, with the dtypes of its tensors."""
     element, wide = getattr(torch, p.dtype), torch.float32
     row = contiguous(p.batch, *p.outputs, p.heads, p.dim)
@@ -83,30 +83,30 @@ def launches(p):
     bias, more = wide if p.bias else None, element if p.extra else None
     inputs = (element, element, element, bias, more, more)
     if plan.forward(p).single:
-        yield "small.attend", attention._small_forward(p, 0.1, given), (*inputs[:4], element, wide)
+        yield "small.attend", launches.small_forward_launch(p, 0.1, given), (*inputs[:4], element, wide)
     else:
-        yield "attend", attention._forward(p, 0.1, given), (*inputs, element, wide)
+        yield "attend", launches.forward_launch(p, 0.1, given), (*inputs, element, wide)
     back = (*given, out)
-    yield "delta_of", attention._delta(p, out), (element, element, wide, wide)
+    yield "delta_of", launches.delta_launch(p, out), (element, element, wide, wide)
     rows = (element, wide, wide, element)
-    yield "query_gradient", attention._query_gradient(p, 0.1, back), (*inputs, *rows)
-    yield "key_gradient", attention._key_gradient(p, 0.1, back), (*inputs[:4], *rows, element)
+    yield "query_gradient", launches.query_gradient_launch(p, 0.1, back), (*inputs, *rows)
+    yield "key_gradient", launches.key_gradient_launch(p, 0.1, back), (*inputs[:4], *rows, element)
     if p.extra:
         types = (element, element, element, element, wide, wide, wide, wide)
-        yield "extra_gradient", attention._extra_gradient(p, 0.1, back)[0], types
+        yield "extra_gradient", launches.extra_gradient_launch(p, 0.1, back)[0], types
     if p.bias:
-        scores, tally, _ = attention._bias_gradient_launches(p, 0.1, back, 0)
+        scores, tally, _ = launches.bias_gradient_launches(p, 0.1, back, 0)
         yield "score_gradient", scores, (*inputs[:4], element, wide, wide, wide)
         yield "tally", tally, (wide, wide)
     plain = replace(p, extra=0)
     yield (
         "dot",
-        split._launch(replace(plain, operation="dot"), 0.1, row, key),
+        launches.walk_launch(replace(plain, operation="dot"), 0.1, row, key),
         (element, element, bias, element),
     )
     plain = replace(plain, bias=False, dim=p.value_dim)
-    yield "mix", split._launch(replace(plain, operation="mix"), None, value), (element,) * 3
-    yield "mix_back", split._launch(replace(plain, operation="mix_back"), None, out), (element,) * 3
+    yield "mix", launches.walk_launch(replace(plain, operation="mix"), None, value), (element,) * 3
+    yield "mix_back", launches.walk_launch(replace(plain, operation="mix_back"), None, out), (element,) * 3
 
 
 def measure(compiled, target):
@@ -142,7 +142,7 @@ def main(target, kind, *names):
     found = GPUTarget(backend, int(arch) if backend == "cuda" else arch, 32 if backend == "cuda" else 64)
     driver.set_active(AbsentDevice(found))
     for name, p in problems(kind):
-        for kernel, launch, dtypes in launches(p):
+        for kernel, launch, dtypes in kernels(p):
             if names and not any(wanted in f"{name}/{kernel}" for wanted in names):
                 continue
             tensors = [None if dtype is None else torch.empty(16, dtype=dtype) for dtype in dtypes]

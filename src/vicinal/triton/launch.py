@@ -6,8 +6,6 @@ specializes on the numbers and on which addresses are multiples of 16; the latte
 
 from typing import Any
 
-import torch
-from torch import Tensor
 from triton import knobs  # pyright: ignore[reportAttributeAccessIssue]
 from triton.runtime import driver
 
@@ -32,18 +30,26 @@ class Launch:
         self.options = options
         self.compiled: dict[tuple, Any] = {}
 
-    def __call__(self, *tensors: Tensor | None) -> None:
-        """Run on the current stream of the first tensor's device."""
+    def __call__(self, *tensors: Any) -> None:
+        """Run on the current stream of the first tensor's device; for PyTorch's tensors."""
         if self.grid == 0:
             return
-        device = tensors[0].get_device()  # pyright: ignore[reportOptionalMemberAccess]
-        if device >= 0 and device != torch.cuda.current_device():
-            with torch.cuda.device(device):
-                self._launch(device, tensors)
-        else:
+        device = tensors[0].get_device()
+        if device < 0:
             self._launch(device, tensors)
+            return
+        active: Any = driver.active
+        current = active.get_current_device()
+        if device == current:
+            self._launch(device, tensors)
+            return
+        active.set_current_device(device)
+        try:
+            self._launch(device, tensors)
+        finally:
+            active.set_current_device(current)
 
-    def _launch(self, device: int, tensors: tuple[Tensor | None, ...]) -> None:
+    def _launch(self, device: int, tensors: tuple[Any, ...]) -> None:
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         key = (device, *[None if address is None else address % 16 == 0 for address in addresses])
         found = self.compiled.get(key)
@@ -73,12 +79,12 @@ class Launch:
             *self.arguments,
         )
 
-    def warmup(self, *tensors: Tensor | None) -> Any:
+    def warmup(self, *tensors: Any) -> Any:
         """The compiled kernel, without a launch."""
         return self.kernel.warmup(*tensors, *self.arguments, grid=(1,), **self.options)
 
 
-def rows_aligned(tensor: Tensor) -> Tensor:
+def rows_aligned(tensor: Any) -> Any:
     """`tensor`, or a copy of it where its last dimension is not contiguous, which every kernel asks for."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
@@ -89,6 +95,6 @@ def spatial_strides(stride: tuple[int, ...]) -> tuple[int, ...]:
     return (batch, *(0,) * (3 - len(axes)), *axes, heads)
 
 
-def strides(tensor: Tensor | None) -> tuple[int, ...]:
+def strides(tensor: Any) -> tuple[int, ...]:
     """Strides as a key; empty for no tensor."""
     return () if tensor is None else tensor.stride()

@@ -1,0 +1,264 @@
+"""What runs for a problem and the strides of its tensors: kernels, grids, numbers and constants.
+
+No tensors and no framework: each host allocates what the kernels write, and launches.
+"""
+
+from functools import lru_cache
+from math import ceil, e, log2, prod
+from typing import NamedTuple
+
+from ..problem import Problem
+from . import backward, forward, plan, small, walks
+from . import bias as bias_kernels
+from .launch import Launch, spatial_strides
+from .window import rule
+
+Strides = tuple[tuple[int, ...], ...]
+# Bytes of score gradients that a bias gradient may hold at once.
+SCORES_LIMIT = 1 << 30
+# Programs that keep a large device busy.
+BUSY = 2048
+
+
+def _rules(problem: Problem) -> tuple:
+    return tuple(rule(axis) for axis in plan.three_axes(problem.axes))
+
+
+def _lengths(problem: Problem) -> tuple[int, ...]:
+    return tuple(axis.length for axis in plan.three_axes(problem.axes))
+
+
+def _outputs(problem: Problem) -> tuple[int, ...]:
+    return tuple(axis.outputs for axis in plan.three_axes(problem.axes))
+
+
+def _precision(problem: Problem) -> str:
+    """How `tl.dot` treats float32 operands."""
+    return "tf32" if problem.tf32 else "ieee"
+
+
+def _group(problem: Problem) -> int:
+    """Query heads that share one key head."""
+    return problem.heads // problem.kv_heads
+
+
+class _Layout(NamedTuple):
+    """What the strides of all tensors of a kernel have in common."""
+
+    is_wide: bool
+    is_dense: bool
+
+
+def _layout(problem: Problem, rows: Strides, columns: Strides) -> _Layout:
+    """Whether an offset inside one batch entry needs 64 bits, and whether tokens lie evenly.
+
+    Evenly means that in every tensor the stride of the last axis gives those of the others. `rows` are
+    strides of tensors over outputs, `columns` of those over keys.
+    """
+    width = max(problem.dim, problem.value_dim)
+    furthest = max(prod(problem.outputs) * problem.heads, prod(problem.lengths) * problem.kv_heads) * width
+    is_dense = True
+    for tensors, extents in ((rows, problem.outputs), (columns, problem.lengths)):
+        for _, *steps, head, _ in tensors:
+            spread = zip((*extents, problem.heads), (*steps, head), strict=True)
+            furthest = max(furthest, width + sum((extent - 1) * step for extent, step in spread))
+            even = [steps[-1] * prod(extents[place + 1 :]) for place in range(len(extents))]
+            is_dense &= all(
+                extent == 1 or step == wanted
+                for extent, step, wanted in zip(extents, steps, even, strict=True)
+            )
+    return _Layout(furthest > 2**31 - 1, is_dense)
+
+
+def _dims(problem: Problem) -> tuple[int, ...]:
+    dim, value_dim = problem.dim, problem.value_dim
+    return dim, plan.padded(dim), value_dim, plan.padded(value_dim)
+
+
+def _boxes(shape: plan.Shape) -> tuple:
+    return shape.rows, shape.columns, shape.row_count, shape.column_count
+
+
+def _options(shape: plan.Shape) -> dict[str, int]:
+    return {"num_warps": shape.warps, "num_stages": shape.stages}
+
+
+def _extra_strides(stride: tuple[int, ...]) -> tuple[int, ...]:
+    return stride[:3] if stride else (0, 0, 0)
+
+
+def _numbers(problem: Problem, scale: float, extra: bool) -> tuple:
+    """Leading numbers of an attention kernel."""
+    numbers = (scale * log2(e), problem.heads, _group(problem), *_lengths(problem))
+    return (*numbers, problem.extra) if extra else numbers
+
+
+def _scaled(problem: Problem, scale: float) -> bool:
+    """Whether scores are scaled before they are masked: for a bias, or a scale that is not positive."""
+    return problem.bias or scale <= 0
+
+
+@lru_cache(4096)
+def forward_launch(problem: Problem, scale: float, given: Strides) -> Launch:
+    shape = plan.forward(problem)
+    numbers = (
+        *_numbers(problem, scale, extra=True),
+        *(step for stride in given[:3] for step in spatial_strides(stride)),
+        *(step for stride in given[4:6] for step in _extra_strides(stride)),
+    )
+    common = (*_layout(problem, given[:1], given[1:3]), _precision(problem))
+    constants = (*_rules(problem), *_boxes(shape), *_dims(problem))
+    constants = (*constants, shape.heads_first, _scaled(problem, scale), *common)
+    grid = problem.batch * problem.heads * shape.tiles
+    return Launch(forward.attend, grid, numbers, constants, **_options(shape))
+
+
+@lru_cache(4096)
+def small_forward_launch(problem: Problem, scale: float, given: Strides) -> Launch:
+    shape = plan.forward(problem)
+    heads = plan.turns(problem)
+    numbers = (
+        *_numbers(problem, scale, extra=False),
+        *(step for stride in given[:3] for step in spatial_strides(stride)),
+    )
+    common = (*_layout(problem, given[:1], given[1:3]), _precision(problem))
+    constants = (*_rules(problem), *_boxes(shape), *_dims(problem))
+    constants = (*constants, heads, shape.stages, _scaled(problem, scale), *common)
+    grid = problem.batch * problem.heads // heads * shape.tiles
+    return Launch(small.attend, grid, numbers, constants, num_warps=shape.warps)
+
+
+@lru_cache(4096)
+def delta_launch(problem: Problem, given: tuple[int, ...]) -> Launch:
+    rows = problem.batch * prod(problem.outputs) * problem.heads
+    block = max(16, 4096 // plan.padded(problem.value_dim))
+    numbers = (rows, problem.heads, *_outputs(problem), *spatial_strides(given))
+    constants = (block, problem.value_dim, plan.padded(problem.value_dim))
+    return Launch(backward.delta_of, ceil(rows / block), numbers, constants, num_warps=4)
+
+
+@lru_cache(4096)
+def query_gradient_launch(problem: Problem, scale: float, given: Strides) -> Launch:
+    shape = plan.query_gradient(problem)
+    numbers = (
+        *_numbers(problem, scale, extra=True),
+        *(step for stride in given[:3] for step in spatial_strides(stride)),
+        *(step for stride in given[4:6] for step in _extra_strides(stride)),
+        *spatial_strides(given[6]),
+    )
+    flags = (
+        shape.heads_first,
+        _scaled(problem, scale),
+        *_layout(problem, (given[0], given[6]), given[1:3]),
+        _precision(problem),
+    )
+    constants = (*_rules(problem), *_boxes(shape), *_dims(problem), *flags)
+    grid = problem.batch * problem.heads * shape.tiles
+    return Launch(backward.query_gradient, grid, numbers, constants, **_options(shape))
+
+
+@lru_cache(4096)
+def key_gradient_launch(problem: Problem, scale: float, given: Strides) -> Launch:
+    shape = plan.key_gradient(problem)
+    numbers = (
+        *_numbers(problem, scale, extra=False),
+        *(step for stride in (*given[:3], given[6]) for step in spatial_strides(stride)),
+    )
+    flags = (
+        shape.heads_first,
+        _scaled(problem, scale),
+        *_layout(problem, (given[0], given[6]), given[1:3]),
+        _precision(problem),
+    )
+    constants = (*_rules(problem), *_boxes(shape), *_dims(problem), *flags)
+    grid = problem.batch * problem.kv_heads * shape.tiles
+    return Launch(backward.key_gradient, grid, numbers, constants, **_options(shape))
+
+
+@lru_cache(4096)
+def extra_gradient_launch(problem: Problem, scale: float, given: Strides) -> tuple[Launch, int]:
+    """The launch, and the parts into which it splits its sums."""
+    size = plan.extra_gradient(problem)
+    tiles = problem.batch * problem.kv_heads * ceil(problem.extra / size.rows)
+    rows = _group(problem) * prod(problem.outputs)
+    part = size.columns * ceil(rows / size.columns / max(1, BUSY // tiles))
+    parts = ceil(rows / part)
+    numbers = (
+        *(scale * log2(e), problem.heads, _group(problem), *_outputs(problem), problem.extra, part),
+        *spatial_strides(given[0]),
+        *(step for stride in given[4:6] for step in _extra_strides(stride)),
+        *spatial_strides(given[6]),
+    )
+    constants = (size.rows, size.columns, *_dims(problem), _precision(problem))
+    options = {"num_warps": size.warps, "num_stages": size.stages}
+    return Launch(backward.extra_gradient, tiles * parts, numbers, constants, **options), parts
+
+
+class Split(NamedTuple):
+    """Heads that a bias gradient works on at once, and the batch entries of each part of its sums."""
+
+    heads: int
+    part: int
+
+
+@lru_cache(4096)
+def bias_split(problem: Problem) -> Split:
+    head_bytes = 4 * prod(problem.outputs) * prod(problem.window)
+    heads = max(1, min(problem.heads, SCORES_LIMIT // head_bytes))
+    tiles = plan.bias_gradient(problem).tiles
+    parts = max(1, min(problem.batch, BUSY * 2 // (tiles * heads), SCORES_LIMIT // (head_bytes * heads)))
+    return Split(heads, ceil(problem.batch / parts))
+
+
+@lru_cache(4096)
+def bias_gradient_launches(
+    problem: Problem, scale: float, given: Strides, first: int
+) -> tuple[Launch, Launch, tuple[int, ...]]:
+    """Launches for the heads from `first` on, and the shape of the score gradients between them."""
+    shape, split = plan.bias_gradient(problem), bias_split(problem)
+    heads = min(split.heads, problem.heads - first)
+    parts = ceil(problem.batch / split.part)
+    slots = prod(problem.window)
+    numbers = (
+        *_numbers(problem, scale, extra=False),
+        *(problem.batch, split.part, first, heads),
+        *(step for stride in (*given[:3], given[6]) for step in spatial_strides(stride)),
+    )
+    flags = (*_layout(problem, (given[0], given[6]), given[1:3]), _precision(problem))
+    constants = (*_rules(problem), *_boxes(shape), *_dims(problem), *flags)
+    scores = Launch(
+        bias_kernels.score_gradient, parts * heads * shape.tiles, numbers, constants, **_options(shape)
+    )
+    entries = prod(2 * size - 1 for size in problem.window)
+    tally = Launch(
+        bias_kernels.tally,
+        heads * entries,
+        (*_lengths(problem), parts, first, heads),
+        (*_rules(problem), 1024),
+        num_warps=4,
+    )
+    return scores, tally, (parts, heads, *problem.outputs, slots)
+
+
+@lru_cache(4096)
+def walk_launch(problem: Problem, scale: float | None, *given: tuple[int, ...]) -> Launch:
+    """The walk `problem.operation`; only `dot` has a `scale`."""
+    kernel = {"dot": walks.dot, "mix": walks.mix, "mix_back": walks.mix_back}[problem.operation]
+    shape = plan.walk(problem)
+    dim = problem.dim if problem.operation == "dot" else problem.value_dim
+    weights = prod(problem.outputs) * problem.heads * prod(problem.window)
+    rows = given[:1] if problem.operation != "mix" else ()
+    found = _layout(problem, rows, given[len(rows) :])
+    numbers = (
+        *(() if scale is None else (scale,)),
+        *(problem.heads, _group(problem), *_lengths(problem)),
+        *(step for stride in given for step in spatial_strides(stride)),
+    )
+    constants = (
+        *(*_rules(problem), shape.rows, shape.columns, shape.row_count, shape.column_count),
+        *(dim, plan.padded(dim), shape.heads_first),
+        *(weights > 2**31 - 1 or found.is_wide, found.is_dense, _precision(problem)),
+    )
+    heads = problem.kv_heads if problem.operation == "mix_back" else problem.heads
+    grid = problem.batch * heads * shape.tiles
+    return Launch(kernel, grid, numbers, constants, num_warps=shape.warps, num_stages=shape.stages)
