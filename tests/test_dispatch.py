@@ -8,7 +8,7 @@ import pytest
 import vicinal
 from vicinal import UnsupportedProblem, settings
 from vicinal.catalog import named
-from vicinal.dispatch import choose
+from vicinal.dispatch import choose, first
 
 
 @dataclass
@@ -27,6 +27,13 @@ PICKY, WILLING, OTHER = Stub("picky", "it is too odd"), Stub("willing", None), S
 def test_first_that_does_not_refuse():
     assert choose((PICKY, WILLING, OTHER), PROBLEM) is WILLING
     assert choose((PICKY, WILLING, OTHER), PROBLEM, "other") is OTHER
+
+
+def test_first_is_what_choose_finds():
+    table = (PICKY, WILLING, OTHER)
+    assert first(table, PROBLEM) is WILLING
+    assert first(table, PROBLEM, "other") is OTHER
+    assert first(table, PROBLEM, "picky") is first(table, PROBLEM, "fast") is first((PICKY,), PROBLEM) is None
 
 
 def test_refusals_of_all_are_in_the_error():

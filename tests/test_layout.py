@@ -135,3 +135,20 @@ def test_short_documents_are_named(dilation, clip, message):
 def test_many_short_documents_are_counted():
     window = arguments.window(None, 5, rank=1)
     fails(ValueError, "7 (2 tokens) and 3 more; pass", layout.groups, ((2,),) * 11, window, False)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "clip", "lengths", "clips"),
+    [
+        (((5, 9), (0, 3), (6, 30)), False, (8, 32), False),
+        (((6, 20),), True, (8, 32), False),
+        (((6, 8), (1, 9)), True, (8, 16), True),
+        (((1, 2),), True, (3, 10), True),
+        ((), False, (3, 10), False),
+    ],
+)
+def test_one_problem_holds_all_documents(shapes, clip, lengths, clips):
+    window = arguments.window(None, (3, 5), dilation=(1, 2), rank=2)
+    found, documents = layout.together(shapes, None, window, clip)
+    assert found == lengths
+    assert documents == (shapes, None, clips)

@@ -6,6 +6,7 @@ import pytest
 
 from vicinal import Axis, Problem
 from vicinal.catalog import CASES, MODELS, named, with_gradients
+from vicinal.problem import Documents
 
 
 def test_the_line():
@@ -22,6 +23,14 @@ def test_the_line():
         "attend 1-D 9, window 3, stride 3, output stride 2, batch 4, 1 head, dim 8 to 4, bias, "
         "5 additional tokens, float32 as tf32, cpu"
     )
+
+
+def test_documents_are_in_the_line():
+    documents = Documents(((9, 5), (0, 3)), None, True)
+    problem = Problem((Axis(16, 3), Axis(8, 3)), batch=2, documents=documents)
+    assert str(problem) == "attend 2-D 16x8, window 3x3, batch 2, 1 head, dim 32, packed, float32, cpu"
+    framed = replace(problem, documents=documents._replace(frame=(9, 5)))
+    assert ", padded to 9x5, " in str(framed)
 
 
 def test_pairs_and_flops():

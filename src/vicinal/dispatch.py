@@ -45,6 +45,12 @@ def choose(backends: Sequence[B], problem: Problem, wanted: str | None = None) -
     raise UnsupportedProblem(_explain(problem, reasons, wanted))
 
 
+def first(backends: Sequence[B], problem: Problem, wanted: str | None = None) -> B | None:
+    """What `choose` finds, or None where it would raise."""
+    named = (backend for backend in backends if wanted in (None, backend.name))
+    return next((backend for backend in named if backend.refusal(problem) is None), None)
+
+
 def _explain(problem: Problem, reasons: dict[str, str], wanted: str | None) -> str:
     who = "no backend can run" if wanted is None else f"backend {wanted} was asked for and cannot run"
     width = max(map(len, reasons), default=0)

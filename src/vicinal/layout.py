@@ -7,6 +7,7 @@ from math import prod
 from typing import Any, NamedTuple, TypeVar, cast
 
 from .arguments import Window
+from .problem import Documents
 
 Shape = tuple[int, ...]
 Layout = TypeVar("Layout", bound="VarlenLayout")
@@ -114,6 +115,20 @@ def groups(shapes: tuple[Shape, ...], window: Window, clip: bool) -> tuple[Group
             found.setdefault(shape, []).append(document)
     _fitting(found, window, clip)
     return tuple(Group(shape, tuple(mine), _clipped(shape, window)) for shape, mine in found.items())
+
+
+def together(
+    shapes: tuple[Shape, ...], frame: Shape | None, window: Window, clip: bool
+) -> tuple[Shape, Documents]:
+    """Lengths of the axes of a problem that holds all documents, and the documents, which `groups` has
+    checked."""
+    largest = [max(extents) for extents in zip(*filter(all, shapes), strict=True)] or [1] * len(window[0])
+    reach = [size * apart for size, apart in zip(window[0], window[2], strict=True)]
+    lengths = tuple(
+        max(1 << (long - 1).bit_length(), most) for long, most in zip(largest, reach, strict=True)
+    )
+    short = any(extent < size for shape in shapes for extent, size in zip(shape, window[0], strict=True))
+    return lengths, Documents(shapes, frame, clip and short)
 
 
 def within(shapes: Sequence[Shape], frame: Shape) -> None:

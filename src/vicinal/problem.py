@@ -4,8 +4,32 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 from .window import Axis
+
+# Why a backend leaves documents of different shapes to the front end, which then calls it for each shape.
+SHAPE_BY_SHAPE = "computes documents of one shape at a time"
+
+
+class Documents(NamedTuple):
+    """Documents of different shapes that one launch computes, and where they lie in their tensors.
+
+    Packed, tensors are `[tokens, heads, dim]`, one document after another, each row-major, and results
+    `[outputs, heads, dim]`. Padded, they are `[documents, *frame, heads, dim]`, each document in the first
+    corner of its entry, and results are zero outside of it, the log-sum-exp `-inf`. Queries are those of all
+    tokens, whatever the output stride.
+
+    Args:
+        shapes: extents of every document; one with an extent of 0 is empty.
+        frame: extents of an entry of a padded batch; None where documents are packed.
+        clip: whether some are shorter than the window on an axis without dilation, where their queries then
+            see all there is.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    frame: tuple[int, ...] | None
+    clip: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +44,8 @@ class Problem:
         extra: additional key/value tokens that every query sees.
         gradients: whether a backward pass will follow.
         tf32: whether float32 products may round their inputs to TF32.
+        documents: what the entries of the batch hold where their shapes differ. The lengths of `axes` are
+            then powers of two, or the window's extent, that no document exceeds, so that batches share plans.
     """
 
     axes: tuple[Axis, ...]
@@ -35,6 +61,7 @@ class Problem:
     extra: int = 0
     gradients: bool = False
     tf32: bool = False
+    documents: Documents | None = None
 
     @property
     def rank(self) -> int:
@@ -86,6 +113,9 @@ class Problem:
             parts.append("bias")
         if self.extra:
             parts.append(f"{self.extra} additional tokens")
+        if self.documents is not None:
+            frame = self.documents.frame
+            parts.append("packed" if frame is None else f"padded to {_by(frame)}")
         parts += [self.dtype + " as tf32" * self.tf32, self.device]
         if self.gradients:
             parts.append("with gradients")

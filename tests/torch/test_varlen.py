@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import vicinal.torch as na
 from tests.torch.documents import Drawn, Packed, Padded, call, case, cases, check, clipped, operands
 from vicinal import Axis, Problem
+from vicinal.problem import SHAPE_BY_SHAPE, Documents
+from vicinal.torch import backends
+from vicinal.torch import ops as ops_module
+from vicinal.torch.backends.base import Grads
+from vicinal.torch.backends.reference import Reference
+
+ops = torch.ops.vicinal
 
 FORMS = {"packed": Packed, "padded": Padded}
 form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -88,6 +96,58 @@ def test_results_are_those_of_the_fixed_shape_bit_by_bit(form, case, backend):
         want += torch.autograd.grad(want, leaves, pull)
         for got, expected in zip(split, want, strict=True):
             assert torch.equal(torch.stack([got[place] for place in places]), expected)
+
+
+class Together(Reference):
+    """Takes documents in one call, and notes with which problem it was called."""
+
+    name = "together"
+
+    def __init__(self):
+        self.problems = []
+
+    def refusal(self, problem):
+        return None if problem.documents else "it is for documents"
+
+    def attend(self, problem, operands, scale):
+        self.problems.append(problem)
+        return ops.attend_varlen(*self.call(problem, operands), scale, True, "reference", None)
+
+    def attend_back(self, problem, operands, out, lse, grad_out, grad_lse, scale, needs):
+        self.problems.append(problem)
+        saved, rest = (out, lse, grad_out, grad_lse), self.call(problem, operands)[6:]
+        back = ops.attend_varlen_back(*operands, *saved, *rest, scale, needs, "reference", None)
+        return Grads(*(x if need else None for x, need in zip(back, needs, strict=True)))
+
+    def call(self, problem, operands):
+        shapes, _, clip = problem.documents
+        window = zip(
+            *((a.size, a.stride, a.dilation, a.causal, a.output_stride) for a in problem.axes), strict=True
+        )
+        return *operands, torch.tensor(shapes), *window, clip
+
+
+@form
+@pytest.mark.parametrize("name", ["line", "everything", "clipped", "volume"])
+def test_a_backend_takes_all_documents_in_one_call(form, name, monkeypatch):
+    together = Together()
+    monkeypatch.setattr(backends, "BACKENDS", (together, *backends.BACKENDS))
+    ops_module._together.cache_clear()
+    check(form, CASES[name])
+    assert [problem.gradients for problem in together.problems] == [True, True]
+    for problem in together.problems:
+        assert problem.documents.shapes == CASES[name].shapes
+        assert (problem.documents.frame is None) == (form is Packed)
+    ops_module._together.cache_clear()
+
+
+@pytest.mark.parametrize("backend", backends.BACKENDS, ids=lambda backend: backend.name)
+def test_other_backends_refuse_documents(backend):
+    documents = Documents(((5,), (8,)), None, False)
+    problem = Problem((Axis(8, 8),), batch=2, dtype="float16", documents=documents)
+    for device in ("cpu", "cuda", "mps"):
+        reason = backend.refusal(replace(problem, device=device))
+        assert reason in (SHAPE_BY_SHAPE, f"runs on cuda, not {device}", f"runs on mps, not {device}")
 
 
 @form

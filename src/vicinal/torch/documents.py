@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from .. import layout
 from ..arguments import Window
 from ..layout import Group, Shape, VarlenLayout
+from ..problem import Documents
 
 
 class Placement(NamedTuple):
@@ -67,15 +68,18 @@ class Placement(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Documents of one call: where their tokens and their outputs lie, and which are computed together.
+    """Documents of one call: where their tokens and their outputs lie, and which are of one shape.
 
-    Operands are those of `backends/base.py`, over documents; any of them may be None.
+    `lengths` and `documents` are those of a problem that holds them all. Operands are those of
+    `backends/base.py`, over documents; any of them may be None.
     """
 
     tokens: Placement
     outputs: Placement
     groups: tuple[Group, ...]
     steps: tuple[int, ...]
+    lengths: Shape
+    documents: Documents
 
     def operands(self, given: Sequence[Tensor | None], group: Group) -> tuple[Any, ...]:
         """What the fixed-shape operation takes for one group; differentiable."""
@@ -127,7 +131,9 @@ def _batch(
             f"query has {extent} tokens, its layout {places.total_tokens}; pass the layout it was packed by"
         )
     found = layout.groups(shapes, window, clip)
-    return Batch(Placement(places, frame), Placement(places.sampled(steps), outputs), found, steps)
+    lengths, documents = layout.together(shapes, frame, window, clip)
+    tokens, results = Placement(places, frame), Placement(places.sampled(steps), outputs)
+    return Batch(tokens, results, found, steps, lengths, documents)
 
 
 def sampled(x: Tensor, steps: Sequence[int]) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .. import arguments, settings
-from ..dispatch import choose
-from ..problem import Problem
+from ..dispatch import choose, first
+from ..problem import Documents, Problem
 from ..window import Axis
 from . import dense, relative
 from .backends.base import Backend, Operands
@@ -56,6 +56,16 @@ def _chosen(lengths: tuple, window: tuple, rest: tuple, wanted: str | None) -> t
     return found, choose(BACKENDS, found, wanted)
 
 
+@lru_cache(1024)
+def _together(
+    lengths: tuple, window: tuple, rest: tuple, documents: Documents, wanted: str | None
+) -> tuple[Problem, Backend | None]:
+    from .backends import BACKENDS
+
+    found = Problem(arguments.axes(lengths, window), *rest, documents=documents)
+    return found, first(BACKENDS, found, wanted)
+
+
 _NAMES = {getattr(torch, name): name for name in ("float64", "float32", "float16", "bfloat16")}
 
 
@@ -66,16 +76,29 @@ def chosen(
 
     `widths` is `(heads, kv_heads, dim, value_dim)`, `rest` is `(bias, extra, gradients)`.
     """
+    numbers, wanted = _asked(operation, like, like.shape[0], widths, rest, run)
+    return _chosen(tuple(lengths), tuple(map(tuple, window)), numbers, wanted)
+
+
+def together(
+    like: Tensor, widths: tuple, lengths, window, rest: tuple, run: tuple, documents: Documents
+) -> tuple[Problem, Backend | None]:
+    """The attention of all documents in one launch, and its backend, or None where none has such a launch.
+
+    Arguments are those of `chosen`; `lengths` and `documents` go into the `Problem`.
+    """
+    numbers, wanted = _asked("attend", like, len(documents.shapes), widths, rest, run)
+    return _together(lengths, tuple(map(tuple, window)), numbers, documents, wanted)
+
+
+def _asked(operation: str, like: Tensor, batch: int, widths: tuple, rest: tuple, run: tuple) -> tuple:
+    """What a `Problem` holds behind its axes, and the backend that argument or setting names."""
     current = settings.current()
     backend, tf32 = run
     dtype, device = _NAMES[like.dtype], like.device.type
     tf32 = dtype == "float32" and device == "cuda" and (current.tf32 if tf32 is None else tf32)
-    return _chosen(
-        tuple(lengths),
-        tuple(map(tuple, window)),
-        (like.shape[0], *widths, dtype, device, operation, *rest, tf32),
-        current.backend if backend is None else backend,
-    )
+    numbers = (batch, *widths, dtype, device, operation, *rest, tf32)
+    return numbers, current.backend if backend is None else backend
 
 
 def _attend(query, key, value, bias, extra_key, extra_value, *rest):

@@ -6,6 +6,8 @@ for no device; what they must fulfil is checked here, where their values are kno
 tokens. The rest is as in `ops.py`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -15,7 +17,7 @@ from ..problem import Problem
 from . import documents
 from .backends.base import Operands
 from .documents import Batch
-from .ops import ATTEND, LIBRARY, RUN, WINDOW, accumulating
+from .ops import ATTEND, LIBRARY, RUN, WINDOW, accumulating, together
 
 ops = torch.ops.vicinal
 
@@ -34,6 +36,9 @@ def _attend(*args):
     given, shapes, (*window, clip, scale, gradients, backend, tf32) = Operands(*args[:6]), args[6], args[7:]
     query, value = given.query, given.value
     batch = documents.batch(query, shapes, window, clip)
+    found, runs = _together(batch, given, window, gradients, (backend, tf32))
+    if runs is not None:
+        return runs.attend(found, given, scale)
     rows = (*batch.outputs.extents, query.shape[-2])
     out = query.new_zeros((*rows, value.shape[-1]))
     lse = query.new_full(rows, -torch.inf, dtype=accumulating(query.dtype))
@@ -48,11 +53,15 @@ def _attend(*args):
 def _attend_back(*args):
     given, saved, shapes, rest = Operands(*args[:6]), args[6:10], args[10], args[11:]
     *window, clip, scale, needs, backend, tf32 = rest
+    batch = documents.batch(given.query, shapes, window, clip)
+    found, runs = _together(batch, given, window, True, (backend, tf32))
+    if runs is not None:
+        grads = runs.attend_back(found, given, *saved, scale, tuple(needs))
+        return tuple(given.query.new_empty(0) if grad is None else grad for grad in grads)
     bias = given.bias
     if bias is not None:
         # Its gradient is summed over groups; in 16 bits every share of it would be rounded.
         given = given._replace(bias=bias.to(accumulating(bias.dtype)))
-    batch = documents.batch(given.query, shapes, window, clip)
     grads = _gradients(given, needs)
     for group in batch.groups:
         flow = (None if x is None else batch.outputs.some(x, group) for x in saved)
@@ -64,6 +73,17 @@ def _attend_back(*args):
     if bias is not None:
         grads[3] = grads[3].to(bias.dtype)
     return tuple(grads)
+
+
+def _together(batch: Batch, given: Operands, window, gradients: bool, run: tuple) -> tuple[Any, Any]:
+    """The attention of all documents in one launch, and its backend; None where there is no such backend, or
+    where documents of one shape make it a fixed-shape problem."""
+    query, key, value, bias, extra_key, _ = given
+    if len(batch.groups) < 2 or not query.shape[-2]:
+        return None, None
+    widths = (query.shape[-2], key.shape[-2], query.shape[-1], value.shape[-1])
+    rest = (bias is not None, 0 if extra_key is None else extra_key.shape[1], gradients)
+    return together(query, widths, batch.lengths, window, rest, run, batch.documents)
 
 
 def _gradients(given: Operands, needs) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from ...problem import Problem
+from ...problem import SHAPE_BY_SHAPE, Problem
 from .. import blocks, blocks_back, gathers
 from ..operands import Operands, wide
 
@@ -17,7 +17,7 @@ class Blocked:
     transparent = False
 
     def refusal(self, problem: Problem) -> str | None:
-        return None
+        return None if problem.documents is None else SHAPE_BY_SHAPE
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[mx.array, mx.array]:
         return blocks.attend(problem, operands, scale)

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from ...problem import Problem
+from ...problem import SHAPE_BY_SHAPE, Problem
 from .. import dense
 from ..operands import Operands
 
@@ -14,6 +14,8 @@ class Full:
     transparent = True
 
     def refusal(self, problem: Problem) -> str | None:
+        if problem.documents is not None:
+            return SHAPE_BY_SHAPE
         if not problem.covers:
             return "the window does not cover every axis"
         if problem.operation != "attend":

@@ -9,7 +9,7 @@ from math import prod
 
 import mlx.core as mx
 
-from ...problem import Problem
+from ...problem import SHAPE_BY_SHAPE, Problem
 from ...window import Axis
 from .. import tables
 from ..operands import Operands, wide
@@ -25,6 +25,8 @@ class Gathered:
     transparent = True
 
     def refusal(self, problem: Problem) -> str | None:
+        if problem.documents is not None:
+            return SHAPE_BY_SHAPE
         if problem.device != "cpu":
             return f"it is for small problems on a cpu, not for {problem.device}"
         if problem.operation != "attend":

@@ -4,7 +4,7 @@ from math import prod
 
 import mlx.core as mx
 
-from ...problem import Problem
+from ...problem import SHAPE_BY_SHAPE, Problem
 from .. import composite, gathers, relative
 from ..operands import Operands, narrowed, wide, widened
 
@@ -16,7 +16,7 @@ class Reference:
     transparent = False
 
     def refusal(self, problem: Problem) -> str | None:
-        return None
+        return None if problem.documents is None else SHAPE_BY_SHAPE
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[mx.array, mx.array]:
         out, lse = composite.attend(_walks(problem), widened(operands), scale)

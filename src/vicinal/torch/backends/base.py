@@ -13,7 +13,8 @@ class Operands(NamedTuple):
     Shapes: query `[batch, *outputs, heads, dim]` (already sampled at `output_stride`), key
     `[batch, *lengths, kv_heads, dim]`, value `[batch, *lengths, kv_heads, value_dim]`, bias
     `[heads, *(2 * size - 1)]` in the query's dtype or float32, extra_key and extra_value
-    `[batch, extra, kv_heads, dim or value_dim]`. Any strides, unless a backend says otherwise.
+    `[batch, extra, kv_heads, dim or value_dim]`. Any strides, unless a backend says otherwise. Where the
+    problem is one of `Documents`, they say where tokens lie and that the query is not sampled.
     """
 
     query: Tensor

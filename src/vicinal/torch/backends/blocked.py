@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...problem import Problem
+from ...problem import SHAPE_BY_SHAPE, Problem
 from .base import Backend, Grads, Needs, Operands
 
 
@@ -13,7 +13,7 @@ class Blocked(Backend):
     name = "blocked"
 
     def refusal(self, problem: Problem) -> str | None:
-        return None
+        return None if problem.documents is None else SHAPE_BY_SHAPE
 
     @torch.no_grad()
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from ...problem import Problem
+from ...problem import SHAPE_BY_SHAPE, Problem
 from .base import Grads, Needs, Operands
 
 # Computed over visible pairs. Above it, kernels with smaller tiles take less time.
@@ -71,6 +71,7 @@ def _unfit(problem: Problem) -> str | None:
             problem.dtype not in ("float16", "bfloat16"),
             f"multiplies float16 or bfloat16, not {problem.dtype}",
         ),
+        (problem.documents is not None, SHAPE_BY_SHAPE),
         (problem.bias, "has no relative position bias"),
         (problem.extra > 0, "has no additional tokens"),
     )

@@ -5,7 +5,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ...problem import Problem
+from ...problem import SHAPE_BY_SHAPE, Problem
 from .base import Backend, Grads, Needs, Operands
 
 MOST_DIM = 256
@@ -23,6 +23,8 @@ class Metal(Backend):
     def refusal(self, problem: Problem) -> str | None:
         if problem.device != "mps":
             return f"runs on mps, not {problem.device}"
+        if problem.documents is not None:
+            return SHAPE_BY_SHAPE
         if problem.dtype not in ("float32", "float16", "bfloat16"):
             return f"has no {problem.dtype}"
         if problem.dtype == "bfloat16" and not torch.backends.mps.is_macos_or_newer(14, 0):

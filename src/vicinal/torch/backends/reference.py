@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import spans
-from ...problem import Problem
+from ...problem import SHAPE_BY_SHAPE, Problem
 from ...window import Axis
 from .. import composite, relative, tables
 from .base import Backend, Grads, Needs, Operands
@@ -18,7 +18,7 @@ class Reference(Backend):
     name = "reference"
 
     def refusal(self, problem: Problem) -> str | None:
-        return None
+        return None if problem.documents is None else SHAPE_BY_SHAPE
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
         out, lse = composite.attend(_walks(problem), _parts(operands), scale)

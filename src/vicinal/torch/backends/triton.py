@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
-from ...problem import Problem
+from ...problem import SHAPE_BY_SHAPE, Problem
 from .base import Backend, Grads, Needs, Operands
 
 OLDEST = (3, 4)
@@ -21,6 +21,8 @@ class Triton(Backend):
     def refusal(self, problem: Problem) -> str | None:
         if problem.device != "cuda":
             return f"runs on cuda, not {problem.device}"
+        if problem.documents is not None:
+            return SHAPE_BY_SHAPE
         if problem.dtype not in ("float16", "bfloat16", "float32"):
             return f"has no {problem.dtype}"
         for dim in (problem.dim, problem.value_dim):
