@@ -80,11 +80,13 @@ def check(problem, backend=None, seed=0, scale=None):
     answer = exact(problem, given, scale, array(grad_out), array(grad_lse))
     assert out.dtype == getattr(mx, problem.dtype)
     assert lse.dtype == mx.float32
-    budget.check("out", array(out), answer.out, problem.dtype)
+    # A GPU's matrix units take weights of the dtype; on a CPU they stay float32.
+    rounded = ops.device() != "cpu" and problem.dtype != "float32"
+    budget.check("out", array(out), answer.out, problem.dtype, rounded)
     budget.check("lse", array(lse), answer.lse, "float32")
     for (name, x), grad in zip(given.items(), grads, strict=True):
         assert grad.dtype == x.dtype, name
-        budget.check(f"gradient of {name}", array(grad), getattr(answer, name), problem.dtype)
+        budget.check(f"gradient of {name}", array(grad), getattr(answer, name), problem.dtype, rounded)
 
 
 def same(actual, expected):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vicinal import Axis, Problem, catalog
+from vicinal.triton import support
 
 ROOT = Path(__file__).parents[2]
 # The interpreter multiplies no bfloat16, and the backend refuses float64.
@@ -48,10 +49,8 @@ def test_refusals(problem, reason):
     ("found", "reason"), [(None, "Triton is not installed"), ((3, 3), "Triton 3.3 is older than 3.4")]
 )
 def test_missing_triton_is_a_refusal(found, reason, monkeypatch):
-    monkeypatch.setattr(module, "installed", lambda: found)
-    module._machine.cache_clear()
+    monkeypatch.setattr(support, "installed", lambda: found)
     assert module.TRITON.refusal(ON_GPU) == reason
-    module._machine.cache_clear()
 
 
 @needs_triton

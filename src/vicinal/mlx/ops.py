@@ -5,6 +5,7 @@ there, so a backward pass runs as its forward did. Arrays are in the layouts of 
 derivatives are MLX's own of `composite`, over the walks.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
@@ -80,6 +81,17 @@ def device() -> str:
     return "metal" if mx.metal.is_available() else "cuda"
 
 
+def _tf32(dtype: mx.Dtype) -> bool:
+    """Whether products may round their factors to TF32, as MLX's own do there."""
+    return dtype == mx.float32 and device() == "cuda" and _enables_tf32()
+
+
+@lru_cache(1)
+def _enables_tf32() -> bool:
+    """What MLX reads of its environment, once."""
+    return os.environ.get("MLX_ENABLE_TF32", "1") != "0"
+
+
 @lru_cache(1024)
 def axes(lengths: tuple[int, ...], window: arguments.Window) -> tuple[Axis, ...]:
     """Axes of a checked window."""
@@ -104,7 +116,7 @@ def _attending(call: Call, operands: Operands, gradients: bool = False) -> tuple
     extra = 0 if extra_key is None else extra_key.shape[1]
     *lengths, kv_heads, _ = key.shape[1:]
     sizes = (batch, heads, kv_heads, dim, value.shape[-1], _NAMES[query.dtype], device())
-    rest = ("attend", bias is not None, extra, gradients)
+    rest = ("attend", bias is not None, extra, gradients, _tf32(query.dtype))
     return _found(tuple(lengths), call.window, call.backend, *sizes, *rest)
 
 
@@ -113,7 +125,8 @@ def _walking(
 ) -> tuple[Problem, Any]:
     dim = like.shape[-1]
     sizes = (like.shape[0], heads, kv_heads, dim, dim, _NAMES[like.dtype], device())
-    return _found(tuple(lengths), call.window, call.backend, *sizes, operation)
+    rest = (operation, False, 0, False, _tf32(like.dtype))
+    return _found(tuple(lengths), call.window, call.backend, *sizes, *rest)
 
 
 def _nothing(query: mx.array, problem: Problem) -> tuple[mx.array, mx.array]:

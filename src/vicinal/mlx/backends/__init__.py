@@ -2,8 +2,9 @@
 
 from .base import Refusing
 from .blocked import BLOCKED
+from .cuda import CUDA
 from .full import FULL
 from .gathered import GATHERED
 from .reference import REFERENCE
 
-BACKENDS: tuple[Refusing, ...] = (FULL, GATHERED, BLOCKED, REFERENCE)
+BACKENDS: tuple[Refusing, ...] = (FULL, CUDA, GATHERED, BLOCKED, REFERENCE)

@@ -1,15 +1,13 @@
 """Triton kernels for any NVIDIA GPU from Ampere on, and for AMD GPUs that Triton compiles for."""
 
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
 
-from ...problem import SHAPE_BY_SHAPE, Problem
+from ...problem import Problem
 from .base import Backend, Grads, Needs, Operands
 
-OLDEST = (3, 4)
 PROGRAMS = 2**31 - 1
 
 
@@ -19,16 +17,9 @@ class Triton(Backend):
     name = "triton"
 
     def refusal(self, problem: Problem) -> str | None:
-        if problem.device != "cuda":
-            return f"runs on cuda, not {problem.device}"
-        if problem.documents is not None:
-            return SHAPE_BY_SHAPE
-        if problem.dtype not in ("float16", "bfloat16", "float32"):
-            return f"has no {problem.dtype}"
-        for dim in (problem.dim, problem.value_dim):
-            if not 1 <= dim <= 256:
-                return f"head dim {dim} is {'over 256' if dim else 'under 1'}"
-        return _machine() or _grid(problem)
+        from ...triton import support
+
+        return support.refusal(problem) or _machine() or support.programs_refusal(problem, PROGRAMS)
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
         from ...triton import attention
@@ -73,39 +64,13 @@ class Triton(Backend):
 
 
 @lru_cache(1)
-def installed() -> tuple[int, int] | None:
-    """Major and minor version of the Triton that is installed, if any."""
-    for package in ("triton", "pytorch-triton-rocm"):
-        try:
-            major, minor = version(package).split(".")[:2]
-        except PackageNotFoundError:
-            continue
-        return int(major), int(minor)
-    return None
-
-
-@lru_cache(1)
 def _machine() -> str | None:
     """Why nothing runs here."""
-    found = installed()
-    if found is None:
-        return "Triton is not installed"
-    if found < OLDEST:
-        return f"Triton {found[0]}.{found[1]} is older than {OLDEST[0]}.{OLDEST[1]}"
     if not torch.cuda.is_available():
         return "PyTorch finds no GPU"
     if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
         return "needs an NVIDIA GPU of compute capability 8.0 or newer"
     return None
-
-
-@lru_cache(4096)
-def _grid(problem: Problem) -> str | None:
-    """Why a launch would be too large."""
-    from ...triton import plan
-
-    programs = problem.batch * problem.heads * plan.most_tiles(problem)
-    return None if programs <= PROGRAMS else f"needs {programs} programs, over {PROGRAMS}"
 
 
 TRITON = Triton()

@@ -1,0 +1,48 @@
+"""What the portable kernels run, whichever framework launches them. Importing this needs no Triton."""
+
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+
+from ..problem import SHAPE_BY_SHAPE, Problem
+
+OLDEST = (3, 4)
+
+
+def refusal(problem: Problem) -> str | None:
+    """Why the kernels cannot run `problem`, or Triton not compile them, if so; says nothing of a GPU."""
+    if problem.device != "cuda":
+        return f"runs on cuda, not {problem.device}"
+    if problem.documents is not None:
+        return SHAPE_BY_SHAPE
+    if problem.dtype not in ("float16", "bfloat16", "float32"):
+        return f"has no {problem.dtype}"
+    for dim in (problem.dim, problem.value_dim):
+        if not 1 <= dim <= 256:
+            return f"head dim {dim} is {'over 256' if dim else 'under 1'}"
+    found = installed()
+    if found is None:
+        return "Triton is not installed"
+    if found < OLDEST:
+        return f"Triton {found[0]}.{found[1]} is older than {OLDEST[0]}.{OLDEST[1]}"
+    return None
+
+
+@lru_cache(4096)
+def programs_refusal(problem: Problem, most: int) -> str | None:
+    """Why a launch of at most `most` programs cannot run `problem`, if so. Needs Triton."""
+    from . import plan
+
+    programs = problem.batch * problem.heads * plan.most_tiles(problem)
+    return None if programs <= most else f"needs {programs} programs, over {most}"
+
+
+@lru_cache(1)
+def installed() -> tuple[int, int] | None:
+    """Major and minor version of the Triton that is installed, if any."""
+    for package in ("triton", "pytorch-triton-rocm"):
+        try:
+            major, minor = version(package).split(".")[:2]
+        except PackageNotFoundError:
+            continue
+        return int(major), int(minor)
+    return None
