@@ -19,12 +19,15 @@ def refusal(problem: Problem) -> str | None:
     for dim in (problem.dim, problem.value_dim):
         if not 1 <= dim <= 256:
             return f"head dim {dim} is {'over 256' if dim else 'under 1'}"
+    return _missing()
+
+
+def _missing() -> str | None:
+    """Why Triton compiles nothing here, if so."""
     found = installed()
     if found is None:
         return "Triton is not installed"
-    if found < OLDEST:
-        return f"Triton {found[0]}.{found[1]} is older than {OLDEST[0]}.{OLDEST[1]}"
-    return None
+    return f"Triton {found[0]}.{found[1]} is older than {OLDEST[0]}.{OLDEST[1]}" if found < OLDEST else None
 
 
 @lru_cache(4096)
