@@ -220,16 +220,39 @@ def test_nothing_needs_torch():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_float32_follows_what_mlx_is_told_of_tf32(monkeypatch):
+@pytest.mark.parametrize(("dtype", "tf32"), [("float32", True), ("float32", False), ("float16", True)])
+def test_tf32_is_asked_for(dtype, tf32, monkeypatch):
+    """By the settings of the call, which rule its backward too."""
+    seen = []
+    choose = ops.choose
     monkeypatch.setattr(ops, "device", lambda: "cuda")
-    for told, expected in ((None, True), ("1", True), ("0", False)):
-        monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
-        if told is not None:
-            monkeypatch.setenv("MLX_ENABLE_TF32", told)
-        ops._enables_tf32.cache_clear()
-        assert ops._tf32(mx.float32) == expected
-        assert not ops._tf32(mx.float16)
-    ops._enables_tf32.cache_clear()
+    monkeypatch.setattr(ops, "choose", lambda *given: seen.append(given[1].tf32) or choose(*given))
+    ops._found.cache_clear()
+    problem = replace(named("odd_1d").problem, dtype=dtype)
+    operands = problems.operands(problem)
+
+    def attend(query):
+        with na.using(tf32=tf32, backend="blocked"):
+            return problems.call(problem, {**operands, "query": query})
+
+    mx.eval(mx.vjp(attend, [operands["query"]], [operands["query"]]))
+    assert seen == [tf32 and dtype == "float32"] * 2
+    ops._found.cache_clear()
+
+
+@pytest.mark.skipif(mx.cuda.is_available(), reason="MLX would launch it")
+@needs_triton
+def test_mlx_accepts_what_it_is_handed(monkeypatch):
+    """Where MLX has no GPU it says so after it has looked at the arguments."""
+    accepts = mx.fast.precompiled_cuda_kernel
+    handed = Handed(monkeypatch, 90)
+    problem = replace(named("causal").problem, device="cuda")
+    handed.fused.attend(problem, blank(problem), 0.1)
+    walk = replace(problem, operation="dot")
+    handed.fused.dot(walk, blank(problem).query, blank(problem).key, 0.1, -float("inf"))
+    for call in handed.calls:
+        with pytest.raises(RuntimeError, match="No CUDA back-end"):
+            accepts(**call)
 
 
 @pytest.mark.cuda

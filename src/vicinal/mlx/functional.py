@@ -78,7 +78,7 @@ def neighborhood_attention(
     _bias(bias, query, window[0])
     scale = arguments.default_scale(scale, query.shape[-1])
     given = Operands(_sampled(query, window[4]), key, value, bias, additional_keys, additional_values)
-    call = Call(window, scale, _wanted(backend), tuple(x is not None for x in given))
+    call = Call(window, scale, present=tuple(x is not None for x in given), **_settled(backend))
     out, lse = ops.attend(call, given, return_lse)
     return (out, lse) if return_lse else out
 
@@ -117,7 +117,7 @@ def qk(
     window = _window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
     _bias(bias, query, window[0])
     scale = arguments.default_scale(scale, query.shape[-1])
-    call = Call(window, scale, _wanted(backend), fill=-float("inf"))
+    call = Call(window, scale, fill=-float("inf"), **_settled(backend))
     sampled = _sampled(query, window[4])
     if bias is None:
         weights = ops.dot(call, sampled, key)
@@ -165,7 +165,7 @@ def av(
     outputs = [-(-length // step) for length, step in zip(lengths, window[4], strict=True)]
     tokens = 0 if additional_values is None else additional_values.shape[1]
     arguments.weights(attention_weights.shape, outputs, value.shape, window[0], tokens)
-    call = Call(window, backend=_wanted(backend))
+    call = Call(window, **_settled(backend))
     if additional_values is None:
         return ops.mix(call, attention_weights, value)
     arguments.extra("additional_values", additional_values.shape, "value", value.shape)
@@ -268,6 +268,7 @@ def _sampled(query: mx.array, steps: tuple[int, ...]) -> mx.array:
     return query[(slice(None), *slices)]
 
 
-def _wanted(backend: str | None) -> str | None:
-    """The backend asked for here, fixed for the backward pass too."""
-    return settings.current().backend if backend is None else backend
+def _settled(backend: str | None) -> dict[str, Any]:
+    """What arguments and settings choose here, fixed for the backward pass too."""
+    current = settings.current()
+    return {"backend": current.backend if backend is None else backend, "tf32": current.tf32}

@@ -5,7 +5,6 @@ there, so a backward pass runs as its forward did. Arrays are in the layouts of 
 derivatives are MLX's own of `composite`, over the walks.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
@@ -36,6 +35,7 @@ class Call(NamedTuple):
     backend: str | None = None
     present: tuple[bool, ...] = (True, True, True, False, False, False)
     fill: float = 0.0
+    tf32: bool = False
 
     def operands(self, given: Arrays) -> Operands:
         """The operands of an attention, None where there is none."""
@@ -81,17 +81,6 @@ def device() -> str:
     return "metal" if mx.metal.is_available() else "cuda"
 
 
-def _tf32(dtype: mx.Dtype) -> bool:
-    """Whether products may round their factors to TF32, as MLX's own do there."""
-    return dtype == mx.float32 and device() == "cuda" and _enables_tf32()
-
-
-@lru_cache(1)
-def _enables_tf32() -> bool:
-    """What MLX reads of its environment, once."""
-    return os.environ.get("MLX_ENABLE_TF32", "1") != "0"
-
-
 @lru_cache(1024)
 def axes(lengths: tuple[int, ...], window: arguments.Window) -> tuple[Axis, ...]:
     """Axes of a checked window."""
@@ -116,7 +105,7 @@ def _attending(call: Call, operands: Operands, gradients: bool = False) -> tuple
     extra = 0 if extra_key is None else extra_key.shape[1]
     *lengths, kv_heads, _ = key.shape[1:]
     sizes = (batch, heads, kv_heads, dim, value.shape[-1], _NAMES[query.dtype], device())
-    rest = ("attend", bias is not None, extra, gradients, _tf32(query.dtype))
+    rest = ("attend", bias is not None, extra, gradients, _tf32(call, *sizes[-2:]))
     return _found(tuple(lengths), call.window, call.backend, *sizes, *rest)
 
 
@@ -125,8 +114,12 @@ def _walking(
 ) -> tuple[Problem, Any]:
     dim = like.shape[-1]
     sizes = (like.shape[0], heads, kv_heads, dim, dim, _NAMES[like.dtype], device())
-    rest = (operation, False, 0, False, _tf32(like.dtype))
+    rest = (operation, False, 0, False, _tf32(call, *sizes[-2:]))
     return _found(tuple(lengths), call.window, call.backend, *sizes, *rest)
+
+
+def _tf32(call: Call, dtype: str, where: str) -> bool:
+    return call.tf32 and dtype == "float32" and where == "cuda"
 
 
 def _nothing(query: mx.array, problem: Problem) -> tuple[mx.array, mx.array]:
@@ -190,7 +183,7 @@ def _tangents(function: Callable[..., Any], primals: Arrays, moves: Arrays) -> t
 
 
 def _walks(call: Call, problem: Problem) -> composite.Walks:
-    plain = Call(call.window, backend=call.backend)
+    plain = Call(call.window, backend=call.backend, tf32=call.tf32)
     lengths, kv_heads = problem.lengths, problem.kv_heads
     return composite.Walks(
         lambda x, y, fill: _dot(plain._replace(fill=fill))(x, y),

@@ -4,6 +4,7 @@ The order of a kernel's parameters is its tensors, then its numbers, then two sc
 here leave alone.
 """
 
+from ctypes import c_float
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ class Code(NamedTuple):
     Args:
         name: its symbol, which no other kernel has.
         binary: a cubin.
-        numbers: what follows the tensors.
+        numbers: what follows the tensors, each an int32 or a float32.
         threads: threads of a program.
         shared: bytes of shared memory of a program.
     """
@@ -81,7 +82,8 @@ def _specialized(launch: Launch, dtypes: tuple[str | None, ...]) -> tuple[_Sourc
             continue
         signature[name] = value if is_tensor else "fp32" if isinstance(value, float) else "i32"
         if not is_tensor:
-            numbers.append(value)
+            # MLX takes no number that it would have to round.
+            numbers.append(c_float(value).value if isinstance(value, float) else value)
         if name in ROWS if is_tensor else value % 16 == 0 and isinstance(value, int):
             attributes[(place,)] = [["tt.divisibility", 16]]
     return _Source(launch.kernel, signature, constants, attributes, options=launch.options), numbers
