@@ -25,7 +25,7 @@ def test_every_submodule_imports(version):
     natten = importlib.import_module("natten")
     assert natten.__version__ == metadata.version("natten") == version
     assert find_spec("natten").submodule_search_locations is not None
-    tree = vicinal.compat.finder.eras.tree_of("natten", version)
+    tree = vicinal.compat.finder.packages.tree_of("natten", version)
     for name in filter(None, tree):
         module = importlib.import_module(f"natten.{name}")
         found = natten
@@ -88,7 +88,7 @@ def test_natten_mps():
 
 
 def test_natten_mlx_is_found_beside_mlx():
-    tree = vicinal.compat.finder.eras.tree_of("natten_mlx", "0.3.3")
+    tree = vicinal.compat.finder.packages.tree_of("natten_mlx", "0.3.3")
     assert list(tree[""]) == ["vicinal.mlx.compat.natten_mlx"]
     assert list(tree["compat"]) == ["vicinal.mlx.compat"]
     assert list(tree["extras.allin1"]) == ["vicinal.mlx.compat.allin1"]

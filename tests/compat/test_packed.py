@@ -68,7 +68,7 @@ def test_packs_that_do_not_fit():
         v020.attention(q, q, q, seqlens_Q=lengths, seqlens_KV=lengths)
     with pytest.raises(ValueError, match="seqlens_Q and seqlens_KV belong together"):
         v020.attention(q, q, q, seqlens_Q=lengths)
-    with pytest.raises(ValueError, match="pass a 1-D int32 tensor"):
+    with pytest.raises(ValueError, match="pass a 1-D int32 array"):
         v020.attention(q, q, q, seqlens_Q=lengths.long(), seqlens_KV=lengths.long())
     with pytest.raises(ValueError, match="pass both or neither"):
         v020.attention(q, q, q, cumulative_seqlen_Q=lengths)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vicinal.torch.compat import checks, fused, signature_types, switches, v017
+from vicinal.torch.compat import checks, signature_types, switches, v017, v020
 
 PAIRS = [
     ("use_deterministic_algorithms", "are_deterministic_algorithms_enabled"),
@@ -99,9 +99,9 @@ def test_probes():
 
 def test_no_configurations():
     q = torch.randn(1, 8, 8, 2, 4)
-    names = [name for name in fused.__all__ if name.startswith("get_")]
+    names = [name for name in v020.__all__ if "configs_for" in name]
     assert len(names) == 14
-    assert all(getattr(fused, name)(q, q, q) == [] for name in names)
+    assert all(getattr(v020, name)(q, q, q) == [] for name in names)
 
 
 def test_checks_make_tuples():

@@ -9,8 +9,8 @@ or `python -m vicinal.compat natten==0.17.5 script.py arguments...`.
 import re
 import sys
 
-from .eras import LATEST, era_of
 from .finder import Finder
+from .packages import LATEST, era_of
 
 __all__ = ["Installed", "era_of", "install", "uninstall"]
 

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from types import ModuleType
 
-from . import eras
+from . import packages
 
 
 class Finder(MetaPathFinder, Loader):
@@ -18,7 +18,7 @@ class Finder(MetaPathFinder, Loader):
 
     def __init__(self, package: str, version: str) -> None:
         self.package, self.version = package, version
-        self.tree = eras.tree_of(package, version)
+        self.tree = packages.tree_of(package, version)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

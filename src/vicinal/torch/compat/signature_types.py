@@ -1,8 +1,8 @@
 """Types of NATTEN's signatures."""
 
-from enum import Enum
-
 from torch import Tensor
+
+from vicinal.compat.eras.knobs import KernelSchedule
 
 NoneType = type(None)
 
@@ -36,15 +36,6 @@ FnaBackwardConfigType = (
     | tuple[Dimension3DType, Dimension3DType, Dimension3DType, bool]
 )
 ListOrNestedTensor = list | Tensor
-
-
-class KernelSchedule(Enum):
-    """Schedules of NATTEN's Hopper kernels."""
-
-    NonPersistent = 0
-    WarpSpecializedCooperative = 1
-    WarpSpecializedPingpong = 2
-
 
 CutlassFnaForwardConfigType = CutlassFnaBackwardConfigType = QKTileShapeType
 CutlassBlackwellFnaForwardConfigType = CutlassBlackwellFnaBackwardConfigType = QKTileShapeType

@@ -58,6 +58,13 @@ _ADDITIONAL = "check_additional_keys check_additional_values make_attn_tensor_fr
 _CHECKS = "check_causal_arg check_dilation_arg check_input_size_arg check_kernel_size_arg"
 _FROM_ONE = "create_causal_arg_from_bool create_dim_from_int"
 _VARLEN = "configure_varlen neighborhood_attention_varlen"
+_KERNELS = "cutlass cutlass_hopper cutlass_blackwell"
+_CONFIGS = " ".join(
+    f"get_{way}configs_for_{kernel}_{family}"
+    for family in ("fmha", "fna")
+    for way, kernels in (("", f"flex {_KERNELS}"), ("bwd_", _KERNELS))
+    for kernel in kernels.split()
+)
 _FUSED = "na1d na2d na3d attention merge_attentions"
 
 _SPLIT_014 = "natten1dav natten1dqk natten1dqkrpb natten2dav natten2dqk natten2dqkrpb"
@@ -110,21 +117,21 @@ NATTEN: dict[str, Tree] = {
         "utils.log": {"checks": "get_logger"},
     },
     "v020": {
-        "": {"v020": f"{_LAYERS} {_FUSED} HAS_LIBNATTEN", "switches": _SWITCHES_020, "fused": None},
+        "": {"v020": f"{_LAYERS} {_FUSED} {_CONFIGS} HAS_LIBNATTEN", "switches": _SWITCHES_020},
         "functional": {"v020": f"{_FUSED} neighborhood_attention_generic"},
         "modules": {"v020": _LAYERS},
         "attn_merge": {"v020": "merge_attentions"},
-        "backends": {"fused": None},
+        "backends": {"v020": _CONFIGS},
         "context": {"switches": f"{_SWITCHES_020} {_STATE}"},
-        "token_permute": {"permute": "token_permute_operation token_unpermute_operation"},
+        "token_permute": {"v020": "token_permute_operation token_unpermute_operation"},
         "types": {"signature_types": None},
         "utils": {},
         "utils.checks": {"checks": f"{_CHECKS} check_all_args=check_all_args_with_stride check_stride_arg"},
         "utils.device": {"checks": "get_device_cc"},
         "utils.log": {"checks": "get_logger"},
         "utils.tuples": {"checks": _FROM_ONE},
-        "utils.varlen": {"packed": "generate_varlen_parameters"},
-        "varlen": {"varlen": _VARLEN},
+        "utils.varlen": {"v020": "generate_varlen_parameters"},
+        "varlen": {"v020": _VARLEN},
         "version": {},
     },
 }
@@ -132,7 +139,8 @@ NATTEN: dict[str, Tree] = {
 
 def _apple(package: str) -> Tree:
     """natten-mps and natten-mlx, which are alike but for the probes of their backends."""
-    functions = [f"na{rank}d{kind}" for rank in (1, 2, 3) for kind in ("", "_qk", "_av", "_varlen")]
+    kinds = ("", "_qk", "_av", *["_varlen"] * (package == "natten_mps"))
+    functions = [f"na{rank}d{kind}" for rank in (1, 2, 3) for kind in kinds]
     probes = {"natten_mps": "has_mps has_metal", "natten_mlx": "has_metal has_nanobind"}[package]
     matrix, merge = "get_support_matrix", "merge_attentions"
     allin1 = "na1d_qk_rpb na1d_av_fused na2d_qk_rpb na2d_av_fused"

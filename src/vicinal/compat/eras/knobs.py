@@ -5,11 +5,10 @@ NATTEN's are where no kernel fits.
 """
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
-from torch import Tensor
-
-from .signature_types import KernelSchedule
+from .front import Array
 
 __all__ = [
     "get_bwd_configs_for_cutlass_blackwell_fmha",
@@ -32,6 +31,14 @@ _KERNELS = ("cutlass", "hopper", "blackwell", "flex")
 _SCHEDULES = ("non", "coop", "pp")
 _TILES = ("q_tile", "kv_tile", "backward_q_tile", "backward_kv_tile")
 _FLAGS = ("backward_use_pt_reduction", "run_persistent_kernel", "torch_compile")
+
+
+class KernelSchedule(Enum):
+    """Schedules of NATTEN's Hopper kernels."""
+
+    NonPersistent = 0
+    WarpSpecializedCooperative = 1
+    WarpSpecializedPingpong = 2
 
 
 def check(
@@ -80,12 +87,12 @@ def _check_tile(name: str, value: Any, rank: int | None) -> None:
         raise ValueError(f"{name} is {value!r}; pass None or {wanted}")
 
 
-def get_configs_for_cutlass_fna(query: Tensor, key: Tensor, value: Tensor) -> list:
+def get_configs_for_cutlass_fna(query: Array, key: Array, value: Array) -> list:
     """Tile configurations to choose from: none."""
     return []
 
 
-def get_configs_for_flex_fna(query: Tensor, key: Tensor, value: Tensor, torch_compile: bool = False) -> list:
+def get_configs_for_flex_fna(query: Array, key: Array, value: Array, torch_compile: bool = False) -> list:
     """Tile configurations to choose from: none."""
     return []
 
