@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.strategies import axes
 from vicinal import spans, tiling
 from vicinal.catalog import CASES, named
+from vicinal.triton import hopper_plan
 from vicinal.window import Axis
 
 
@@ -27,6 +28,24 @@ def test_counts_of_an_axis(axis, rows, columns, inverse):
     counted = tiling.axis_counts(axis, rows, columns, inverse)
     assert counted == (tiles, visited, full)
     assert counted.partial == visited - full
+
+
+@given(axes(12), st.integers(1, 9), st.integers(1, 9), st.booleans(), st.integers(0, 400))
+def test_counts_of_a_long_axis(axis, rows, columns, inverse, more):
+    axis = replace(axis, length=axis.length + more)
+    short, longer, repeats = tiling.shortened(axis, rows)
+    assert repeats == 0 or (longer.length - short.length) * repeats == axis.length - short.length
+    counted = tiling.axis_counts(axis, rows, columns, inverse)
+    assert counted == tiling._walked_counts(axis, rows, columns, inverse)
+    # Two warpgroups share a tile, whose boxes start where the windows of its first rows do.
+    shared = hopper_plan._axis_counts(axis, 2 * rows, 2, columns, inverse)
+    assert shared == hopper_plan._walked_counts(axis, 2 * rows, 2, columns, inverse)
+
+
+def test_millions_of_tokens_are_planned_at_once():
+    axis = Axis(2**31 + 77, 1000, 7, 3, False, 2)
+    assert max(found.length for found in tiling.shortened(axis, 128)[:2]) < 25_000
+    assert tiling.axis_counts(axis, 128, 64, True).tiles == -(-(2**31 + 77) // 3 // 128) * 3
 
 
 def test_counts_of_a_problem_are_products():

@@ -1,6 +1,6 @@
 """Windows as tables: the rows of one dilation group and the interval of columns that each row touches."""
 
-from collections.abc import Callable
+from bisect import bisect_right
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,17 +19,29 @@ class Span(NamedTuple):
 @lru_cache(256)
 def forward(axis: Axis) -> tuple[Span, ...]:
     """Rows are outputs, columns are the keys they see; groups that hold no output have no rows."""
-    return tuple(
-        _span(axis.group(g), range(g, axis.length, axis.dilation), axis.keys) for g in range(axis.dilation)
-    )
+    found: list[Span] = []
+    for residue in range(axis.dilation):
+        rows, columns = axis.group(residue), range(residue, axis.length, axis.dilation)
+        seen = [axis.keys(row) for row in rows]
+        starts = tuple([(keys.start - residue) // axis.dilation for keys in seen])
+        stops = tuple([start + len(keys) for start, keys in zip(starts, seen, strict=True)])
+        found.append(Span(rows, columns, starts, stops))
+    return tuple(found)
 
 
 @lru_cache(256)
 def inverse(axis: Axis) -> tuple[Span, ...]:
-    """Rows are keys, columns are the outputs that see them; a key may be seen by none."""
-    return tuple(
-        _span(range(g, axis.length, axis.dilation), axis.group(g), axis.queries) for g in range(axis.dilation)
-    )
+    """Rows are keys, columns are the outputs that see them; a key may be seen by none.
+
+    An output sees the keys from its start to before its stop, and neither ever decreases. So the outputs that
+    see a key are those that started by it less those that stopped, and are empty in place if none does.
+    """
+    found: list[Span] = []
+    for rows, columns, starts, stops in forward(axis):
+        first = tuple([bisect_right(stops, key) for key in range(len(columns))])
+        last = tuple([bisect_right(starts, key) for key in range(len(columns))])
+        found.append(Span(columns, rows, first, last))
+    return tuple(found)
 
 
 @lru_cache(256)
@@ -47,15 +59,3 @@ def relative(axis: Axis) -> tuple[int, ...]:
         (first[output] - output * axis.output_stride) // axis.dilation + axis.size - 1
         for output in range(axis.outputs)
     )
-
-
-def _span(rows: range, columns: range, touched: Callable[[int], range]) -> Span:
-    starts: list[int] = []
-    stops: list[int] = []
-    for row in rows:
-        seen = touched(row)
-        # An unseen key keeps the tables monotone with an empty interval where its neighbor ended.
-        start = columns.index(seen[0]) if seen else stops[-1] if stops else 0
-        starts.append(start)
-        stops.append(start + len(seen))
-    return Span(rows, columns, tuple(starts), tuple(stops))

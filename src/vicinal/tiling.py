@@ -6,9 +6,10 @@ and values, the other way round. Axes are independent: counts of a problem are p
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import product
-from math import prod
+from math import lcm, prod
 from typing import NamedTuple
 
 from . import spans
@@ -41,9 +42,29 @@ class Plan(NamedTuple):
 Boxes = tuple[int, ...]
 
 
+def shortened(axis: Axis, rows: int) -> tuple[Axis, Axis, int]:
+    """Two lengths of `axis` whose counts tell those of the axis, and how often their difference is added.
+
+    Far from its ends an axis repeats itself: tiles of `rows` meet the same windows `unit` tokens later. So
+    counts grow by the same number with every `unit`, and a long axis costs no more to plan than a short one.
+    """
+    step = lcm(axis.dilation, axis.output_stride) // axis.dilation
+    unit = axis.dilation * lcm(rows * step, axis.stride)
+    ends = 2 * axis.dilation * (axis.size + axis.stride) + 2 * unit
+    repeats = max((axis.length - ends) // unit, 0)
+    short = axis.length - repeats * unit
+    return replace(axis, length=short), replace(axis, length=short + min(repeats, 1) * unit), repeats
+
+
 @lru_cache(65536)
 def axis_counts(axis: Axis, rows: int, columns: int, inverse: bool = False) -> Counts:
     """Counts of one axis for tiles of `rows` and boxes of `columns`, over all dilation groups."""
+    short, longer, repeats = shortened(axis, rows)
+    both = (_walked_counts(found, rows, columns, inverse) for found in (short, longer))
+    return Counts(*(few + repeats * (more - few) for few, more in zip(*both, strict=True)))
+
+
+def _walked_counts(axis: Axis, rows: int, columns: int, inverse: bool) -> Counts:
     tiles = visited = full = 0
     for span in (spans.inverse if inverse else spans.forward)(axis):
         for first in range(0, len(span.rows), rows):

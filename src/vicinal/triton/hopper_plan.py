@@ -219,6 +219,13 @@ def _counts(problem: Problem, tile: Triple, split: int, box: Triple, inverse: bo
 @lru_cache(65536)
 def _axis_counts(axis: Axis, tile: int, parts: int, columns: int, inverse: bool) -> tuple[int, int]:
     """The same along one axis, for tiles in `parts` whose boxes all start at the first column of the tile."""
+    short, longer, repeats = tiling.shortened(axis, tile)
+    both = (_walked_counts(found, tile, parts, columns, inverse) for found in (short, longer))
+    visited, full = (few + repeats * (more - few) for few, more in zip(*both, strict=True))
+    return visited, full
+
+
+def _walked_counts(axis: Axis, tile: int, parts: int, columns: int, inverse: bool) -> tuple[int, int]:
     visited = full = 0
     rows = tile // parts
     for span in (spans.inverse if inverse else spans.forward)(axis):

@@ -256,6 +256,7 @@ def _programs(axes: tuple[Axis, ...], rows: tuple[int, ...], inverse: bool) -> i
 @lru_cache(65536)
 def reach(axis: Axis, rows: int) -> int:
     """Columns of the widest union of windows of `rows` neighboring outputs of a dilation group."""
+    axis = tiling.shortened(axis, rows)[1]
     return max(
         span.stops[min(first + rows, len(span.rows)) - 1] - span.starts[first]
         for span in spans.forward(axis)
