@@ -15,7 +15,7 @@ CLIENTS := $(VENV)-clients
 # Test processes share the cores; each would otherwise start a thread on every one.
 RUN_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
 
-.PHONY: demo test test-offline check lint types docs coverage test-all checker test-clients test-metal gpu-check gpu-bench wheel clean
+.PHONY: demo test test-offline check lint types docs coverage test-all checker test-clients test-metal gpu-check gpu-sanitize gpu-bench wheel clean
 
 demo: $(READY)
 	$(BIN)/vicinal demo
@@ -55,9 +55,13 @@ checker: $(READY)
 test-metal: $(READY)
 	$(PY) -m pytest tests/metal tests/mlx -m metal
 
-# Need an NVIDIA GPU and a CUDA build: make gpu-check TORCH='torch>=2.9'.
+# Need an NVIDIA GPU and a CUDA build: make gpu-check TORCH='torch>=2.9'. Compiling is most of the work, so
+# every core takes a test at a time; those of one group, which fill the GPU's memory, run in one process.
 gpu-check: $(READY)
-	$(PY) -m pytest tests -m cuda
+	$(RUN_TESTS) --dist loadgroup --maxschedchunk 1 -m cuda
+
+gpu-sanitize: $(READY)
+	$(PY) -m tests.triton.sanitize
 
 gpu-bench: $(READY)
 	$(PY) benchmarks/run.py --backend triton

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 
 import vicinal.torch as na
 from tests import budget
@@ -31,10 +31,17 @@ def test_catalog(backend, case, dtype):
         problems.check(problem, backend.name, rounded_weights=dtype in HALF, device="cuda")
 
 
-@settings(max_examples=60, deadline=None)
-@given(problem=problems.problems(dtypes=("float32", "float16", "bfloat16")))
-def test_every_combination(problem):
-    problems.check(problem, rounded_weights=problem.dtype in HALF, device="cuda")
+@pytest.mark.parametrize("share", range(12))
+def test_every_combination(share):
+    """In shares for the processes of a test run, as every problem compiles its own kernels."""
+
+    @seed(share)
+    @settings(max_examples=5, deadline=None, database=None)
+    @given(problem=problems.problems(dtypes=("float32", *HALF)))
+    def check(problem):
+        problems.check(problem, rounded_weights=problem.dtype in HALF, device="cuda")
+
+    check()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

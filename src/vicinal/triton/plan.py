@@ -93,7 +93,7 @@ def key_gradient(problem: Problem) -> Shape:
 @lru_cache(4096)
 def bias_gradient(problem: Problem) -> Shape:
     """Tiles of queries against boxes of keys, for the gradient of the bias: it sums every score."""
-    return _loop(problem, _sizes(problem, _backward_width(problem), BACKWARD_KEY), inverse=False)
+    return _loop(problem, _sizes(problem, _backward_width(problem), BIAS), inverse=False)
 
 
 @lru_cache(4096)
@@ -165,6 +165,11 @@ BACKWARD_KEY = {
         128: (Size(64, 32, 4, 2), Size(16, 32, 1, 1)),
         256: (Size(32, 32, 8, 1),),
     },
+    "float32": BACKWARD["float32"],
+}
+# One sum as large as the tile, on top of what a key gradient holds while it multiplies.
+BIAS = {
+    "short": BACKWARD_KEY["short"] | {128: (Size(64, 32, 8, 2), Size(16, 32, 1, 1))},
     "float32": BACKWARD["float32"],
 }
 EXTRA = {
