@@ -1,8 +1,9 @@
 """Scratch memory that a thread keeps between calls: fresh pages cost more than the arithmetic on them."""
 
 import threading
+from collections.abc import Callable, Hashable
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 HELD = 32 << 20
 """Bytes that a thread keeps between calls at most. A pass takes no more than that again."""
 
+T = TypeVar("T")
 
 VECTOR = 64
 """Elements that PyTorch's loops take at a time divide this."""
@@ -18,11 +20,12 @@ SHARE = 32768
 
 
 class _Arena(threading.local):
-    """One buffer a name and dtype, and the views that earlier calls took of it."""
+    """One buffer a name and dtype, the views that earlier calls took of it, and what was made of views."""
 
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self.views: dict[tuple[str, torch.dtype, tuple[int, ...]], Tensor] = {}
+        self.made: dict[Hashable, Any] = {}
 
 
 _arena = _Arena()
@@ -48,21 +51,36 @@ def take(name: str, shape: tuple[int, ...], like: Like) -> Tensor:
     return view
 
 
+def keep(key: Hashable, device: torch.device, make: Callable[[], T]) -> T:
+    """What `make` makes of tensors taken here, made again once a buffer has grown."""
+    if device.type != "cpu":
+        return make()
+    found = _arena.made.get(key)
+    if found is None:
+        with torch.inference_mode(False):
+            made = make()
+        found = _arena.made[key] = made
+    return found
+
+
 def sheet(name: str, shape: tuple[int, ...], like: Like) -> tuple[Tensor, Tensor]:
     """A tensor like `take`'s, and the flat buffer that it is the start of, for exp2 and log2.
 
     PyTorch computes what a thread's share has left over after whole vectors by another routine, which rounds
     differently. The buffer is so long that every share is whole vectors: bits do not depend on threads.
     """
-    size, workers = prod(shape), torch.get_num_threads()
+    size = prod(shape)
+    buffer = take(name, (_whole(size, torch.get_num_threads()),), like)
+    return buffer[:size].view(shape), buffer
+
+
+def _whole(size: int, workers: int) -> int:
     whole = _rounded(size, workers)
     while True:
         shares = min(workers, -(-whole // SHARE))
         if whole % (shares * VECTOR) == 0:
-            break
+            return whole
         whole = _rounded(whole, shares)
-    buffer = take(name, (whole,), like)
-    return buffer[:size].view(shape), buffer
 
 
 def _rounded(size: int, shares: int) -> int:
@@ -71,13 +89,14 @@ def _rounded(size: int, shares: int) -> int:
 
 def trim() -> None:
     """Give back what this thread holds over the limit; views taken before stay valid for who has them."""
-    if len(_arena.views) > 512 or held() > HELD:
+    if len(_arena.views) + len(_arena.made) > 1024 or held() > HELD:
         clear()
 
 
 def clear() -> None:
     """Give back all that this thread holds."""
     _arena.views.clear()
+    _arena.made.clear()
     _arena.buffers.clear()
 
 
@@ -92,6 +111,7 @@ def _view(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if buffer is None or buffer.numel() < size:
         for key in [key for key in _arena.views if key[:2] == (name, dtype)]:
             del _arena.views[key]
+        _arena.made.clear()
         # A tensor made in inference mode could not be written outside of it.
         with torch.inference_mode(False):
             buffer = _arena.buffers[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")

@@ -12,7 +12,7 @@ from . import direct
 from .arena import Like, sheet, take, trim
 from .call import LOG2E, Call, chunk, columns_of, rows_of
 from .gradients import Gradients
-from .layout import accumulate, cut, fold, gather, scatter, strips, tiles
+from .layout import accumulate, chunks, cut, fold, gather, scatter, strips, tiles
 from .plan import Pass, parts
 
 
@@ -137,32 +137,31 @@ def _piece(
 ) -> None:
     part, like = call.part, call.like
     names = ("key", "value")
-    keys, values = (cut(part, work, x, name, like).boxes for x, name in zip(inputs, names, strict=True))
+    keys, values = (cut(part, work, x, name, like) for x, name in zip(inputs, names, strict=True))
     sums: list[Tensor | None] = [
         None if sink is None else strips(part, work, x.shape[-1], "grad_" + name, like).slots.zero_()
         for sink, x, name in zip(columns, inputs, names, strict=True)
     ]
     mask = call.additive(work, batch)
     kinds = mask.kinds(work)
-    step = chunk(part.rows, keys.shape[1], like, 2)
-    for start in range(0, work.boxes, step):
-        some = slice(start, min(start + step, work.boxes))
-        mine, shape = rows.some(some), (some.stop - start, part.rows, keys.shape[1])
-        weights, whole = sheet("scores", shape, like)
-        mask.fill(weights, kinds[some])
-        weights.baddbmm_(mine.query, keys[some].mT, alpha=call.scale * LOG2E)
+    span = len(work.slots) * part.width
+    for some in chunks(work, chunk(part.rows, span, like, 2)):
+        mine, key, value = rows.some(some.all), keys.boxes(some), values.boxes(some)
+        weights, whole = sheet("scores", (len(key), part.rows, span), like)
+        mask.fill(weights, kinds[some.all])
+        weights.baddbmm_(mine.query, key.mT, alpha=call.scale * LOG2E)
         weights.sub_(mine.level)
         torch.exp2(whole, out=whole)
         if sums[1] is not None:
-            accumulate(part, work, sums[1], some, weights, mine.pull, 1.0)
+            accumulate(part, work, sums[1], some.slot, weights, mine.pull, 1.0)
         if not grads.slopes:
             continue
-        slopes = _slopes(mine, weights, values[some])
+        slopes = _slopes(mine, weights, value)
         if mine.grad is not None:
-            mine.grad.baddbmm_(slopes, keys[some])
+            mine.grad.baddbmm_(slopes, key)
         if sums[0] is not None:
-            accumulate(part, work, sums[0], some, slopes, mine.query, call.scale)
-        grads.count(part, mask, slopes, kinds[some])
+            accumulate(part, work, sums[0], some.slot, slopes, mine.query, call.scale)
+        grads.count(part, mask, slopes, kinds[some.all])
     for sink, made in zip(columns, sums, strict=True):
         if sink is not None and made is not None:
             fold(part, work, made, sink, like)

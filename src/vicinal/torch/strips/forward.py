@@ -1,15 +1,22 @@
 """Fused attention on strips, forward."""
 
+from math import isfinite, isnan
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Operands
-from . import direct, narrow
-from .arena import Like, sheet, trim
+from . import direct, narrow, plan
+from .arena import Like, keep, sheet, trim
 from .call import LOG2E, Call, accumulating, chunk, columns_of, rows_of
-from .layout import cut, gather, scatter, tiles
+from .layout import Strips, chunks, cut, gather, scatter, tiles
 from .plan import Pass, parts
+from .scores import Additive
+
+CALM = 32
+"""Scores in base 2 up to which no maximum is taken off: weights and their sums keep to 2 ** 64."""
 
 
 def attend(problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
@@ -21,12 +28,35 @@ def attend(problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, 
     if direct.faster(problem):
         return direct.attend(problem, operands, scale)
     trim()
+    calm = _calm(operands, scale)
     for part in parts(problem):
-        call = Call(part, operands, scale)
+        call = Call(part, operands, scale, calm)
         run = narrow.run_pass if narrow.faster(problem) and len(part.pieces) == 1 else _pass
         for batch, slab in part.passes():
             run(call, batch, slab, (out, lse.unsqueeze(-1)))
     return out, lse
+
+
+def _calm(operands: Operands, scale: float) -> bool:
+    """Whether scores are so small, by the norms of queries and keys, that weights and their sums stay far
+    inside the range of float32 without the maximum of their row taken off.
+
+    This reads the operands in order, and so leaves them in cache for what comes, which does not.
+    """
+    query, key, value, bias = operands[:4]
+    if query.device.type != "cpu":
+        return False
+    bound = _longest(query) * _longest(key) * abs(scale)
+    if bias is not None:
+        bound += float(bias.detach().abs().max())
+    return bound * LOG2E <= CALM and isfinite(_longest(value))
+
+
+def _longest(x: Tensor) -> float:
+    """The longest row; what is not a number reaches its own readers whatever others do."""
+    norms = torch.linalg.vector_norm(x, dim=-1, dtype=accumulating(x.dtype))
+    longest = float(norms.max())
+    return float(norms.nan_to_num_(0.0, torch.inf).max()) if isnan(longest) else longest
 
 
 class _State:
@@ -36,13 +66,13 @@ class _State:
     def __init__(self, out: Tensor, top: Tensor, total: Tensor) -> None:
         self.out, self.top, self.total = out, top, total
 
-    def __getitem__(self, some: slice) -> "_State":
-        return _State(self.out[some], self.top[some], self.total[some])
-
-    def start(self, scores: Tensor, whole: Tensor, values: Tensor) -> None:
+    def start(self, scores: Tensor, whole: Tensor, values: Tensor, calm: bool) -> None:
         """Take the first keys. `scores`, the start of the sheet `whole`, are spent."""
-        torch.amax(scores, -1, keepdim=True, out=self.top)
-        scores.sub_(self.top)
+        if calm:
+            self.top.zero_()
+        else:
+            torch.amax(scores, -1, keepdim=True, out=self.top)
+            scores.sub_(self.top)
         torch.exp2(whole, out=whole)
         torch.sum(scores, -1, keepdim=True, out=self.total)
         torch.bmm(scores, values, out=self.out)
@@ -60,42 +90,82 @@ class _State:
         self.top.copy_(top)
 
 
+class _Scratch(NamedTuple):
+    """Tiles of a pass: the state of their rows, and the sheet that its totals start."""
+
+    state: _State
+    totals: Tensor
+
+
+def _scratch(call: Call, work: Pass) -> _Scratch:
+    part, like, width = call.part, call.like, call.value.shape[-1]
+
+    def make() -> _Scratch:
+        total, totals = sheet("total", (work.boxes, part.rows, 1), like)
+        out, top = tiles(part, work, width, "out", like), tiles(part, work, 1, "top", like)
+        return _Scratch(_State(out, top, total), totals)
+
+    return keep(("tiles", work, width, like, torch.get_num_threads()), like.device, make)
+
+
 def _pass(call: Call, batch: int, slab: int, results: tuple[Tensor, Tensor]) -> None:
     part, like = call.part, call.like
     columns = columns_of(part, call.key, batch), columns_of(part, call.value, batch)
     work = part.measure(batch, slab, 0)
     queries = gather(part, work, rows_of(part, call.query, batch), "query", like)
-    total, totals = sheet("total", (work.boxes, part.rows, 1), like)
-    out, top = (
-        tiles(part, work, width, name, like) for name, width in (("out", call.value.shape[-1]), ("top", 1))
-    )
-    state = _State(out, top, total)
+    state, totals = _scratch(call, work)
     for piece in range(len(part.pieces)):
         _piece(call, batch, part.measure(batch, slab, piece), columns, queries, state)
     _extra(call, batch, queries, state)
-    scatter(part, work, out.div_(total), rows_of(part, results[0], batch))
+    scatter(part, work, state.out.div_(state.total), rows_of(part, results[0], batch))
     torch.log2(totals, out=totals)
-    scatter(part, work, total.add_(top).mul_(1 / LOG2E), rows_of(part, results[1], batch))
+    scatter(part, work, state.total.add_(state.top).mul_(1 / LOG2E), rows_of(part, results[1], batch))
+
+
+class _Chunk(NamedTuple):
+    """Tiles whose scores are held at a time."""
+
+    kinds: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    state: _State
+    scores: Tensor
+    whole: Tensor
+
+
+def _chunks(
+    call: Call, work: Pass, mask: Additive, queries: Tensor, keys: Strips, values: Strips, state: _State
+) -> list[_Chunk]:
+    part, like, span = call.part, call.like, keys.runs[0].shape[1]
+    widths = (len(mask.heads), queries.shape[-1], values.rows.shape[-1])
+
+    def make() -> list[_Chunk]:
+        kinds, found = mask.kinds(work), []
+        for some in chunks(work, chunk(part.rows, span, like)):
+            key, value = keys.boxes(some).mT, values.boxes(some)
+            mine = _State(*(x[some.all] for x in (state.out, state.top, state.total)))
+            held = sheet("scores", (len(key), part.rows, span), like)
+            found.append(_Chunk(kinds[some.all], queries[some.all], key, value, mine, *held))
+        return found
+
+    key = ("chunks", work, widths, like, torch.get_num_threads(), plan.CHUNK)
+    return keep(key, like.device, make)
 
 
 def _piece(
     call: Call, batch: int, work: Pass, columns: tuple[Tensor, Tensor], queries: Tensor, state: _State
 ) -> None:
     part, like = call.part, call.like
-    keys = cut(part, work, columns[0], "key", like).boxes
-    values = cut(part, work, columns[1], "value", like).boxes
-    mask = call.additive(work, batch)
-    kinds = mask.kinds(work)
-    step = chunk(part.rows, keys.shape[1], like)
-    for start in range(0, work.boxes, step):
-        some = slice(start, min(start + step, work.boxes))
-        scores, whole = sheet("scores", (some.stop - start, part.rows, keys.shape[1]), like)
-        mask.fill(scores, kinds[some])
-        scores.baddbmm_(queries[some], keys[some].mT, alpha=call.scale * LOG2E)
+    keys, values = (cut(part, work, x, name, like) for x, name in zip(columns, ("key", "value"), strict=True))
+    mask, scale = call.additive(work, batch), call.scale * LOG2E
+    for some in _chunks(call, work, mask, queries, keys, values, state):
+        mask.fill(some.scores, some.kinds)
+        some.scores.baddbmm_(some.query, some.key, alpha=scale)
         if work.slots.start == 0:
-            state[some].start(scores, whole, values[some])
+            some.state.start(some.scores, some.whole, some.value, call.calm)
         else:
-            state[some].absorb(scores, whole, values[some])
+            some.state.absorb(some.scores, some.whole, some.value)
 
 
 def _extra(call: Call, batch: int, queries: Tensor, state: _State) -> None:

@@ -6,16 +6,19 @@ are copied.
 """
 
 from collections.abc import Iterator
-from itertools import product as combinations
+from functools import partial
+from itertools import product
 from math import prod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from .arena import Like, take
-from .moves import Step, blank, record, run
+from .arena import Like, keep, take
+from .moves import Move, Step, blank, record, run
 from .plan import Part, Pass
 from .ring import Ring
+from .rows import Lookup, lookup, read
 
 
 class Run(NamedTuple):
@@ -34,17 +37,6 @@ def runs(ring: Ring, slots: range) -> list[Run]:
     after = range(max(slots.start, columns, width), slots.stop)
     found = ((inside, 0), (before, width), (after, -width))
     return [Run(part.start - slots.start, part.start + hop, len(part)) for part, hop in found if part]
-
-
-def _blanks(found: list[Run], length: int) -> Iterator[tuple[int, int]]:
-    """Start and length of the gaps between runs."""
-    at = 0
-    for one in sorted(found):
-        if one.at > at:
-            yield at, one.at - at
-        at = one.at + one.length
-    if at < length:
-        yield at, length - at
 
 
 def _read(part: Part, work: Pass, axis: int) -> range:
@@ -68,17 +60,46 @@ def _hull(ring: Ring, slots: range) -> range:
 
 
 class Strips(NamedTuple):
-    """A buffer `[slots of all strips, width, dim]` and, as views, its boxes `[boxes, keys, dim]`."""
+    """A buffer `[slots of all strips, width, dim]` and views of it: boxes `[boxes, keys, dim]`, run by
+    run, and rows `[keys, dim]`."""
 
     slots: Tensor
-    boxes: Tensor
+    runs: tuple[Tensor, ...]
+    rows: Tensor
+
+    def boxes(self, some: "Chunk") -> Tensor:
+        return self.runs[some.run][some.inside]
 
 
 def strips(part: Part, work: Pass, dim: int, name: str, like: Like) -> Strips:
     """Uninitialised strips."""
+    return keep(("strips", work, dim, name, like), like.device, lambda: _strips(part, work, dim, name, like))
+
+
+def _strips(part: Part, work: Pass, dim: int, name: str, like: Like) -> Strips:
     span, row = len(work.slots), part.width * dim
     slots = take(name, (_body(work) + _tail(work), part.width, dim), like)
-    return Strips(slots, slots.as_strided((work.boxes, span * part.width, dim), (work.pitch * row, dim, 1)))
+    shape = (work.runs, work.boxes // work.runs, span * part.width, dim)
+    boxes = slots.as_strided(shape, (work.length * row, work.pitch * row, dim, 1))
+    return Strips(slots, boxes.unbind(), slots.view(-1, dim))
+
+
+class Chunk(NamedTuple):
+    """Boxes of one run: which of all, which of the run, and the slot that the first starts at."""
+
+    all: slice
+    run: int
+    inside: slice
+    slot: int
+
+
+def chunks(work: Pass, step: int) -> Iterator[Chunk]:
+    """The boxes of a pass, at most `step` at a time."""
+    count = work.boxes // work.runs
+    for number, start in product(range(work.runs), range(0, count, step)):
+        first, stop = number * count + start, min(start + step, count)
+        every = slice(first, number * count + stop)
+        yield Chunk(every, number, slice(start, stop), number * work.length + start * work.pitch)
 
 
 def _body(work: Pass) -> int:
@@ -87,31 +108,53 @@ def _body(work: Pass) -> int:
 
 def _tail(work: Pass) -> int:
     """Slots past the last strip that its last box reads."""
-    return max(len(work.slots) - work.pitch, 0) if work.strips > 1 else 0
+    return max(len(work.slots) - work.pitch, 0) if work.strips > work.runs else 0
 
 
 def cut(part: Part, work: Pass, x: Tensor, name: str, like: Like) -> Strips:
-    """Strips of `x` `[*batch, *columns, dim]` in the dtype of `like`."""
+    """Strips of `x` `[*batch, *columns, dim]` in the dtype of `like`; a slot without a column repeats one of
+    its box."""
     made = strips(part, work, x.shape[-1], name, like)
-    shape = _padded_shape(part, work, x)
-    moves = part.remember(("cut", work, x.shape, x.stride()), lambda: record(_cutting(part, work, x)))
-    run(moves, x, made.slots, made.slots if part.rank == 1 else take("padded", shape, like))
+    key = ("cut", work, x.shape, x.stride())
+    read(part.remember(key, lambda: _cutting(part, work, x)), x, made.rows)
     return made
 
 
-def _cutting(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
-    """From a tensor (0) through a padded copy (2) to strips (1); on one axis the strips are the padded
-    copy."""
-    x, shape, dim = blank(like.shape, like.stride()), _padded_shape(part, work, like), like.shape[-1]
-    slots = blank((_body(work) + _tail(work), part.width, dim))
-    yield Step("zero_", 1, slots[_body(work) :])
-    if part.rank == 1:
-        yield from _pad(part, work, x, slots[: _body(work)].view(shape))
-        return
-    padded = blank(shape)
-    yield from _pad(part, work, x, padded)
-    body = slots[: _body(work)].view(-1, *_strip_shape(part, work, dim))
-    yield Step("copy_", 1, body, 2, _windows(part, work, padded))
+def _cutting(part: Part, work: Pass, x: Tensor) -> Lookup:
+    rank, steps = part.rank, x.stride()
+    # [*batch, *tiles of the other axes, length, *widths of the other axes]
+    ndim, batch = x.ndim + rank - 2, x.ndim - rank - 1
+    outer = _batch_starts(x, ndim, batch)
+    for axis in range(1, rank):
+        ring, count = part.rings[axis], partial(torch.arange, device=x.device)
+        slots = count(len(work.slab[axis])).unsqueeze(1) * ring.step + count(ring.width)
+        starts = _columns(ring, slots + _read(part, work, axis).start) * steps[batch + axis]
+        outer.append(_among(starts, ndim, axis - 2 * rank, axis - rank))
+    slots = torch.arange(work.length, device=x.device) + _read(part, work, 0).start
+    inner = _among(_columns(part.rings[0], slots) * steps[batch], ndim, -rank)
+    return lookup(outer, [inner], _tail(work) * part.width, len(part.slabs))
+
+
+def _columns(ring: Ring, slots: Tensor) -> Tensor:
+    """The column that each slot holds, or the nearest one where it holds none."""
+    before, after = slots < min(0, ring.columns - ring.width), slots >= max(ring.columns, ring.width)
+    return (slots + ring.width * (before.long() - after.long())).clamp_(0, ring.columns - 1)
+
+
+def _among(table: Tensor, ndim: int, *places: int) -> Tensor:
+    """`table` with its axes at `places`, counted from the end, of `ndim`."""
+    shape = [1] * ndim
+    for place, extent in zip(places, table.shape, strict=True):
+        shape[place] = extent
+    return table.view(shape)
+
+
+def _batch_starts(x: Tensor, ndim: int, batch: int) -> list[Tensor]:
+    """First elements along each of the leading `batch` axes."""
+    return [
+        _among(torch.arange(x.shape[axis], device=x.device) * x.stride(axis), ndim, axis - ndim)
+        for axis in range(batch)
+    ]
 
 
 def _padded_shape(part: Part, work: Pass, x: Tensor) -> tuple[int, ...]:
@@ -134,28 +177,6 @@ def _windows(part: Part, work: Pass, padded: Tensor) -> Tensor:
     volume = prod(padded.shape[-rank - 1 :])
     shape = (work.volumes, *_strip_shape(part, work, padded.shape[-1]))
     return padded.as_strided(shape, (volume, *hops, *steps), offset)
-
-
-def _pad(part: Part, work: Pass, x: Tensor, padded: Tensor) -> Iterator[Step]:
-    """Fill `padded` (2) with the columns of `x` (0) that its slots hold."""
-    rank = part.rank
-    found = _axis_runs(part, work)
-    core, source = padded, x
-    for axis in range(1, rank):
-        inside = found[axis][0]
-        core = core.narrow(axis - rank - 1, inside.at, inside.length)
-        source = source.narrow(axis - rank - 1, inside.column, inside.length)
-    for one in found[0]:
-        columns = source.narrow(-rank - 1, one.column, one.length)
-        yield Step("copy_", 2, core.narrow(-rank - 1, one.at, one.length), 0, columns)
-    for at, length in _blanks(found[0], work.length):
-        yield Step("zero_", 2, padded.narrow(-rank - 1, at, length))
-    for axis in range(rank - 1, 0, -1):
-        wide, dim = _inside(padded, found, axis), axis - rank - 1
-        for sink, source in _halos(wide, dim, found[axis]):
-            yield Step("copy_", 2, sink, 2, source)
-        for at, length in _blanks(found[axis], wide.shape[dim]):
-            yield Step("zero_", 2, wide.narrow(dim, at, length))
 
 
 def _axis_runs(part: Part, work: Pass) -> list[list[Run]]:
@@ -223,7 +244,7 @@ def _overlap(part: Part, made: Tensor, windows: Tensor) -> Iterator[Step]:
         [(at, min(ring.step, ring.width - at)) for at in range(0, ring.width, ring.step)]
         for ring in part.rings[1:]
     ]
-    for chosen in combinations(*segments):
+    for chosen in product(*segments):
         source, sink = made, windows
         for axis, (at, length) in enumerate(chosen):
             source = source.narrow(part.rank + 1 + axis, at, length)
@@ -237,7 +258,7 @@ def _pieces(part: Part, work: Pass, x: Tensor, tiles: Tensor) -> Iterator[tuple[
     rank, at, steps = part.rank, x.ndim - part.rank - 1, x.stride()
     batch, share = x.shape[: at - 1], at - 1
     order = (*range(1, rank), 0)
-    for chosen in combinations(*(_stretches(part, work, axis) for axis in range(rank))):
+    for chosen in product(*(_stretches(part, work, axis) for axis in range(rank))):
         counts, sizes = [len(c[1]) for c in chosen], [c[2] for c in chosen]
         shape = (*batch, *(counts[i] for i in order), part.share, *sizes, x.shape[-1])
         hops = [steps[at + axis] * ring.tile for axis, ring in enumerate(part.rings)]
@@ -271,15 +292,31 @@ def _grid(part: Part, work: Pass, x: Tensor) -> Tensor:
     return blank((*batch, *map(len, work.slab[1:]), work.places, part.share, *part.tile, x.shape[-1]))
 
 
-def _gathering(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
-    tiles = _grid(part, work, like)
-    if any(_ragged(part, work, axis) for axis in range(part.rank)):
-        yield Step("zero_", 1, tiles)
-    else:
-        last, used = like.ndim - 3, len(work.slab[0])
-        yield Step("zero_", 1, tiles.narrow(last, used, work.places - used))
-    for source, piece in _pieces(part, work, blank(like.shape, like.stride()), tiles):
-        yield Step("copy_", 1, piece, 0, source)
+def _gathering(part: Part, work: Pass, x: Tensor) -> tuple[Lookup, tuple[Move, ...]]:
+    """Rows of tiles, and what to clear of tiles that are cut off or do not exist."""
+    rank, steps = part.rank, x.stride()
+    # [*batch, *tiles of the other axes, places, share, *tile]
+    ndim, batch = x.ndim + rank - 1, x.ndim - rank - 2
+    outer, inner = _batch_starts(x, ndim, batch), []
+    for axis, (ring, wanted) in enumerate(zip(part.rings, work.slab, strict=True)):
+        count = partial(torch.arange, device=x.device)
+        tiles = count(work.places if axis == 0 else len(wanted)).unsqueeze(1) + wanted.start
+        starts = (tiles * ring.tile + count(ring.tile)).clamp_(max=ring.rows - 1) * steps[batch + 1 + axis]
+        place = -rank - 2 if axis == 0 else axis - 2 * rank - 2
+        (outer if axis else inner).append(_among(starts, ndim, place, axis - rank))
+    inner.append(_among(torch.arange(part.share, device=x.device) * steps[batch], ndim, -rank - 1))
+    return lookup(outer, inner, 0, len(part.slabs)), record(_clearing(part, work, x))
+
+
+def _clearing(part: Part, work: Pass, x: Tensor) -> Iterator[Step]:
+    tiles, used = _grid(part, work, x), len(work.slab[0])
+    yield Step("zero_", 0, tiles.narrow(-part.rank - 3, used, work.places - used))
+    for axis, (ring, wanted) in enumerate(zip(part.rings, work.slab, strict=True)):
+        over = wanted.stop * ring.tile - ring.rows
+        if over > 0:
+            place = -part.rank - 3 if axis == 0 else axis - 2 * part.rank - 3
+            last = tiles.narrow(place, len(wanted) - 1, 1)
+            yield Step("zero_", 0, last.narrow(axis - part.rank - 1, ring.tile - over, over))
 
 
 def _scattering(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
@@ -296,7 +333,9 @@ def gather(part: Part, work: Pass, x: Tensor, name: str, like: Like) -> Tensor:
     """Tiles `[boxes, rows, dim]` of `x` `[*batch, share, *rows, dim]`; rows that do not exist are zero."""
     made = tiles(part, work, x.shape[-1], name, like)
     key = ("gather", work, x.shape, x.stride())
-    run(part.remember(key, lambda: record(_gathering(part, work, x))), x, made)
+    found, moves = part.remember(key, lambda: _gathering(part, work, x))
+    read(found, x, made.view(-1, x.shape[-1]))
+    run(moves, made)
     return made
 
 
@@ -307,9 +346,9 @@ def scatter(part: Part, work: Pass, made: Tensor, target: Tensor) -> None:
 
 
 def accumulate(
-    part: Part, work: Pass, slots: Tensor, some: slice, weights: Tensor, rows: Tensor, scale: float
+    part: Part, work: Pass, slots: Tensor, first: int, weights: Tensor, rows: Tensor, scale: float
 ) -> None:
-    """Add `scale * weights^T rows` to the boxes `some` of strips.
+    """Add `scale * weights^T rows` to the boxes of strips of which the first starts at slot `first`.
 
     Boxes overlap, segments of one pitch do not. Far segments go first: then a slot takes its tiles
     in order, whether or not they come in one chunk.
@@ -317,10 +356,8 @@ def accumulate(
     span, row = len(work.slots), part.width * slots.shape[-1]
     for at in range((span - 1) // work.pitch * work.pitch, -1, -work.pitch):
         length = min(work.pitch, span - at) * part.width
-        size = (some.stop - some.start, length, slots.shape[-1])
-        sink = slots.as_strided(
-            size, (work.pitch * row, slots.shape[-1], 1), (some.start * work.pitch + at) * row
-        )
+        size = (len(weights), length, slots.shape[-1])
+        sink = slots.as_strided(size, (work.pitch * row, slots.shape[-1], 1), (first + at) * row)
         mine = weights[:, :, at * part.width : at * part.width + length].transpose(1, 2)
         if length == work.pitch * part.width:
             sink.baddbmm_(mine, rows, alpha=scale)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...problem import Problem
 from .arena import Like, take
 from .call import Call, chunk, columns_of, rows_of
-from .layout import cut, gather, scatter, tiles
+from .layout import chunks, cut, gather, scatter, tiles
 
 NARROW = torch.bfloat16
 
@@ -36,22 +36,21 @@ def run_pass(call: Call, batch: int, slab: int, results: tuple[Tensor, Tensor]) 
     assert len(part.pieces) == 1
     work = part.measure(batch, slab, 0)
     queries = gather(part, work, rows_of(part, call.query, batch), "query", like)
-    keys = cut(part, work, columns_of(part, call.key, batch), "key", like).boxes
-    values = cut(part, work, columns_of(part, call.value, batch), "value", like).boxes
+    keys = cut(part, work, columns_of(part, call.key, batch), "key", like)
+    values = cut(part, work, columns_of(part, call.value, batch), "value", like)
     out = tiles(part, work, call.value.shape[-1], "out", like)
     lse = tiles(part, work, 1, "top", wide)
     mask = call.additive(work, batch)
     kinds = mask.kinds(work)
-    step = chunk(part.rows, keys.shape[1], wide)
-    for start in range(0, work.boxes, step):
-        some = slice(start, min(start + step, work.boxes))
-        hidden = take("scores", (some.stop - start, part.rows, keys.shape[1]), wide)
-        mask.fill(hidden, kinds[some])
-        operands = (x[some].unsqueeze(1) for x in (queries, keys, values))
+    span = len(work.slots) * part.width
+    for some in chunks(work, chunk(part.rows, span, wide)):
+        operands = (x.unsqueeze(1) for x in (queries[some.all], keys.boxes(some), values.boxes(some)))
+        hidden = take("scores", (some.all.stop - some.all.start, part.rows, span), wide)
+        mask.fill(hidden, kinds[some.all])
         found, level = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *operands, 0.0, False, attn_mask=hidden.unsqueeze(1), scale=call.scale
         )
-        out[some].copy_(found.squeeze(1))
-        lse[some].copy_(level.view(-1, part.rows, 1))
+        out[some.all].copy_(found.squeeze(1))
+        lse[some.all].copy_(level.view(-1, part.rows, 1))
     scatter(part, work, out, rows_of(part, results[0], batch))
     scatter(part, work, lse, rows_of(part, results[1], batch))

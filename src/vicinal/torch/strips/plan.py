@@ -23,6 +23,8 @@ CHUNK = 1 << 20
 """Bytes of scores that a thread works on at a time: its second-level cache."""
 SCORES = 1 << 20
 """Scores of a tile at most, where a smaller tile exists."""
+CALL = 16_000
+"""Scores that are worth the calls of one more chunk."""
 TABLE = 4 << 20
 """Bytes of a table of masks; over it, masks are made tile by tile."""
 
@@ -55,9 +57,9 @@ Slab = tuple[range, ...]
 class Pass:
     """One slab of `volumes` equal volumes, and the `slots` of the first axis' boxes that are read.
 
-    The boxes of a strip start `pitch` slots of the first axis apart. So that the boxes of all strips have
-    one spacing, a strip is rounded up to `length` slots; `places` is its number of boxes, the last few of
-    which belong to no tile.
+    The boxes of a strip, `length` slots, start `pitch` slots of the first axis apart. Boxes of one spacing
+    make a run: either each strip is one, or all strips are, and then each is rounded up to `places` boxes,
+    the last few of which belong to no tile.
     """
 
     slab: Slab
@@ -67,6 +69,7 @@ class Pass:
     pitch: int
     length: int
     places: int
+    runs: int
 
     @cached_property
     def boxes(self) -> int:
@@ -151,10 +154,16 @@ class Part:
         strips = volumes * prod(map(len, slab[1:]))
         pitch = self.rings[0].step if tiles > 1 else span
         length = (tiles - 1) * pitch + span
-        if strips == 1:
-            return Pass(slab, slots, volumes, 1, pitch, length, tiles)
         places = -(-length // pitch)
-        return Pass(slab, slots, volumes, strips, pitch, places * pitch, places)
+        if strips == 1 or self._apart(strips, tiles, places - tiles, span):
+            return Pass(slab, slots, volumes, strips, pitch, length, tiles, strips)
+        return Pass(slab, slots, volumes, strips, pitch, places * pitch, places, 1)
+
+    def _apart(self, strips: int, tiles: int, junk: int, span: int) -> bool:
+        """Whether more calls cost less than boxes without a tile."""
+        scores, held = self.rows * span * self.width, CHUNK // 4
+        calls = strips * -(-tiles * scores // held) - -(-strips * (tiles + junk) * scores // held)
+        return calls * CALL < strips * junk * scores
 
     def ids(self, work: Pass, device: torch.device) -> tuple[Tensor, ...]:
         """`[boxes]` class on every axis of the tile that reads each box; boxes without a tile take the
@@ -297,14 +306,15 @@ def _cost(
     """Nanoseconds for one key/value head on one core; what matters is the ratio between tiles."""
     height, width = share * prod(rows), prod(columns)
     first = max(rings(problem.axes[0], rows[0]), key=lambda ring: ring.tiles)
-    length = (first.tiles - 1) * first.step + first.width
-    places = -(-length // first.step) / first.tiles
-    tiles = counts.tiles * places
+    tiles = counts.tiles
     product = product_cost(problem, height, width)
     # Backward, five products for two, and strips that are read and written where forward writes tiles.
-    score = 2.5 * product + 0.12 * (problem.dim + problem.value_dim) / height + 1.2 if back else product + 0.8
+    score = 2.5 * product + 0.12 * (problem.dim + problem.value_dim) / height + 1.2 if back else product + 0.5
     copied = tiles * first.step * prod(columns[1:]) * per.slot + tiles * height * per.row
-    return tiles * (height * width * score + 600) + 0.6 * copied
+    junk = -(-((first.tiles - 1) * first.step + first.width) // first.step) - first.tiles
+    alone = min(first.tiles * height * width * 4 / CHUNK, 1)
+    more = tiles / first.tiles * min(junk * height * width, CALL * (1 - alone))
+    return (tiles * height * width + more) * score + tiles * 400 + (0.6 if back else 0.35) * copied
 
 
 def product_cost(problem: Problem, rows: int, keys: int) -> float:

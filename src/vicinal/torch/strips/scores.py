@@ -42,6 +42,10 @@ class Additive:
 
     def kinds(self, work: Pass) -> Tensor:
         """`[boxes]` table entry of every box of a pass."""
+        key = ("kinds of heads", work, len(self.heads), self.device)
+        return self.part.remember(key, lambda: self._kinds(work))
+
+    def _kinds(self, work: Pass) -> Tensor:
         kinds = self.part.kinds(work, self.device)
         if len(self.heads) == 1:
             return kinds

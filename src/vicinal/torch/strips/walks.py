@@ -11,7 +11,7 @@ from torch import Tensor
 from ...problem import Problem
 from .arena import Like, take, trim
 from .call import accumulating, chunk, columns_of, rows_of
-from .layout import accumulate, cut, fold, gather, scatter, strips, tiles
+from .layout import Chunk, accumulate, chunks, cut, fold, gather, scatter, strips, tiles
 from .plan import Part, Pass, parts
 from .scores import Additive
 
@@ -24,11 +24,9 @@ class _Stage(NamedTuple):
     batch: int
     like: Like
 
-    def chunks(self) -> Iterator[slice]:
-        boxes = self.work.boxes
+    def chunks(self) -> Iterator[Chunk]:
         step = chunk(self.part.rows, self.keys + prod(self.part.sizes), self.like, 2)
-        for start in range(0, boxes, step):
-            yield slice(start, min(start + step, boxes))
+        return chunks(self.work, step)
 
     @property
     def keys(self) -> int:
@@ -89,18 +87,17 @@ def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: floa
     for stage in _stages(problem, x):
         part, work, batch, like = stage
         queries = gather(part, work, rows_of(part, x, stage.batch), "query", like)
-        keys = cut(part, work, columns_of(part, y, stage.batch), "key", like).boxes
+        keys = cut(part, work, columns_of(part, y, stage.batch), "key", like)
         target = rows_of(part, weights, stage.batch)
         made = tiles(part, work, weights.shape[-1], "weights", like)
         heads = range(part.kv_heads)[part.batches[batch][0]]
         mask = None if bias is None else Additive(part, work.slots, bias, heads, like)
-        for some in stage.chunks():
+        for piece in stage.chunks():
+            some = piece.all
             scores = stage.scratch("scores", some, stage.keys)
             if mask is not None:
                 mask.fill(scores, mask.kinds(work)[some])
-            scores.baddbmm_(
-                queries[some], keys[some].transpose(1, 2), alpha=scale, beta=int(mask is not None)
-            )
+            scores.baddbmm_(queries[some], keys.boxes(piece).mT, alpha=scale, beta=int(mask is not None))
             places = stage.places(some)
             if stage.gaps:
                 blank = places == stage.keys
@@ -112,24 +109,25 @@ def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: floa
     return weights
 
 
-def _spread(stage: _Stage, weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _spread(stage: _Stage, weights: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
     """Weights of boxes, `[boxes, rows, keys]`, a chunk at a time; a slot without a key is never read."""
     part, work, batch, like = stage
     mine = gather(part, work, rows_of(part, weights, batch), "weights", like)
-    for some in stage.chunks():
+    for piece in stage.chunks():
+        some = piece.all
         scores = stage.scratch("scores", some, stage.keys + stage.gaps).zero_()
-        yield some, scores.scatter_(-1, stage.places(some), mine[some])[:, :, : stage.keys]
+        yield piece, scores.scatter_(-1, stage.places(some), mine[some])[:, :, : stage.keys]
 
 
 def mix(problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
     out = y.new_empty((*weights.shape[:-1], y.shape[-1]))
     for stage in _stages(problem, y):
         part, work, _, like = stage
-        values = cut(part, work, columns_of(part, y, stage.batch), "key", like).boxes
+        values = cut(part, work, columns_of(part, y, stage.batch), "key", like)
         target = rows_of(part, out, stage.batch)
         made = tiles(part, work, y.shape[-1], "out", like)
         for some, scores in _spread(stage, weights):
-            torch.bmm(scores, values[some], out=made[some])
+            torch.bmm(scores, values.boxes(some), out=made[some.all])
         scatter(part, work, made, target)
     return out
 
@@ -142,6 +140,6 @@ def mix_back(problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
         rows = gather(part, work, rows_of(part, x, stage.batch), "query", like)
         made = strips(part, work, x.shape[-1], "key", like).slots.zero_()
         for some, scores in _spread(stage, weights):
-            accumulate(part, work, made, some, scores, rows[some], 1.0)
+            accumulate(part, work, made, some.slot, scores, rows[some.all], 1.0)
         fold(part, work, made, columns_of(part, total, stage.batch), like)
     return total.to(x.dtype)
