@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import strategies
 from tests.metal import checking
+from tests.metal.strategies import geometries
 from tests.torch import problems
 from vicinal import Axis, Problem
 from vicinal.catalog import SMALL, named
@@ -47,23 +47,6 @@ DIMS = [
 def test_head_dims(dim, value_dim, dtype):
     problem = Problem((Axis(19, 5),), heads=2, kv_heads=1, dim=dim, value_dim=value_dim, dtype=dtype)
     checking.check(checking.BACKENDS[0], problem)
-
-
-@st.composite
-def geometries(draw):
-    """Every option of the window; what kernels are compiled for stays the same."""
-    rank = draw(st.integers(1, 3))
-    kv_heads = draw(st.integers(1, 2))
-    return Problem(
-        tuple(draw(strategies.axes((70, 12, 6)[rank - 1])) for _ in range(rank)),
-        batch=draw(st.integers(1, 2)),
-        heads=kv_heads * draw(st.integers(1, 3)),
-        kv_heads=kv_heads,
-        dim=8,
-        value_dim=8,
-        bias=True,
-        extra=draw(st.sampled_from((1, 2, 40))),
-    )
 
 
 # A session stays open over all examples: what it finds fails the test in the end.

@@ -7,7 +7,8 @@ import numpy as np
 
 from tests import budget, oracle
 from tests.strategies import problems, window  # noqa: F401  (for the tests)
-from vicinal.mlx import neighborhood_attention, ops
+from vicinal import using
+from vicinal.mlx import av, neighborhood_attention, ops, qk
 
 _RENAMED = {"extra_key": "additional_keys", "extra_value": "additional_values"}
 
@@ -40,7 +41,7 @@ def random(generator, shape, dtype="float32"):
 
 def array(x):
     """A float64 array for the oracle."""
-    return np.array(x.astype(mx.float32)).astype(np.float64)
+    return x if isinstance(x, np.ndarray) else np.array(x.astype(mx.float32)).astype(np.float64)
 
 
 def arrays(operands):
@@ -87,6 +88,44 @@ def check(problem, backend=None, seed=0, scale=None):
     for (name, x), grad in zip(given.items(), grads, strict=True):
         assert grad.dtype == x.dtype, name
         budget.check(f"gradient of {name}", array(grad), getattr(answer, name), problem.dtype, rounded)
+
+
+def split(problem, operands):
+    """The scores of the split operations."""
+    return qk(
+        operands["query"],
+        operands["key"],
+        **window(problem),
+        bias=operands.get("bias"),
+        additional_keys=operands.get("extra_key"),
+    )
+
+
+def check_walks(problem, backend):
+    """`qk`, `av` and their gradients are the oracle's walks; slots that hold no key are never read."""
+    given = operands(problem)
+    win = oracle.window(problem.rank, **window(problem))
+    generator = np.random.default_rng(1)
+    exact = arrays(given)
+    steps = (slice(None), *(slice(None, None, step) for step in win.output_stride))
+    sampled, scale = exact["query"][steps], problem.dim**-0.5
+    check = lambda name, x, y: budget.check(name, array(x), y, "float32")  # noqa: E731
+    back = lambda w, x: oracle.mix_back(array(w), x, problem.lengths, problem.kv_heads, win)  # noqa: E731
+    with using(backend=backend):
+        score = lambda query, key: split(problem, {**given, "query": query, "key": key})  # noqa: E731
+        grad = random(generator, split(problem, given).shape)
+        (scores,), grads = mx.vjp(score, [given["query"], given["key"]], [grad])
+        weights = random(generator, scores.shape)
+        poisoned = mx.where(scores == -float("inf"), float("nan"), weights)
+        mix = lambda weights, value: av(weights, value, **window(problem))  # noqa: E731
+        grad_mixed = random(generator, (*scores.shape[:-1], problem.value_dim))
+        (mixed,), mixed_grads = mx.vjp(mix, [poisoned, given["value"]], [grad_mixed])
+    check("qk", scores, oracle.dot(sampled, exact["key"], win, scale, exact.get("bias")))
+    check("av", mixed, oracle.mix(array(weights), exact["value"], win))
+    check("qk to query", array(grads[0])[steps], scale * oracle.mix(array(grad), exact["key"], win))
+    check("qk to key", grads[1], scale * back(grad, sampled))
+    check("av to weights", mixed_grads[0], oracle.dot(array(grad_mixed), exact["value"], win, fill=0.0))
+    check("av to value", mixed_grads[1], back(weights, array(grad_mixed)))
 
 
 def same(actual, expected):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vicinal.mlx as na
-from tests import budget, oracle
+from tests import budget
 from tests.mlx import problems
 from vicinal import UnsupportedProblem, using
 from vicinal.catalog import ODD, OPTIONS, SMALL, named
@@ -58,22 +58,12 @@ def test_every_combination(problem, scale, seed):
             problems.check(problem, backend.name, seed, scale)
 
 
-def split(problem, operands):
-    return na.qk(
-        operands["query"],
-        operands["key"],
-        **problems.window(problem),
-        bias=operands.get("bias"),
-        additional_keys=operands.get("extra_key"),
-    )
-
-
 @settings(max_examples=50 // PACE, deadline=None)
 @given(problem=problems.problems(("float32",)))
 def test_split_operations_are_the_fused_one(problem):
     operands = problems.operands(problem)
     out, lse = problems.call(problem, operands, return_lse=True)
-    scores = split(problem, operands)
+    scores = problems.split(problem, operands)
     budget.check("lse", problems.array(mx.logsumexp(scores, -1)), problems.array(lse), "float32")
     mixed = na.av(
         mx.softmax(scores, -1),
@@ -87,33 +77,7 @@ def test_split_operations_are_the_fused_one(problem):
 @settings(max_examples=80 // PACE, deadline=None)
 @given(problem=problems.problems(("float32",)), backend=st.sampled_from(WALKING))
 def test_walks(problem, backend):
-    """`qk`, `av` and their gradients are the oracle's walks; slots that hold no key are never read."""
-    problem = replace(problem, extra=0)
-    operands = problems.operands(problem)
-    win = oracle.window(problem.rank, **problems.window(problem))
-    generator = np.random.default_rng(1)
-    exact = problems.arrays(operands)
-    steps = (slice(None), *(slice(None, None, step) for step in win.output_stride))
-    sampled, scale = exact["query"][steps], problem.dim**-0.5
-    check = lambda name, x, y: budget.check(name, problems.array(x), y, "float32")  # noqa: E731
-    back = lambda w, x: oracle.mix_back(problems.array(w), x, problem.lengths, problem.kv_heads, win)  # noqa: E731
-    with using(backend=backend):
-        score = lambda query, key: split(problem, {**operands, "query": query, "key": key})  # noqa: E731
-        grad = problems.random(generator, split(problem, operands).shape)
-        (scores,), grads = mx.vjp(score, [operands["query"], operands["key"]], [grad])
-        weights = problems.random(generator, scores.shape)
-        poisoned = mx.where(scores == -float("inf"), float("nan"), weights)
-        mix = lambda weights, value: na.av(weights, value, **problems.window(problem))  # noqa: E731
-        grad_mixed = problems.random(generator, (*scores.shape[:-1], problem.value_dim))
-        (mixed,), mixed_grads = mx.vjp(mix, [poisoned, operands["value"]], [grad_mixed])
-    check("qk", scores, oracle.dot(sampled, exact["key"], win, scale, exact.get("bias")))
-    check("av", mixed, oracle.mix(problems.array(weights), exact["value"], win))
-    rows = problems.array(grads[0])[steps]
-    budget.check("qk to query", rows, scale * oracle.mix(problems.array(grad), exact["key"], win), "float32")
-    check("qk to key", grads[1], scale * back(grad, sampled))
-    to_weights = oracle.dot(problems.array(grad_mixed), exact["value"], win, fill=0.0)
-    check("av to weights", mixed_grads[0], to_weights)
-    check("av to value", mixed_grads[1], back(weights, problems.array(grad_mixed)))
+    problems.check_walks(replace(problem, extra=0), backend)
 
 
 @on_this_device
@@ -168,7 +132,7 @@ def test_nothing_to_do(batch, heads, backend):
     for x, grad in zip(operands.values(), grads, strict=True):
         assert grad.shape == x.shape
         assert not np.array(grad).any()
-    scores = split(problem, operands)
+    scores = problems.split(problem, operands)
     assert scores.shape == (batch, 9, 8, heads, 17)
     mixed = na.av(
         scores, operands["value"], additional_values=operands["extra_value"], **problems.window(problem)
@@ -201,10 +165,11 @@ def test_float32_bias_with_half_queries(backend):
 
 
 def test_backends_take_what_they_are_for():
-    """Covered windows go to `full`, others to `cuda` where there is one, on a CPU the small ones to
+    """Covered windows go to `full`, others to `cuda` or `metal` where there is one, on a CPU the small ones to
     `gathered`, the rest to `blocked`."""
-    full, _, gathered, blocked, reference = BACKENDS
-    assert [b.name for b in BACKENDS] == ["full", "cuda", "gathered", "blocked", "reference"]
+    full, _, metal, metal_plain, gathered, blocked, reference = BACKENDS
+    names = ["full", "cuda", "metal", "metal-plain", "gathered", "blocked", "reference"]
+    assert [b.name for b in BACKENDS] == names
     assert {case.name for case in ODD + OPTIONS if full.refusal(case.problem) is None} == {
         "one_token",
         "whole",
@@ -216,6 +181,9 @@ def test_backends_take_what_they_are_for():
     for case in SMALL:
         assert blocked.refusal(case.problem) is None
         assert reference.refusal(case.problem) is None
+        for backend in (metal, metal_plain):
+            assert backend.refusal(case.problem) == "runs on metal, not cpu"
+            assert (backend.refusal(replace(case.problem, device="metal")) is None) == (case in HERE)
 
 
 def test_refusals_name_every_backend():

@@ -4,9 +4,10 @@
 #include <metal_simdgroup_matrix>
 using namespace metal;
 
-// Where hosts keep the geometry.
+// Where hosts keep the geometry, and whether their arrays start where vectors of four may.
 #ifndef SPACE
 #define SPACE constant
+#define ALIGNED 1
 #endif
 #define UNROLL _Pragma("clang loop unroll(full)")
 

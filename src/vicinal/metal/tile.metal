@@ -18,15 +18,11 @@ constexpr int stride_of(int dim) {
   return (dim + 7) / 8 * 8 + 16 / int(sizeof(T));
 }
 
-// Vectors that divide rows of `dim`, so that each starts where its type may.
+// Vectors that divide rows of `dim`. Each starts where its type may, or at any element where ALIGNED is 0.
 constexpr int vector_of(int dim) { return dim % 4 == 0 ? 4 : dim % 2 == 0 ? 2 : 1; }
 template <typename T, int N>
-struct Packet {
-  typedef vec<T, N> type;
-};
-template <typename T>
-struct Packet<T, 1> {
-  typedef T type;
+struct alignas(sizeof(T) * (ALIGNED ? N : 1)) Packet {
+  T elements[N];
 };
 
 // Places on all axes in one number: a field an axis, whose top bit tells whether a subtraction stayed in its field.
@@ -162,10 +158,10 @@ template <typename T, int D, int BK>
 METAL_FUNC void stage(threadgroup T* to, const device T* from, const device T* extra, const threadgroup int* token,
                       int token_stride, uint thread_index) {
   constexpr int N = vector_of(D), LD = stride_of<T>(D), VECTORS = (D + 7) / 8 * 8 / N;
-  typedef typename Packet<T, N>::type V;
+  typedef Packet<T, N> V;
   for (int e = thread_index; e < BK * VECTORS; e += TILE_THREADS) {
     const int column = e / VECTORS, d = e % VECTORS * N, at = token[column];
-    V value = V(T(0));
+    V value = {};
     if (at != -1 && (D % 8 == 0 || d < D)) {
       const device T* row = at >= 0 ? from + long(at) * token_stride : extra + long(-2 - at) * token_stride;
       value = *reinterpret_cast<const device V*>(row + d);

@@ -91,19 +91,30 @@ METAL_FUNC void mix_tile(const device W* weights, const device T* columns, devic
   if (row.real) store_rows<T, D>(result + place * D, sums, column, 1.0f);
 }
 
-#define MIX(NAME, INVERSE)                                                                                          \
-  template <typename W, typename T, int ND, int D>                                                                  \
-  [[kernel, max_total_threads_per_threadgroup(128)]] void NAME(                                                     \
-      const device W* weights [[buffer(0)]], const device T* columns [[buffer(1)]], device T* result [[buffer(2)]], \
-      const device int4* table [[buffer(3)]], const SPACE Geometry<ND>& g [[buffer(4)]],                            \
-      uint3 group [[threadgroup_position_in_grid]], uint simd [[simdgroup_index_in_threadgroup]],                   \
-      uint lane [[thread_index_in_simdgroup]]) {                                                                    \
-    threadgroup vec<T, 4> memory[chunk<T, D, 0>() * stride_of<T>(D) / 4];                                           \
-    threadgroup uint places[chunk<T, D, 0>()];                                                                      \
-    threadgroup int tokens[chunk<T, D, 0>()];                                                                       \
-    threadgroup int slots[chunk<T, D, 0>()];                                                                        \
-    mix_tile<W, T, ND, D, INVERSE>(weights, columns, result, table, g, reinterpret_cast<threadgroup T*>(memory),    \
-                                   places, tokens, slots, group, simd, lane);                                       \
-  }
-MIX(mix_walk, false)
-MIX(mix_back_walk, true)
+// Declares the threadgroup memory of a kernel, which the language allows in kernels only.
+#define STAGED(T, D)                                          \
+  threadgroup vec<T, 4> memory[chunk<T, D, 0>() * stride_of<T>(D) / 4]; \
+  threadgroup uint places[chunk<T, D, 0>()];                  \
+  threadgroup int tokens[chunk<T, D, 0>()];                   \
+  threadgroup int slots[chunk<T, D, 0>()];                    \
+  threadgroup T* staged = reinterpret_cast<threadgroup T*>(memory);
+
+template <typename W, typename T, int ND, int D>
+[[kernel, max_total_threads_per_threadgroup(128)]] void mix_walk(
+    const device W* weights [[buffer(0)]], const device T* y [[buffer(1)]], device T* result [[buffer(2)]],
+    const device int4* table [[buffer(3)]], const SPACE Geometry<ND>& g [[buffer(4)]],
+    uint3 group [[threadgroup_position_in_grid]], uint simd [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  STAGED(T, D)
+  mix_tile<W, T, ND, D, false>(weights, y, result, table, g, staged, places, tokens, slots, group, simd, lane);
+}
+
+template <typename W, typename T, int ND, int D>
+[[kernel, max_total_threads_per_threadgroup(128)]] void mix_back_walk(
+    const device W* weights [[buffer(0)]], const device T* x [[buffer(1)]], device T* result [[buffer(2)]],
+    const device int4* table [[buffer(3)]], const SPACE Geometry<ND>& g [[buffer(4)]],
+    uint3 group [[threadgroup_position_in_grid]], uint simd [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  STAGED(T, D)
+  mix_tile<W, T, ND, D, true>(weights, x, result, table, g, staged, places, tokens, slots, group, simd, lane);
+}

@@ -32,11 +32,18 @@ CONSTANT_SIZE = 8
 
 @dataclass
 class Session:
-    """How kernels compile and run, and what they did; see `torch_host.Session`."""
+    """How kernels compile and run, and what they did; see `torch_host.Session`.
 
+    Args:
+        moved: names of inputs that start one element past an aligned address, as those of a slice may.
+    """
+
+    hooks: bool = True
+    fast_math: bool = False
     order: int = FORWARD
     traffic: bool = False
     edit: Callable[[str], str] = str
+    moved: frozenset[str] = frozenset()
     launches: list[tuple[str, Result]] = field(default_factory=list)
 
     @property
@@ -45,7 +52,7 @@ class Session:
 
     def metal_kernel(self, name, input_names, output_names, source, header="", ensure_row_contiguous=True,
                      atomic_outputs=False, compile_options=None) -> "Kernel":  # fmt: skip
-        fast = (compile_options or {}).get("math_mode") == "fast"
+        fast = self.fast_math or (compile_options or {}).get("math_mode") == "fast"
         assert ensure_row_contiguous, "only arrays in row-major order"
         return Kernel(self, name, input_names, output_names, source, header, atomic_outputs, fast)
 
@@ -62,15 +69,16 @@ class Kernel:
     ):
         arrays = [given if isinstance(given, mx.array) else mx.array(given) for given in inputs]
         outputs = [
-            np.zeros(shape, _stored(dtype)) for shape, dtype in zip(output_shapes, output_dtypes, strict=True)
+            _numpy(mx.full(shape, init_value or 0, dtype))
+            for shape, dtype in zip(output_shapes, output_dtypes, strict=True)
         ]
-        for output in outputs:
-            output[...] = 0 if init_value is None else init_value
         parameters, buffers = self._signature(arrays, outputs, output_dtypes)
         first = len(buffers) - len(outputs)
         text = self._text(parameters, template)
         if text not in self._libraries:
-            self._libraries[text] = Library(self._session.edit(PRELUDE + text), fast_math=self._fast)
+            self._libraries[text] = Library(
+                self._session.edit(PRELUDE + text), hooks=self._session.hooks, fast_math=self._fast
+            )
         result = self._libraries[text].run(
             self._name,
             dict(enumerate(buffers)),
@@ -92,7 +100,11 @@ class Kernel:
 
         for name, array in zip(self._input_names, arrays, strict=True):
             space = "constant" if array.size < CONSTANT_SIZE else "device"
-            add(f"const {space} {NAMES[array.dtype]}{'*' if array.ndim else '&'}", name, _numpy(array))
+            add(
+                f"const {space} {NAMES[array.dtype]}{'*' if array.ndim else '&'}",
+                name,
+                self._placed(name, array),
+            )
             strides = np.cumprod([1, *array.shape[:0:-1]], dtype=np.int64)[::-1].copy()
             extras = (("int*", "shape", np.array(array.shape, np.int32)), ("int64_t*", "strides", strides),
                       ("int&", "ndim", np.array(array.ndim, np.int32)))  # fmt: skip
@@ -109,6 +121,14 @@ class Kernel:
                 parameters.append(f"uint{'3' * wide} {name} [[{name}]]")
         return parameters, buffers
 
+    def _placed(self, name: str, array: mx.array) -> np.ndarray:
+        found = _numpy(array)
+        if name not in self._session.moved:
+            return found
+        room = np.empty(found.size + 1, found.dtype)[1:].reshape(found.shape)
+        room[...] = found
+        return room
+
     def _text(self, parameters: list[str], template) -> str:
         names = ", ".join(f"{_kind(value)} {name}" for name, value in template)
         head = f"{self._header}\n" + (f"template <{names}>\n" if template else "")
@@ -122,10 +142,6 @@ class Kernel:
 
 def _kind(value) -> str:
     return "typename" if isinstance(value, mx.Dtype) else "bool" if isinstance(value, bool) else "int"
-
-
-def _stored(dtype: mx.Dtype) -> str:
-    return "uint16" if dtype == mx.bfloat16 else str(dtype).rsplit(".", 1)[-1].rstrip("_")
 
 
 def _numpy(array: mx.array) -> np.ndarray:

@@ -76,6 +76,12 @@ PLANTED = [
                         "y[i] = m.thread_elements()[0];"], "divergent SIMD-group operation", 2),
     ("misaligned_vector", ["y[i] = (*reinterpret_cast<device const float4*>(x + i / 8 + 1)).x;"],
      "misaligned access", 0),
+    ("misaligned_struct", ["struct alignas(16) V { float v[4]; };",
+                           "V v = *reinterpret_cast<device const V*>(x + i / 8 + 1);", "y[i] = v.v[2];"],
+     "misaligned access", 1),
+    ("misaligned_copy", ["struct alignas(16) V { float v[4]; };",
+                         "*reinterpret_cast<device V*>(y + i / 8) = *reinterpret_cast<device const V*>(x);"],
+     "misaligned access", 1),
     ("too_much_memory", ["threadgroup float big[8200];", "big[t] = 1;", "y[i] = big[t];"],
      "threadgroup memory over the limit", 0),
 ]  # fmt: skip

@@ -1,14 +1,10 @@
 """Apple GPUs: Metal kernels."""
 
-from math import prod
-
 import torch
 from torch import Tensor
 
-from ...problem import SHAPE_BY_SHAPE, Problem
+from ...problem import Problem
 from .base import Backend, Grads, Needs, Operands
-
-MOST_DIM = 256
 
 
 class Metal(Backend):
@@ -21,18 +17,12 @@ class Metal(Backend):
         self.name, self._most_waste = name, most_waste
 
     def refusal(self, problem: Problem) -> str | None:
-        if problem.device != "mps":
-            return f"runs on mps, not {problem.device}"
-        if problem.documents is not None:
-            return SHAPE_BY_SHAPE
-        if problem.dtype not in ("float32", "float16", "bfloat16"):
-            return f"has no {problem.dtype}"
-        if problem.dtype == "bfloat16" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        from ...metal import limits
+
+        reason = limits.refusal(problem, "mps")
+        if reason is None and problem.dtype == "bfloat16" and not torch.backends.mps.is_macos_or_newer(14, 0):
             return "bfloat16 needs macOS 14"
-        for dim in (problem.dim, problem.value_dim):
-            if not 1 <= dim <= MOST_DIM:
-                return f"head dim {dim} is {'over 256' if dim else 'under 1'}"
-        return _size(problem)
+        return reason
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
         from .. import shaders
@@ -71,15 +61,6 @@ class Metal(Backend):
         from .. import shaders
 
         return shaders.mix_back(problem, weights, x, self._most_waste)
-
-
-def _size(problem: Problem) -> str | None:
-    if prod(problem.lengths) >= 2**31:
-        return "2**31 tokens or more"
-    # A grid has 32 bits an axis, and backward gives each row a SIMD-group.
-    if problem.batch * problem.heads * prod(problem.outputs) >= 2**27:
-        return "2**27 queries or more, of all heads"
-    return None
 
 
 METAL = Metal("metal", most_waste=8.0)

@@ -1,6 +1,7 @@
 // The interface Python calls.
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <unordered_map>
 
 #include "checker.h"
@@ -43,8 +44,13 @@ MSL_EXPORT uint64_t msl_launch(void (*entry)(), const uint32_t* grid, const uint
   for (int i = 0; i < 3; i++)
     shape.groups[i] = ((shape.grid[i] = grid[i]) + threads[i] - 1) / (shape.group[i] = threads[i]);
   uint32_t groups = shape.groups[0] * shape.groups[1] * shape.groups[2];
-  for (uint32_t n = 0; n < groups; n++) {
-    group.number = options.order == 1 ? groups - 1 - n : n;
+  std::vector<uint32_t> order(groups);
+  std::iota(order.begin(), order.end(), 0);
+  if (options.order == 1) std::reverse(order.begin(), order.end());
+  if (options.order == 2)
+    for (uint32_t n = groups; n > 1; n--) std::swap(order[n - 1], order[random_number() % n]);
+  for (uint32_t number : order) {
+    group.number = number;
     group.place[0] = group.number % shape.groups[0];
     group.place[1] = group.number / shape.groups[0] % shape.groups[1];
     group.place[2] = group.number / (shape.groups[0] * shape.groups[1]);

@@ -14,7 +14,7 @@ namespace {
 
 constexpr uint32_t kNobody = 0xffffffffu;
 constexpr int kSlots = 256, kFirstBuffer = 1, kFirstArray = 96, kSlotBits = 36;
-constexpr uint64_t kBase = 1ull << 44, kMargin = 1ull << 30;
+constexpr uint64_t kBase = 1ull << 44, kMargin = 1ull << 30, kPage = 4096;
 
 enum Mark : uint8_t {
   kAtomicWrite = 1,
@@ -33,7 +33,7 @@ struct Cell {
 };
 
 struct Slot {
-  uint64_t base = 0, length = 0, mapped = 0;
+  uint64_t base = 0, length = 0, page = 0, mapped = 0;
   uint32_t space = 0, element = 1;
   bool starts_unwritten = false;
   std::string name;
@@ -46,13 +46,15 @@ Slot slots[kSlots];
 std::unordered_map<uint32_t, int> arrays;  // threadgroup declaration -> slot
 uint8_t scratch[4096];                     // where accesses outside of memory go
 
+// `shift` bytes past an aligned address.
 Slot& open_slot(int number, uint64_t length, uint32_t space, uint32_t element, const char* name,
-                bool unwritten) {
+                bool unwritten, uint64_t shift) {
   Slot& slot = slots[number];
   slot = Slot();
-  slot.base = kBase + ((uint64_t)number << kSlotBits) + kMargin;
-  slot.mapped = std::max<uint64_t>((length + 4095) & ~4095ull, 4096);
-  void* at = mmap((void*)slot.base, slot.mapped, PROT_READ | PROT_WRITE,
+  slot.page = kBase + ((uint64_t)number << kSlotBits) + kMargin;
+  slot.base = slot.page + shift;
+  slot.mapped = std::max<uint64_t>((shift + length + kPage - 1) & ~(kPage - 1), kPage);
+  void* at = mmap((void*)slot.page, slot.mapped, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
   if (at == MAP_FAILED) {
     perror("mslcpu: mmap");
@@ -189,6 +191,14 @@ void* access(uint64_t address, uint32_t size, uint32_t space, bool store, bool a
   return (void*)address;
 }
 
+void check_alignment(uint64_t address, uint32_t info, uint32_t site) {
+  uint64_t alignment = 1ull << (info >> 4 & 15);
+  if (__builtin_expect(!(address & (alignment - 1)), 1)) return;
+  int slot = slot_of(address);
+  int64_t offset = (int64_t)(address - (slot >= 0 ? slots[slot].base : 0));
+  report(Kind::kMisaligned, site, slot, offset, (uint32_t)alignment, 0);
+}
+
 template <class T>
 T combine(uint32_t operation, T old, T given) {
   switch (operation) {
@@ -222,16 +232,12 @@ uint32_t combine_bits(uint32_t operation, uint32_t type, uint32_t old, uint32_t 
 
 // `info` holds size << 8 | log2(alignment) << 4 | space << 1 | store.
 MSL_EXPORT void* __msl_access(void* pointer, uint32_t info, uint32_t site) {
-  uint64_t address = (uint64_t)pointer, alignment = 1ull << (info >> 4 & 15);
-  if (__builtin_expect(address & (alignment - 1), 0)) {
-    int slot = slot_of(address);
-    int64_t offset = (int64_t)(address - (slot >= 0 ? slots[slot].base : 0));
-    report(Kind::kMisaligned, site, slot, offset, (uint32_t)alignment, 0);
-  }
-  return access(address, info >> 8, info >> 1 & 7, info & 1, false, site);
+  check_alignment((uint64_t)pointer, info, site);
+  return access((uint64_t)pointer, info >> 8, info >> 1 & 7, info & 1, false, site);
 }
 
 MSL_EXPORT void __msl_access_range(void* pointer, uint64_t size, uint32_t info, uint32_t site) {
+  check_alignment((uint64_t)pointer, info, site);
   if (size) access((uint64_t)pointer, (uint32_t)size, info >> 1 & 7, info & 1, false, site);
 }
 
@@ -252,7 +258,7 @@ MSL_EXPORT uint64_t __msl_threadgroup(uint32_t id, uint64_t size, uint32_t eleme
   auto found = arrays.find(id);
   if (found != arrays.end()) return slots[found->second].base;
   int number = kFirstArray + (int)arrays.size();
-  Slot& slot = open_slot(number, size, MSL_THREADGROUP, element, name, true);
+  Slot& slot = open_slot(number, size, MSL_THREADGROUP, element, name, true, 0);
   memset((void*)slot.base, 0xff, slot.length);
   arrays[id] = number;
   counters[kThreadgroupMemory] += (size + 15) & ~15ull;
@@ -272,7 +278,9 @@ void bind_buffers(const Buffer* buffers, uint32_t count) {
   for (uint32_t i = 0; i < count; i++) {
     const Buffer& b = buffers[i];
     if (!b.space) continue;
-    Slot& slot = open_slot(kFirstBuffer + (int)i, b.length, b.space, b.element, b.name, b.starts_unwritten);
+    // Arrays start where the host has them, as far as vectors of 16 bytes can tell.
+    Slot& slot = open_slot(kFirstBuffer + (int)i, b.length, b.space, b.element, b.name, b.starts_unwritten,
+                           (uint64_t)b.host % 16);
     if (b.starts_unwritten)
       memset((void*)slot.base, 0xff, b.length);
     else
@@ -299,7 +307,7 @@ void forget_threadgroup_values() {
 
 void release_memory() {
   for (Slot& slot : slots) {
-    if (slot.space) munmap((void*)slot.base, slot.mapped);
+    if (slot.space) munmap((void*)slot.page, slot.mapped);
     slot = Slot();
   }
   arrays.clear();

@@ -269,15 +269,18 @@ class Instrumenter {
     if (!space) return;
     IRBuilder<> builder(&copy);
     uint32_t where = site(copy);
+    MaybeAlign promised = operand ? cast<MemTransferInst>(copy).getSourceAlign() : copy.getDestAlign();
+    unsigned alignment = Log2(promised.valueOrOne());
     auto* length = dyn_cast<ConstantInt>(copy.getLength());
     if (length && length->getZExtValue() <= 4096) {
-      copy.setArgOperand(operand, redirect(builder, at, length->getZExtValue(), 0, store, where));
+      copy.setArgOperand(operand, redirect(builder, at, length->getZExtValue(), alignment, store, where));
       return;
     }
+    uint32_t info = alignment << 4 | space << 1 | (store ? 1 : 0);
     builder.CreateCall(
         range_,
         {builder.CreateAddrSpaceCast(at, pointer_), builder.CreateZExtOrTrunc(copy.getLength(), int64_),
-         ConstantInt::get(int32_, space << 1 | (store ? 1 : 0)), ConstantInt::get(int32_, where)});
+         ConstantInt::get(int32_, info), ConstantInt::get(int32_, where)});
   }
 
   static void unalign(Instruction& instruction) {
