@@ -224,6 +224,6 @@ class TestOnLinux:
         front = (include / "mlx/backend/metal/kernels/utils.h").read_text()
         # These two use what only Apple's compiler has.
         front = re.sub(r'#include ".*(bf16_math|logging)\.h"\n', "", front)
-        host, made = source.instantiation("attend", "half", 2, 8, 8, True, True)
+        host, made = source.instantiation("attend", "half", 2, 8, 8, True, True, False)
         library = mslcpu.Library(f"{front}{source.templates()}{made}", include=[str(include)])
         assert library.names() == [host]

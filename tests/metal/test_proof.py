@@ -10,6 +10,7 @@ import torch
 from tests import budget
 from tests.metal import checking
 from tests.torch import problems
+from vicinal import Axis, Problem
 from vicinal.catalog import named
 from vicinal.metal import source
 from vicinal.metal.geometry import Geometry, layout
@@ -111,23 +112,30 @@ def test_geometry_is_in_the_order_of_the_struct():
 
 def test_offsets_have_64_bits():
     text = source.templates() + (
-        "kernel void far(device long* to [[buffer(0)]], constant int& n [[buffer(1)]]) {\n"
-        "  to[0] = vector_at(3, n, n - 1, 2, 1, 256);\n}\n"
+        "kernel void far(device long* to [[buffer(0)]], constant Geometry<1>* geometries [[buffer(1)]],\n"
+        "                const device int4* table [[buffer(2)]]) {\n"
+        "  const Document<1> document = document_of_row<1, false>(geometries, table, 5, 3);\n"
+        "  to[0] = vector_at(document.rows, document.index, 2, 1, 256);\n"
+        "  to[1] = vector_at(document.columns, document.index, 2, 1, 256);\n}\n"
     )
-    result, tokens = np.zeros(1, "int64"), 2**30
-    mslcpu.Library(text).run("far", {0: result, 1: np.array([tokens], "int32")}, grid=(1,), group=(1,))
-    assert result[0] == ((3 * tokens + tokens - 1) * 2 + 1) * 256
+    rows, columns, result = 2**30, 2**30 + 1, np.zeros(2, "int64")
+    numbers = layout(Problem((Axis(7, 3),))).geometry._replace(row_count=rows, column_count=columns)
+    table = np.zeros(4, "int32")
+    given = {0: result, 1: np.array(numbers.packed, "int32"), 2: table}
+    mslcpu.Library(text).run("far", given, grid=(1,), group=(1,))
+    assert list(result) == [((3 * count + 5) * 2 + 1) * 256 for count in (rows, columns)]
 
 
 def test_sources_are_clean():
     kernels = {"attend": (True, True), "attend_back_query": (True, True), "attend_back_key": (True,)}
     made = [
-        source.instantiation(kernel + suffix, *kind, *options)
+        source.instantiation(kernel + suffix, *kind, *options, documents)
+        for documents in (False, True)
         for kind in (("float", 2, 8, 8), ("half", 3, 5, 12), ("bfloat", 1, 16, 4))
         for kernel, options in kernels.items()
         for suffix in ("", "_plain")
     ]
-    made.append(source.instantiation("attend_back_bias", "half", 3, 5, 12))
+    made.append(source.instantiation("attend_back_bias", "half", 3, 5, 12, True))
     made += [
         source.instantiation(f"mix{back}", "float", "bfloat", 2, 8)
         for back in ("_walk", "_back_walk", "_walk_plain")

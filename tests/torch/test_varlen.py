@@ -147,6 +147,9 @@ def test_other_backends_refuse_documents(backend):
     problem = Problem((Axis(8, 8),), batch=2, dtype="float16", documents=documents)
     for device in ("cpu", "cuda", "mps"):
         reason = backend.refusal(replace(problem, device=device))
+        if (backend.name, device) in {("metal", "mps"), ("metal-plain", "mps")}:
+            assert reason is None
+            continue
         assert reason in (SHAPE_BY_SHAPE, f"runs on cuda, not {device}", f"runs on mps, not {device}")
 
 

@@ -18,22 +18,24 @@ struct Chunk {
   threadgroup float2* known;  // lse in powers of two and delta, where columns are queries
 };
 
-template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA, bool INVERSE>
+template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA, bool DOCUMENTS, bool INVERSE>
 METAL_FUNC void attend_back_tile(
     const device T* rows, const device T* row_sides, const device T* columns, const device T* column_sides,
     const device float* bias, const device T* extra_columns, const device T* extra_sides, const device float* lse,
     const device float* delta, device T* grad_rows, device T* grad_sides, const device int4* table,
-    const SPACE Geometry<ND>& g, float scale, const thread Chunk<T>& chunk_memory, uint3 group, uint simd, uint lane) {
+    const SPACE Geometry<ND>* geometries, float scale, const thread Chunk<T>& chunk_memory, uint3 group, uint simd, uint lane) {
   constexpr int BK = chunk<T, D, DV>(), PARTS = (D + 7) / 8, SIDE_PARTS = (DV + 7) / 8;
+  const Document<ND> document = document_of_tile<ND, DOCUMENTS>(geometries, table, group, lane);
+  const SPACE Geometry<ND>& g = *document.geometry;
   const int per_kv_head = g.heads / g.kv_heads, column = lane_column(lane);
   const int row_heads = INVERSE ? g.kv_heads : g.heads, column_heads = INVERSE ? g.heads : g.kv_heads;
   const int first_head = INVERSE ? int(group.y) * per_kv_head : int(group.y) / per_kv_head;
   const uint thread_index = simd * 32 + lane;
   const float unit = scale * M_LOG2E_F;
-  const Tile<ND> tile(g, table, group.x, lane);
+  const Tile<ND> tile(g, table, document.index, lane);
   const Row<ND> row(g, table, tile, simd, lane, INVERSE);
-  const long place = vector_at(group.z, g.row_count, row.token, row_heads, group.y, 1);
-  const long first_extra = vector_at(group.z, g.extra, 0, column_heads, first_head, 1);
+  const long place = vector_at(document.rows, row.token, row_heads, group.y, 1);
+  const long first_extra = vector_at(document.extras, 0, column_heads, first_head, 1);
   float2 row_known = float2(0);
   if (!INVERSE && column == 0) row_known = float2(lse[place] * M_LOG2E_F, delta[place]);
   // The lane of the row that holds column 0.
@@ -46,7 +48,7 @@ METAL_FUNC void attend_back_tile(
   for (int i = 0; i < SIDE_PARTS; i++) side_sums[i] = Matrix<float>(0.0f);
 
   for (int head = first_head; head < first_head + (INVERSE ? per_kv_head : 1); head++) {
-    const long first = vector_at(group.z, g.column_count, 0, column_heads, head, 1);
+    const long first = vector_at(document.columns, 0, column_heads, head, 1);
     const device float* row_bias = bias + long(INVERSE ? head : int(group.y)) * g.relative_count + row.relative;
     for (int start = 0; start < tile.columns + (EXTRA ? g.extra : 0); start += BK) {
       threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -114,33 +116,33 @@ METAL_FUNC void attend_back_tile(
                                  reinterpret_cast<threadgroup T*>(side_memory),   \
                                  places, tokens, relatives, known};
 
-template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA>
+template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA, bool DOCUMENTS>
 [[kernel, max_total_threads_per_threadgroup(128)]] void attend_back_query(
     const device T* query [[buffer(0)]], const device T* key [[buffer(1)]], const device T* value [[buffer(2)]],
     const device float* bias [[buffer(3)]], const device T* extra_key [[buffer(4)]],
     const device T* extra_value [[buffer(5)]], const device T* grad_out [[buffer(6)]],
     const device float* lse [[buffer(7)]], const device float* delta [[buffer(8)]],
     device T* grad_query [[buffer(9)]], const device int4* table [[buffer(10)]],
-    const SPACE Geometry<ND>& g [[buffer(11)]], constant float& scale [[buffer(12)]],
+    const SPACE Geometry<ND>* geometries [[buffer(11)]], constant float& scale [[buffer(12)]],
     uint3 group [[threadgroup_position_in_grid]], uint simd [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
   CHUNK(T, D, DV)
-  attend_back_tile<T, ND, D, DV, BIAS, EXTRA, false>(query, grad_out, key, value, bias, extra_key, extra_value, lse,
-                                                     delta, grad_query, grad_query, table, g, scale, chunk_memory,
+  attend_back_tile<T, ND, D, DV, BIAS, EXTRA, DOCUMENTS, false>(query, grad_out, key, value, bias, extra_key, extra_value, lse,
+                                                     delta, grad_query, grad_query, table, geometries, scale, chunk_memory,
                                                      group, simd, lane);
 }
 
-template <typename T, int ND, int D, int DV, bool BIAS>
+template <typename T, int ND, int D, int DV, bool BIAS, bool DOCUMENTS>
 [[kernel, max_total_threads_per_threadgroup(128)]] void attend_back_key(
     const device T* query [[buffer(0)]], const device T* key [[buffer(1)]], const device T* value [[buffer(2)]],
     const device float* bias [[buffer(3)]], const device T* grad_out [[buffer(4)]],
     const device float* lse [[buffer(5)]], const device float* delta [[buffer(6)]],
     device T* grad_key [[buffer(7)]], device T* grad_value [[buffer(8)]], const device int4* table [[buffer(9)]],
-    const SPACE Geometry<ND>& g [[buffer(10)]], constant float& scale [[buffer(11)]],
+    const SPACE Geometry<ND>* geometries [[buffer(10)]], constant float& scale [[buffer(11)]],
     uint3 group [[threadgroup_position_in_grid]], uint simd [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
   CHUNK(T, D, DV)
-  attend_back_tile<T, ND, D, DV, BIAS, false, true>(key, value, query, grad_out, bias, query, grad_out, lse, delta,
-                                                    grad_key, grad_value, table, g, scale, chunk_memory, group, simd,
+  attend_back_tile<T, ND, D, DV, BIAS, false, DOCUMENTS, true>(key, value, query, grad_out, bias, query, grad_out, lse, delta,
+                                                    grad_key, grad_value, table, geometries, scale, chunk_memory, group, simd,
                                                     lane);
 }

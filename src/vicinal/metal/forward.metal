@@ -3,12 +3,12 @@
 constant constexpr float LOWEST = -1.0e30f;  // below every score
 constant constexpr float HIDDEN = -3.0e38f;  // so far below that its weight is zero
 
-template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA>
+template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA, bool DOCUMENTS>
 [[kernel, max_total_threads_per_threadgroup(128)]] void attend(
     const device T* query [[buffer(0)]], const device T* key [[buffer(1)]], const device T* value [[buffer(2)]],
     const device float* bias [[buffer(3)]], const device T* extra_key [[buffer(4)]],
     const device T* extra_value [[buffer(5)]], device T* out [[buffer(6)]], device float* lse [[buffer(7)]],
-    const device int4* table [[buffer(8)]], const SPACE Geometry<ND>& g [[buffer(9)]],
+    const device int4* table [[buffer(8)]], const SPACE Geometry<ND>* geometries [[buffer(9)]],
     constant float& scale [[buffer(10)]], uint3 group [[threadgroup_position_in_grid]],
     uint simd [[simdgroup_index_in_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
   constexpr int BK = chunk<T, D, DV>(), PARTS = (DV + 7) / 8;
@@ -20,13 +20,15 @@ template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA>
   threadgroup T* keys = reinterpret_cast<threadgroup T*>(key_memory);
   threadgroup T* values = reinterpret_cast<threadgroup T*>(value_memory);
 
+  const Document<ND> document = document_of_tile<ND, DOCUMENTS>(geometries, table, group, lane);
+  const SPACE Geometry<ND>& g = *document.geometry;
   const int head = group.y, kv_head = head / (g.heads / g.kv_heads), column = lane_column(lane);
   const uint thread_index = simd * 32 + lane;
-  const Tile<ND> tile(g, table, group.x, lane);
+  const Tile<ND> tile(g, table, document.index, lane);
   const Row<ND> row(g, table, tile, simd, lane, false);
-  const long place = vector_at(group.z, g.row_count, row.token, g.heads, head, 1);
-  const long first = vector_at(group.z, g.column_count, 0, g.kv_heads, kv_head, 1);
-  const long first_extra = vector_at(group.z, g.extra, 0, g.kv_heads, kv_head, 1);
+  const long place = vector_at(document.rows, row.token, g.heads, head, 1);
+  const long first = vector_at(document.columns, 0, g.kv_heads, kv_head, 1);
+  const long first_extra = vector_at(document.extras, 0, g.kv_heads, kv_head, 1);
   const device float* row_bias = bias + long(head) * g.relative_count + row.relative;
   Matrix<T> rows[(D + 7) / 8];
   load_rows<T, D>(rows, query + place * D, column);

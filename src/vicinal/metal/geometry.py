@@ -20,6 +20,8 @@ class Geometry(NamedTuple):
 
     rows: tuple[int, ...]
     columns: tuple[int, ...]
+    row_room: tuple[int, ...]
+    column_room: tuple[int, ...]
     row_step: tuple[int, ...]
     column_step: tuple[int, ...]
     row_table: tuple[int, ...]
@@ -46,35 +48,67 @@ class Geometry(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """A geometry and its table, four numbers an entry as in prelude.metal. Compared by identity, as a key.
+    """Geometries and a table, four numbers an entry as in prelude.metal. Compared by identity, as a key.
 
-    `heads` counts the heads that rows have, `widest` the columns that the widest tile of each axis touches,
-    `waste` the pairs that tiles compute for each that is visible.
+    `heads` counts the heads that rows have, `tile_count`, `row_count` and `batch` what a grid visits,
+    `widest` the columns that the widest tile of each axis touches, `computed` and `visible` pairs of tiles.
     """
 
-    geometry: Geometry
-    heads: int
+    geometries: tuple[Geometry, ...]
     table: tuple[int, ...]
+    heads: int
+    tile_count: int
+    row_count: int
+    batch: int
     widest: tuple[int, ...]
-    waste: float
+    computed: int
+    visible: int
+
+    @property
+    def geometry(self) -> Geometry:
+        """The first one. Documents have heads, batch and bias in common."""
+        return self.geometries[0]
+
+    @property
+    def packed(self) -> list[int]:
+        """The numbers of all geometries."""
+        return [number for geometry in self.geometries for number in geometry.packed]
 
     def suits_tiles(self, most_waste: float) -> bool:
-        """Whether tiles waste no more than that, and the place of any column of any tile can be packed."""
-        return self.waste <= most_waste and max(self.widest) < BOX_LIMITS[len(self.widest)]
+        """Whether tiles compute no more pairs for each visible one, and can pack the place of any column."""
+        fits = max(self.widest) < BOX_LIMITS[len(self.widest)]
+        return fits and self.computed <= most_waste * max(self.visible, 1)
 
 
-@lru_cache(256)
-def layout(problem: Problem, inverse: bool = False) -> Layout:
-    """Rows are outputs; with `inverse` they are keys, and columns are the outputs that see them."""
-    axes = problem.axes
+@lru_cache(1024)
+def layout(
+    problem: Problem,
+    inverse: bool = False,
+    rooms: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
+    window: tuple[int, ...] | None = None,
+) -> Layout:
+    """Rows are outputs; with `inverse` they are keys, and columns are the outputs that see them.
+
+    Args:
+        rooms: extents of what outputs and keys lie in, if not their own.
+        window: that of the bias, if it is wider than the problem's.
+    """
+    axes, outputs, lengths = problem.axes, problem.outputs, problem.lengths
+    room = (outputs, lengths) if rooms is None else rooms
+    window = problem.window if window is None else window
     walked = spans.inverse if inverse else spans.forward
     sides = _tile_sides(problem, inverse)
     table: list[int] = []
     starts = {"row_table": [], "output_table": [], "tile_table": []}
     tiles, widest = [], []
-    for axis, side in zip(axes, sides, strict=True):
+    for axis, side, size in zip(axes, sides, window, strict=True):
         boxes = [box for span in walked(axis) for box in _tiles(span, side)]
-        parts = {"row_table": _rows(axis, inverse), "output_table": _rows(axis, False), "tile_table": boxes}
+        shift = size - axis.size
+        parts = {
+            "row_table": _rows(axis, inverse, shift),
+            "output_table": _rows(axis, False, shift),
+            "tile_table": boxes,
+        }
         for name, entries in parts.items():
             starts[name].append(len(table) // 4)
             table += [number for entry in entries for number in entry]
@@ -82,12 +116,14 @@ def layout(problem: Problem, inverse: bool = False) -> Layout:
         widest.append(max((box[3] for box in boxes), default=0))
     periods = tuple(axis.period for axis in axes)
     dilations = tuple(axis.dilation for axis in axes)
-    counts = [2 * axis.size - 1 for axis in axes]
+    counts = [2 * size - 1 for size in window]
     # The next output of a group is this many places of the group further on.
     jumps = tuple(axis.period * axis.output_stride // axis.dilation for axis in axes)
     geometry = Geometry(
-        rows=problem.lengths if inverse else problem.outputs,
-        columns=problem.outputs if inverse else problem.lengths,
+        rows=lengths if inverse else outputs,
+        columns=outputs if inverse else lengths,
+        row_room=room[inverse],
+        column_room=room[not inverse],
         row_step=dilations if inverse else periods,
         column_step=periods if inverse else dilations,
         **{name: tuple(numbers) for name, numbers in starts.items()},
@@ -101,37 +137,62 @@ def layout(problem: Problem, inverse: bool = False) -> Layout:
         kv_heads=problem.kv_heads,
         # Additional tokens are columns of outputs only.
         extra=0 if inverse else problem.extra,
-        row_count=prod(problem.lengths if inverse else problem.outputs),
-        column_count=prod(problem.outputs if inverse else problem.lengths),
+        row_count=prod(lengths if inverse else outputs),
+        column_count=prod(outputs if inverse else lengths),
         relative_count=prod(counts),
         slot_count=prod(problem.window),
     )
     heads = problem.kv_heads if inverse else problem.heads
-    waste = tiling.waste(problem, sides, (1,) * problem.rank, inverse)
-    return Layout(geometry, heads, tuple(table), tuple(widest), waste)
+    visited = tiling.counts(problem, sides, (1,) * problem.rank, inverse).visited
+    visible = problem.pairs - problem.extra * prod(outputs)
+    counts = (prod(tiles), geometry.row_count, problem.batch)
+    return Layout((geometry,), tuple(table), heads, *counts, tuple(widest), TILE_ROWS * visited, visible)
 
 
-@lru_cache(256)
-def whole(problem: Problem) -> Layout:
-    """One axis: rows are the additional tokens, columns all outputs, and every row touches every column."""
-    rows, columns = problem.extra, prod(problem.outputs)
-    tiles = [(first, 0, 0, columns) for first in range(0, rows, TILE_ROWS)]
-    table = [(0, columns, 0, 0)] * rows + tiles
-    # Extents, steps, tables, tiles, and what only relative positions and slots use.
-    numbers = (rows, columns, 1, 1, 0, 0, rows, len(tiles), TILE_ROWS.bit_length() - 1, 0, 1, 1)
+@lru_cache(1024)
+def whole(problem: Problem, room: tuple[int, ...] | None = None) -> Layout:
+    """Rows are the additional tokens, columns all outputs, and every row touches every column.
+
+    Outputs have one axis, or with `room` the problem's, inside of these extents.
+    """
+    columns = (prod(problem.outputs),) if room is None else problem.outputs
+    room, rank, extra = columns if room is None else room, len(columns), problem.extra
+    rows, ones, zeros = (extra, *(1,) * (rank - 1)), (1,) * rank, (0,) * rank
+    tiles = (-(-extra // TILE_ROWS), *ones[1:])
+    table: list[int] = []
+    row_table, tile_table = [], []
+    for count, column, many in zip(rows, columns, tiles, strict=True):
+        row_table.append(len(table) // 4)
+        table += (0, column, 0, 0) * count
+        tile_table.append(len(table) // 4)
+        table += [number for tile in range(many) for number in (tile * TILE_ROWS, 0, 0, column)]
     geometry = Geometry(
-        *((number,) for number in numbers),
+        rows=rows,
+        columns=columns,
+        row_room=rows,
+        column_room=room,
+        row_step=ones,
+        column_step=ones,
+        row_table=tuple(row_table),
+        output_table=zeros,
+        tile_table=tuple(tile_table),
+        tiles=tiles,
+        tile_bits=(TILE_ROWS.bit_length() - 1, *zeros[1:]),
+        relative_step=zeros,
+        relative_stride=ones,
+        slot_stride=ones,
         batch=problem.batch,
         heads=problem.heads,
         kv_heads=problem.kv_heads,
         extra=0,
-        row_count=rows,
-        column_count=columns,
+        row_count=extra,
+        column_count=prod(columns),
         relative_count=1,
         slot_count=1,
     )
-    flat = tuple(number for entry in table for number in entry)
-    return Layout(geometry, problem.kv_heads, flat, (columns,), 1.0)
+    pairs = extra * prod(columns)
+    counts = (prod(tiles), extra, problem.batch)
+    return Layout((geometry,), tuple(table), problem.kv_heads, *counts, columns, pairs, pairs)
 
 
 def _tile_sides(problem: Problem, inverse: bool) -> tuple[int, ...]:
@@ -142,18 +203,20 @@ def _tile_sides(problem: Problem, inverse: bool) -> tuple[int, ...]:
     return tiling.best(problem, candidates, lambda _p, _r, _c, counted: counted.visited, inverse).rows
 
 
-def _rows(axis: Axis, inverse: bool) -> list[tuple[int, int, int, int]]:
+def _rows(axis: Axis, inverse: bool, shift: int) -> list[tuple[int, int, int, int]]:
+    """Entries of rows, whose relative positions are `shift` further on."""
     if not inverse:
         first, count = spans.windows(axis)
         places = (key // axis.dilation for key in first)
-        return list(zip(first, count, places, spans.relative(axis), strict=True))
+        relative = (entry + shift for entry in spans.relative(axis))
+        return list(zip(first, count, places, relative, strict=True))
     # Keys that no output sees keep this entry.
     entries = [(0, 0, 0, 0)] * axis.length
     for span in spans.inverse(axis):
         for key, start, stop in zip(span.rows, span.starts, span.stops, strict=True):
             if start < stop:
                 distance = (key - span.columns[start] * axis.output_stride) // axis.dilation
-                entries[key] = span.columns[start], stop - start, start, distance + axis.size - 1
+                entries[key] = span.columns[start], stop - start, start, distance + axis.size - 1 + shift
     return entries
 
 

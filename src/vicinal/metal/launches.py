@@ -7,7 +7,8 @@ from math import prod
 from typing import NamedTuple
 
 from ..problem import Problem
-from .geometry import Layout, layout, whole
+from .documents import layout, outputs, whole
+from .geometry import Layout
 from .source import TYPES
 
 PLAIN_THREADS = 64
@@ -37,7 +38,7 @@ def attend(problem: Problem, most_waste: float) -> Launch:
 
 def delta(problem: Problem) -> Launch:
     """What backward subtracts from the gradients of the weights, one number a row."""
-    rows = problem.batch * prod(problem.outputs) * problem.heads
+    rows = prod(outputs(problem).extents) * problem.heads
     arguments = (TYPES[problem.dtype], problem.value_dim)
     return Launch("delta", arguments, (SIMD_THREADS * rows, 1, 1), SIMD_THREADS)
 
@@ -48,20 +49,22 @@ def attend_back_query(problem: Problem, most_waste: float) -> Launch:
 
 
 def attend_back_key(problem: Problem, most_waste: float) -> Launch:
-    arguments = (*_shape(problem), problem.bias)
+    arguments = (*_shape(problem), problem.bias, problem.documents is not None)
     return _over_rows("attend_back_key", arguments, layout(problem, inverse=True), most_waste)
 
 
 def attend_back_extra(problem: Problem, most_waste: float) -> Launch:
-    """The same, of the additional tokens: keys that all outputs see, on one axis."""
-    dtype, _, *dims = _shape(problem)
-    return _over_rows("attend_back_key", (dtype, 1, *dims, False), whole(problem), most_waste)
+    """The same, of the additional tokens: keys that all outputs see, on axes of their own."""
+    where, (dtype, _, *dims) = whole(problem), _shape(problem)
+    arguments = (dtype, len(where.widest), *dims, False, problem.documents is not None)
+    return _over_rows("attend_back_key", arguments, where, most_waste)
 
 
 def attend_back_bias(problem: Problem) -> Launch:
     where = layout(problem)
     threads = (BIAS_THREADS * where.geometry.relative_count, problem.heads, 1)
-    return Launch("attend_back_bias", _shape(problem), threads, BIAS_THREADS, where)
+    arguments = (*_shape(problem), problem.documents is not None)
+    return Launch("attend_back_bias", arguments, threads, BIAS_THREADS, where)
 
 
 def dot(problem: Problem, most_waste: float) -> Launch:
@@ -82,11 +85,10 @@ def mix_back(problem: Problem, weights: str, vectors: str, dim: int, most_waste:
 
 def _over_rows(kernel: str, arguments: tuple, where: Layout, most_waste: float) -> Launch:
     """By tiles of rows, or the plain version with a thread a row."""
-    geometry = where.geometry
     if where.suits_tiles(most_waste):
-        threads = (TILE_THREADS * prod(geometry.tiles), where.heads, geometry.batch)
+        threads = (TILE_THREADS * where.tile_count, where.heads, where.batch)
         return Launch(kernel, arguments, threads, TILE_THREADS, where)
-    threads = (geometry.row_count, where.heads, geometry.batch)
+    threads = (where.row_count, where.heads, where.batch)
     return Launch(f"{kernel}_plain", arguments, threads, PLAIN_THREADS, where)
 
 
@@ -94,5 +96,5 @@ def _shape(problem: Problem) -> tuple:
     return TYPES[problem.dtype], problem.rank, problem.dim, problem.value_dim
 
 
-def _options(problem: Problem) -> tuple[bool, bool]:
-    return problem.bias, problem.extra > 0
+def _options(problem: Problem) -> tuple[bool, bool, bool]:
+    return problem.bias, problem.extra > 0, problem.documents is not None

@@ -21,33 +21,35 @@ struct Softmax {
   }
 };
 
-template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA>
+template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA, bool DOCUMENTS>
 [[kernel]] void attend_plain(
     const device T* query [[buffer(0)]], const device T* key [[buffer(1)]], const device T* value [[buffer(2)]],
     const device float* bias [[buffer(3)]], const device T* extra_key [[buffer(4)]],
     const device T* extra_value [[buffer(5)]], device T* out [[buffer(6)]], device float* lse [[buffer(7)]],
-    const device int4* table [[buffer(8)]], const SPACE Geometry<ND>& g [[buffer(9)]],
+    const device int4* table [[buffer(8)]], const SPACE Geometry<ND>* geometries [[buffer(9)]],
     constant float& scale [[buffer(10)]], uint3 at [[thread_position_in_grid]]) {
-  const int row = at.x, head = at.y, kv_head = head / (g.heads / g.kv_heads);
+  const Document<ND> document = document_of_row<ND, DOCUMENTS>(geometries, table, at.x, at.z);
+  const SPACE Geometry<ND>& g = *document.geometry;
+  const int row = document.index, head = at.y, kv_head = head / (g.heads / g.kv_heads);
   const float unit = scale * M_LOG2E_F;
-  const device T* x = query + vector_at(at.z, g.row_count, row, g.heads, head, D);
+  const long place = vector_at(document.rows, token_of(g, row), g.heads, head, 1);
+  const device T* x = query + place * D;
   Softmax<T, DV> softmax;
   for (Walk<ND> walk(g, table, row); walk.more; walk.next()) {
     const int token = walk.column(g);
-    float score = unit * product<T, D>(x, key + vector_at(at.z, g.column_count, token, g.kv_heads, kv_head, D));
+    float score = unit * product<T, D>(x, key + vector_at(document.columns, token, g.kv_heads, kv_head, D));
     if (BIAS) score += M_LOG2E_F * bias[head * g.relative_count + walk.relative(g)];
-    softmax.add(score, value + vector_at(at.z, g.column_count, token, g.kv_heads, kv_head, DV));
+    softmax.add(score, value + vector_at(document.columns, token, g.kv_heads, kv_head, DV));
   }
   if (EXTRA) {
     for (int token = 0; token < g.extra; token++) {
-      const device T* y = extra_key + vector_at(at.z, g.extra, token, g.kv_heads, kv_head, D);
+      const device T* y = extra_key + vector_at(document.extras, token, g.kv_heads, kv_head, D);
       softmax.add(unit * product<T, D>(x, y),
-                  extra_value + vector_at(at.z, g.extra, token, g.kv_heads, kv_head, DV));
+                  extra_value + vector_at(document.extras, token, g.kv_heads, kv_head, DV));
     }
   }
-  device T* to = out + vector_at(at.z, g.row_count, row, g.heads, head, DV);
-  for (int d = 0; d < DV; d++) to[d] = T(softmax.out[d] / softmax.sum);
-  lse[vector_at(at.z, g.row_count, row, g.heads, head, 1)] = (softmax.largest + log2(softmax.sum)) * M_LN2_F;
+  for (int d = 0; d < DV; d++) out[place * DV + d] = T(softmax.out[d] / softmax.sum);
+  lse[place] = (softmax.largest + log2(softmax.sum)) * M_LN2_F;
 }
 
 // What backward subtracts from the products of `grad_out` with values: sum(out * grad_out) - grad_lse, a SIMD-group a row.
@@ -71,22 +73,24 @@ METAL_FUNC float2 slope(const device T* query, const device T* key, const device
   return float2(weight, weight * (product<T, DV>(grad_out, value) - delta));
 }
 
-template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA>
+template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA, bool DOCUMENTS>
 [[kernel]] void attend_back_query_plain(
     const device T* query [[buffer(0)]], const device T* key [[buffer(1)]], const device T* value [[buffer(2)]],
     const device float* bias [[buffer(3)]], const device T* extra_key [[buffer(4)]],
     const device T* extra_value [[buffer(5)]], const device T* grad_out [[buffer(6)]],
     const device float* lse [[buffer(7)]], const device float* delta [[buffer(8)]],
     device T* grad_query [[buffer(9)]], const device int4* table [[buffer(10)]],
-    const SPACE Geometry<ND>& g [[buffer(11)]], constant float& scale [[buffer(12)]],
+    const SPACE Geometry<ND>* geometries [[buffer(11)]], constant float& scale [[buffer(12)]],
     uint3 at [[thread_position_in_grid]]) {
-  const int row = at.x, head = at.y, kv_head = head / (g.heads / g.kv_heads);
+  const Document<ND> document = document_of_row<ND, DOCUMENTS>(geometries, table, at.x, at.z);
+  const SPACE Geometry<ND>& g = *document.geometry;
+  const int row = document.index, head = at.y, kv_head = head / (g.heads / g.kv_heads);
   const float unit = scale * M_LOG2E_F;
-  const long place = vector_at(at.z, g.row_count, row, g.heads, head, 1);
+  const long place = vector_at(document.rows, token_of(g, row), g.heads, head, 1);
   float sum[D];
   for (int d = 0; d < D; d++) sum[d] = 0;
   for (Walk<ND> walk(g, table, row); walk.more; walk.next()) {
-    const long token = vector_at(at.z, g.column_count, walk.column(g), g.kv_heads, kv_head, 1);
+    const long token = vector_at(document.columns, walk.column(g), g.kv_heads, kv_head, 1);
     const float added = BIAS ? bias[head * g.relative_count + walk.relative(g)] : 0;
     const float gradient = slope<T, D, DV>(query + place * D, key + token * D, value + token * DV,
                                            grad_out + place * DV, unit, added, lse[place], delta[place]).y;
@@ -94,7 +98,7 @@ template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA>
   }
   if (EXTRA) {
     for (int i = 0; i < g.extra; i++) {
-      const long token = vector_at(at.z, g.extra, i, g.kv_heads, kv_head, 1);
+      const long token = vector_at(document.extras, i, g.kv_heads, kv_head, 1);
       const float gradient = slope<T, D, DV>(query + place * D, extra_key + token * D, extra_value + token * DV,
                                              grad_out + place * DV, unit, 0, lse[place], delta[place]).y;
       for (int d = 0; d < D; d++) sum[d] = fma(gradient, float(extra_key[token * D + d]), sum[d]);
@@ -104,23 +108,25 @@ template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA>
 }
 
 // Rows are keys.
-template <typename T, int ND, int D, int DV, bool BIAS>
+template <typename T, int ND, int D, int DV, bool BIAS, bool DOCUMENTS>
 [[kernel]] void attend_back_key_plain(
     const device T* query [[buffer(0)]], const device T* key [[buffer(1)]], const device T* value [[buffer(2)]],
     const device float* bias [[buffer(3)]], const device T* grad_out [[buffer(4)]],
     const device float* lse [[buffer(5)]], const device float* delta [[buffer(6)]],
     device T* grad_key [[buffer(7)]], device T* grad_value [[buffer(8)]], const device int4* table [[buffer(9)]],
-    const SPACE Geometry<ND>& g [[buffer(10)]], constant float& scale [[buffer(11)]],
+    const SPACE Geometry<ND>* geometries [[buffer(10)]], constant float& scale [[buffer(11)]],
     uint3 at [[thread_position_in_grid]]) {
-  const int row = at.x, kv_head = at.y, group = g.heads / g.kv_heads;
+  const Document<ND> document = document_of_row<ND, DOCUMENTS>(geometries, table, at.x, at.z);
+  const SPACE Geometry<ND>& g = *document.geometry;
+  const int row = document.index, kv_head = at.y, group = g.heads / g.kv_heads;
   const float unit = scale * M_LOG2E_F;
-  const long token = vector_at(at.z, g.row_count, row, g.kv_heads, kv_head, 1);
+  const long token = vector_at(document.rows, token_of(g, row), g.kv_heads, kv_head, 1);
   float key_sum[D], value_sum[DV];
   for (int d = 0; d < D; d++) key_sum[d] = 0;
   for (int d = 0; d < DV; d++) value_sum[d] = 0;
   for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
     for (Walk<ND> walk(g, table, row); walk.more; walk.next()) {
-      const long place = vector_at(at.z, g.column_count, walk.column(g), g.heads, head, 1);
+      const long place = vector_at(document.columns, walk.column(g), g.heads, head, 1);
       const float added = BIAS ? bias[head * g.relative_count + walk.relative(g)] : 0;
       const float2 pair = slope<T, D, DV>(query + place * D, key + token * D, value + token * DV,
                                           grad_out + place * DV, unit, added, lse[place], delta[place]);

@@ -16,6 +16,8 @@ template <int ND>
 struct Geometry {
   int rows[ND];
   int columns[ND];
+  int row_room[ND];         // extents of what the rows lie in, of which they may be the first corner
+  int column_room[ND];
   int row_step[ND];         // between the rows of one dilation group
   int column_step[ND];
   int row_table[ND];        // where the entries of the axis' rows start, one a row
@@ -26,7 +28,7 @@ struct Geometry {
   int relative_step[ND];    // of the relative position, from one column to the next
   int relative_stride[ND];  // of the relative position bias
   int slot_stride[ND];      // of the slots of a window
-  int batch;
+  int batch;                // or documents
   int heads;
   int kv_heads;
   int extra;                // additional tokens
@@ -50,6 +52,16 @@ METAL_FUNC void unflatten(int index, const SPACE int* extents, thread int* at) {
     index /= extents[d];
   }
   at[0] = index;
+}
+
+// Token of a row, counted from the first of its document.
+template <int ND>
+METAL_FUNC int token_of(const SPACE Geometry<ND>& g, int row) {
+  int at[ND], token = 0;
+  unflatten<ND>(row, g.rows, at);
+  UNROLL
+  for (int d = 0; d < ND; d++) token = token * g.row_room[d] + at[d];
+  return token;
 }
 
 // Visits the box of columns that one row touches, last axis fastest.
@@ -86,7 +98,7 @@ struct Walk {
   int column(const SPACE Geometry<ND>& g) {
     int index = 0;
     UNROLL
-    for (int d = 0; d < ND; d++) index = index * g.columns[d] + entry[d].x + place[d] * g.column_step[d];
+    for (int d = 0; d < ND; d++) index = index * g.column_room[d] + entry[d].x + place[d] * g.column_step[d];
     return index;
   }
 
@@ -118,9 +130,55 @@ struct Walk {
   }
 };
 
-// Where the vector of one token and head starts in `[batch, tokens, heads, dim]`.
-METAL_FUNC long vector_at(long batch, int tokens, int token, int heads, int head, int dim) {
-  return ((batch * tokens + token) * heads + head) * dim;
+// One entry of the batch. With DOCUMENTS, entries have shapes of their own, which the table starts with: a list in the
+// order of tiles, then one in the order of rows, each with one more entry at its end.
+//   x first tile or row, in the grid   y geometry   z where rows start   w where columns start
+template <int ND>
+struct Document {
+  const SPACE Geometry<ND>* geometry;
+  int index;     // of the tile or row inside of it
+  long rows;     // tokens before its own
+  long columns;
+  long extras;
+
+  Document(const SPACE Geometry<ND>* only, int tile_or_row, uint batch)
+      : geometry(only),
+        index(tile_or_row),
+        rows(long(batch) * only->row_count),
+        columns(long(batch) * only->column_count),
+        extras(long(batch) * only->extra) {}
+
+  Document(const SPACE Geometry<ND>* geometries, int position, int number, int4 entry)
+      : geometry(geometries + entry.y),
+        index(position - entry.x),
+        rows(entry.z),
+        columns(entry.w),
+        extras(long(number) * geometry->extra) {}
+};
+
+METAL_FUNC int document_of(const device int4* entries, int count, int position) {
+  int low = 0;
+  for (int high = count; high - low > 1;) {
+    const int middle = (low + high) / 2;
+    if (entries[middle].x <= position) low = middle;
+    else high = middle;
+  }
+  return low;
+}
+
+// The document of a row; each thread has its own.
+template <int ND, bool DOCUMENTS>
+METAL_FUNC Document<ND> document_of_row(const SPACE Geometry<ND>* geometries, const device int4* table, int position,
+                                        uint batch) {
+  if (!DOCUMENTS) return Document<ND>(geometries, position, batch);
+  const int count = geometries->batch;
+  const int number = document_of(table + count + 1, count, position);
+  return Document<ND>(geometries, position, number, table[count + 1 + number]);
+}
+
+// Where the vector of one head of a token starts in `[tokens, heads, dim]`.
+METAL_FUNC long vector_at(long before, int token, int heads, int head, int dim) {
+  return ((before + token) * heads + head) * dim;
 }
 
 template <typename T, int D>

@@ -57,8 +57,8 @@ _KERNEL = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _ARGUMENT = re.compile(r"\s*(?P<type>[^,]*?) ?(?P<name>\w+)\s*\[\[(?P<attribute>\w+)(?:\(\d+\))?\]\]")
-# Types of buffers that are made of numbers: pointers to vectors, references to structs.
-_MADE = re.compile(r"int4\*$|>&$")
+# Buffers that hold numbers of another type: vectors, structs.
+_MADE = ("int4*", ">*")
 
 
 @lru_cache
@@ -72,11 +72,9 @@ def parts(kernel: str) -> Parts:
             start += f"const {kind} {name} = {attribute};\n"
         elif kind.startswith("device"):
             outputs.append(name)
-        elif _MADE.search(kind):
+        elif kind.endswith(_MADE):
             inputs.append(f"{name}_numbers")
-            pointer = kind.replace("&", "*")
-            value = f"reinterpret_cast<{pointer}>({name}_numbers)"
-            start += f"{kind} {name} = {'*' * kind.endswith('&')}{value};\n"
+            start += f"{kind} {name} = reinterpret_cast<{kind}>({name}_numbers);\n"
         else:
             inputs.append(name)
     names = tuple(parameter.split()[-1] for parameter in found["parameters"].split(","))

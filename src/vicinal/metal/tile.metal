@@ -37,6 +37,20 @@ constexpr uint guards() {
   return bits;
 }
 
+// The document of a tile, which one lane looks up for all.
+template <int ND, bool DOCUMENTS>
+METAL_FUNC Document<ND> document_of_tile(const SPACE Geometry<ND>* geometries, const device int4* table, uint3 group,
+                                         uint lane) {
+  if (!DOCUMENTS) return Document<ND>(geometries, group.x, group.z);
+  int number = 0;
+  int4 entry = int4(0);
+  if (lane == 0) {
+    number = document_of(table, geometries->batch, group.x);
+    entry = table[number];
+  }
+  return Document<ND>(geometries, group.x, simd_broadcast(number, ushort(0)), simd_broadcast(entry, ushort(0)));
+}
+
 template <int ND>
 struct Tile {
   int4 entry[ND];
@@ -99,7 +113,7 @@ struct Row {
       // Rows past the end repeat the first, and are not stored.
       const int row = on_axis < g.rows[d] ? on_axis : tile.entry[d].x;
       const int4 entry = table[g.row_table[d] + row];
-      token = token * g.rows[d] + row;
+      token = token * g.row_room[d] + row;
       const int relative_on_axis = entry.w - entry.z * g.relative_step[d];
       relative += relative_on_axis * g.relative_stride[d];
       // A slot is the relative position less that of the output's first key.
@@ -146,7 +160,7 @@ METAL_FUNC Column column_at(const SPACE Geometry<ND>& g, const device int4* tabl
     column.place |= uint(at[d]) << (field_bits<ND>() * d);
     const int on_axis = tile.entry[d].y + at[d] * g.column_step[d];
     const int relative_on_axis = (tile.entry[d].z + at[d]) * g.relative_step[d];
-    column.token = column.token * g.columns[d] + on_axis;
+    column.token = column.token * g.column_room[d] + on_axis;
     column.relative += relative_on_axis * g.relative_stride[d];
     column.slot += (relative_on_axis - (inverse ? table[g.output_table[d] + on_axis].w : 0)) * g.slot_stride[d];
   }

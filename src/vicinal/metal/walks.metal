@@ -5,7 +5,7 @@ template <typename T, int ND, int D, bool BIAS>
 [[kernel, max_total_threads_per_threadgroup(128)]] void dot_walk(
     const device T* x [[buffer(0)]], const device T* y [[buffer(1)]], const device float* bias [[buffer(2)]],
     device T* result [[buffer(3)]], const device int4* table [[buffer(4)]],
-    const SPACE Geometry<ND>& g [[buffer(5)]], constant float& scale [[buffer(6)]],
+    const SPACE Geometry<ND>* geometries [[buffer(5)]], constant float& scale [[buffer(6)]],
     uint3 group [[threadgroup_position_in_grid]], uint simd [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
   constexpr int BK = chunk<T, D, 0>();
@@ -15,12 +15,14 @@ template <typename T, int ND, int D, bool BIAS>
   threadgroup int relatives[BK];
   threadgroup int slots[BK];
   threadgroup T* columns = reinterpret_cast<threadgroup T*>(memory);
+  const Document<ND> document = document_of_tile<ND, false>(geometries, table, group, lane);
+  const SPACE Geometry<ND>& g = *document.geometry;
   const int head = group.y, kv_head = head / (g.heads / g.kv_heads), column = lane_column(lane);
   const uint thread_index = simd * 32 + lane;
-  const Tile<ND> tile(g, table, group.x, lane);
+  const Tile<ND> tile(g, table, document.index, lane);
   const Row<ND> row(g, table, tile, simd, lane, false);
-  const long place = vector_at(group.z, g.row_count, row.token, g.heads, head, 1);
-  const long first = vector_at(group.z, g.column_count, 0, g.kv_heads, kv_head, D);
+  const long place = vector_at(document.rows, row.token, g.heads, head, 1);
+  const long first = vector_at(document.columns, 0, g.kv_heads, kv_head, D);
   const device float* row_bias = bias + long(head) * g.relative_count + row.relative;
   Matrix<T> rows[(D + 7) / 8];
   load_rows<T, D>(rows, x + place * D, column);
@@ -52,20 +54,22 @@ template <typename T, int ND, int D, bool BIAS>
 // Rows take the vectors of columns that they touch, times the weight of the pair. With INVERSE rows are keys.
 template <typename W, typename T, int ND, int D, bool INVERSE>
 METAL_FUNC void mix_tile(const device W* weights, const device T* columns, device T* result, const device int4* table,
-                         const SPACE Geometry<ND>& g, threadgroup T* staged, threadgroup uint* places,
+                         const SPACE Geometry<ND>* geometries, threadgroup T* staged, threadgroup uint* places,
                          threadgroup int* tokens, threadgroup int* slots, uint3 group, uint simd, uint lane) {
   constexpr int BK = chunk<T, D, 0>(), PARTS = (D + 7) / 8;
+  const Document<ND> document = document_of_tile<ND, false>(geometries, table, group, lane);
+  const SPACE Geometry<ND>& g = *document.geometry;
   const int per_kv_head = g.heads / g.kv_heads, column = lane_column(lane);
   const int row_heads = INVERSE ? g.kv_heads : g.heads, column_heads = INVERSE ? g.heads : g.kv_heads;
   const int first_head = INVERSE ? int(group.y) * per_kv_head : int(group.y) / per_kv_head;
   const uint thread_index = simd * 32 + lane;
-  const Tile<ND> tile(g, table, group.x, lane);
+  const Tile<ND> tile(g, table, document.index, lane);
   const Row<ND> row(g, table, tile, simd, lane, INVERSE);
-  const long place = vector_at(group.z, g.row_count, row.token, row_heads, group.y, 1);
+  const long place = vector_at(document.rows, row.token, row_heads, group.y, 1);
   Matrix<float> sums[PARTS];
   for (int i = 0; i < PARTS; i++) sums[i] = Matrix<float>(0.0f);
   for (int head = first_head; head < first_head + (INVERSE ? per_kv_head : 1); head++) {
-    const long first = vector_at(group.z, g.column_count, 0, column_heads, head, 1);
+    const long first = vector_at(document.columns, 0, column_heads, head, 1);
     for (int start = 0; start < tile.columns; start += BK) {
       threadgroup_barrier(mem_flags::mem_threadgroup);
       if (thread_index < uint(BK)) {
@@ -102,19 +106,19 @@ METAL_FUNC void mix_tile(const device W* weights, const device T* columns, devic
 template <typename W, typename T, int ND, int D>
 [[kernel, max_total_threads_per_threadgroup(128)]] void mix_walk(
     const device W* weights [[buffer(0)]], const device T* y [[buffer(1)]], device T* result [[buffer(2)]],
-    const device int4* table [[buffer(3)]], const SPACE Geometry<ND>& g [[buffer(4)]],
+    const device int4* table [[buffer(3)]], const SPACE Geometry<ND>* geometries [[buffer(4)]],
     uint3 group [[threadgroup_position_in_grid]], uint simd [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
   STAGED(T, D)
-  mix_tile<W, T, ND, D, false>(weights, y, result, table, g, staged, places, tokens, slots, group, simd, lane);
+  mix_tile<W, T, ND, D, false>(weights, y, result, table, geometries, staged, places, tokens, slots, group, simd, lane);
 }
 
 template <typename W, typename T, int ND, int D>
 [[kernel, max_total_threads_per_threadgroup(128)]] void mix_back_walk(
     const device W* weights [[buffer(0)]], const device T* x [[buffer(1)]], device T* result [[buffer(2)]],
-    const device int4* table [[buffer(3)]], const SPACE Geometry<ND>& g [[buffer(4)]],
+    const device int4* table [[buffer(3)]], const SPACE Geometry<ND>* geometries [[buffer(4)]],
     uint3 group [[threadgroup_position_in_grid]], uint simd [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
   STAGED(T, D)
-  mix_tile<W, T, ND, D, true>(weights, x, result, table, g, staged, places, tokens, slots, group, simd, lane);
+  mix_tile<W, T, ND, D, true>(weights, x, result, table, geometries, staged, places, tokens, slots, group, simd, lane);
 }

@@ -116,7 +116,7 @@ def _kernel(name: str) -> Any:
 
 @lru_cache(512)
 def _integers(where: Layout, part: str) -> mx.array:
-    return mx.array(where.table if part == "table" else where.geometry.packed, dtype=mx.int32)
+    return mx.array(where.table if part == "table" else where.packed, dtype=mx.int32)
 
 
 @lru_cache

@@ -1,12 +1,14 @@
 """Launches of the Metal kernels, compiled as they are needed by `torch.mps.compile_shader`."""
 
 from functools import lru_cache
-from math import prod
+from math import inf, prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..metal import launches, source
+from ..layout import VarlenLayout
+from ..metal import documents, launches, source
 from ..metal.geometry import Layout
 from ..metal.launches import Launch
 from ..problem import Problem
@@ -14,10 +16,10 @@ from .backends.base import Grads, Needs, Operands
 
 
 def attend(problem: Problem, operands: Operands, scale: float, most_waste: float) -> tuple[Tensor, Tensor]:
-    given = _bindable(operands)
-    query = given[0]
-    out = query.new_empty(*query.shape[:-1], problem.value_dim)
-    lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
+    given = _bindable(problem, operands)
+    query, rows = given[0], (*documents.outputs(problem).extents, problem.heads)
+    out = _room(problem, query, (*rows, problem.value_dim))
+    lse = _room(problem, query, rows, torch.float32, -inf)
     _run(launches.attend(problem, most_waste), [*given, out, lse], scale)
     return out, lse
 
@@ -33,7 +35,8 @@ def attend_back(
     needs: Needs,
     most_waste: float,
 ) -> Grads:
-    query, key, value, bias, extra_key, extra_value = _bindable(operands)
+    query, key, value, bias, extra_key, extra_value = _bindable(problem, operands)
+    like = lambda x: _room(problem, x, x.shape)  # noqa: E731
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
     out, grad_out, lse, grad_lse = map(_aligned, (out, grad_out, lse, grad_lse))
@@ -42,18 +45,19 @@ def attend_back(
     known = [grad_out, lse, delta]
     grads: list[Tensor | None] = [None] * len(needs)
     if needs[0]:
-        grads[0] = torch.empty_like(query)
-        tensors = [query, key, value, bias, extra_key, extra_value, *known, grads[0]]
+        grad = like(query)
+        tensors = [query, key, value, bias, extra_key, extra_value, *known, grad]
         _run(launches.attend_back_query(problem, most_waste), tensors, scale)
+        grads[0] = _spread(problem, grad, operands.query)
     if needs[1] or needs[2]:
-        grads[1:3] = pair = [torch.empty_like(key), torch.empty_like(value)]
+        grads[1:3] = pair = [like(key), like(value)]
         tensors = [query, key, value, bias, *known, *pair]
         _run(launches.attend_back_key(problem, most_waste), tensors, scale)
     if needs[3]:
         grads[3] = torch.empty_like(bias)
         _run(launches.attend_back_bias(problem), [query, key, value, bias, *known, grads[3]], scale)
     if needs[4] or needs[5]:
-        grads[4:6] = pair = [torch.empty_like(extra_key), torch.empty_like(extra_value)]
+        grads[4:6] = pair = [like(extra_key), like(extra_value)]
         tensors = [query, extra_key, extra_value, bias, *known, *pair]
         _run(launches.attend_back_extra(problem, most_waste), tensors, scale)
     cast = zip(grads, operands, needs, strict=True)
@@ -89,7 +93,7 @@ def _run(launch: Launch, tensors: list[Tensor], *numbers: float) -> None:
     if launch.empty:
         return
     shader, where = _shader(*source.instantiation(launch.kernel, *launch.arguments)), launch.layout
-    rest = [] if where is None else [_table(where, tensors[0].device), where.geometry.packed]
+    rest = [] if where is None else _numbers(where, tensors[0].device)
     shader(
         *tensors,
         *rest,
@@ -105,19 +109,61 @@ def _shader(host: str, instantiation: str):
     return getattr(torch.mps.compile_shader(source.templates() + instantiation), host)
 
 
+@lru_cache(1024)
+def _numbers(where: Layout, device: torch.device) -> list[Any]:
+    """Table and geometry; a single geometry needs no memory of its own."""
+    integers = lambda numbers: torch.tensor(numbers, dtype=torch.int32, device=device)  # noqa: E731
+    geometry = where.packed if len(where.geometries) == 1 else integers(where.packed)
+    return [integers(where.table), geometry]
+
+
 @lru_cache(256)
-def _table(where: Layout, device: torch.device) -> Tensor:
-    return torch.tensor(where.table, dtype=torch.int32, device=device)
+def _sampling(problem: Problem, device: torch.device) -> tuple[Any, ...] | None:
+    """Index of the tokens of documents that have outputs; None where all have, or queries are sampled."""
+    steps = [axis.output_stride for axis in problem.axes]
+    if problem.documents is None or all(step == 1 for step in steps):
+        return None
+    slices = tuple(slice(None, None, step) for step in steps)
+    if problem.documents.frame is not None:
+        return (slice(None), *slices)
+    found = VarlenLayout(problem.documents.shapes, problem.rank)
+    parts = found.split(torch.arange(found.total_tokens))
+    return (torch.cat([part[slices].flatten() for part in parts]).to(device),)
+
+
+def _spread(problem: Problem, grad: Tensor, query: Tensor) -> Tensor:
+    """The gradient of all queries; zero for those that have no outputs."""
+    at = _sampling(problem, query.device)
+    if at is None:
+        return grad
+    found = torch.zeros_like(query)
+    found[at] = grad
+    return found
+
+
+def _room(
+    problem: Problem,
+    like: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+    fill: float = 0.0,
+) -> Tensor:
+    """What a kernel writes: all of it, but for the room that documents leave, and what only empty ones have."""
+    if problem.documents is None:
+        return like.new_empty(shape, dtype=dtype)
+    return like.new_full(shape, fill, dtype=dtype)
 
 
 def _name(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def _bindable(operands: Operands) -> list[Tensor]:
+def _bindable(problem: Problem, operands: Operands) -> list[Tensor]:
     """Operands as kernels take them, the bias in float32; the query stands for those that are not there."""
+    at = _sampling(problem, operands.query.device)
+    query = operands.query if at is None else operands.query[at]
     bias = None if operands.bias is None else operands.bias.float()
-    return [_aligned(operands.query if x is None else x) for x in operands._replace(bias=bias)]
+    return [_aligned(query if x is None else x) for x in operands._replace(query=query, bias=bias)]
 
 
 def _aligned(x: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ import subprocess
 from . import build
 from .library import Library
 
+# Parameters of functions that the compiler makes have no name, but may be `used`.
+_DECLARATION = re.compile(r"\b(?:VarDecl|ParmVarDecl|FieldDecl) .*? (?!used )(\w+) '([^']*)'")
 # A node gives `file:line:column`, or what differs from the node before: `line:line:column`, `col:column`.
 _POSITION = re.compile(r"([^\s:<>,]+):(\d+):\d+")
-_DECLARATION = re.compile(r"\b(?:VarDecl|ParmVarDecl|FieldDecl) .*? (\w+) '([^']*)'")
 
 
 def lint(source: str, name: str = "kernel.metal", **options) -> list[str]:

@@ -1,0 +1,95 @@
+"""Documents of different shapes in one launch of each kernel, against the oracle on each of them."""
+
+from dataclasses import replace
+from math import inf
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from tests.metal import checking
+from tests.torch import documents
+from tests.torch.documents import Drawn, Packed, Padded, case, cases
+from vicinal.torch import backends, ops
+from vicinal.torch.backends.metal import Metal
+
+form = pytest.mark.parametrize("form", [Packed, Padded], ids=["packed", "padded"])
+CASES = {
+    "line": case((37, 5, 70, 9, 5), 5),
+    "everything": case(
+        ((5, 9), (0, 3), (6, 9), (5, 9), (14, 15)),
+        (4, 3),
+        (2, 1),
+        (1, 3),
+        (True, False),
+        (1, 2),
+        heads=4,
+        kv_heads=2,
+        bias=True,
+        extra=3,
+    ),
+    "clipped": case(
+        (1, 3, 0, 8, 3, 40), 9, 4, is_causal=True, output_stride=2, fit="clip", bias=True, extra=1
+    ),
+    "volume": case(((3, 4, 5), (2, 4, 5), (1, 1, 1)), 3, 2, fit="clip", bias=True, extra=34),
+}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+class Anywhere(Metal):
+    """Takes tensors of any device."""
+
+    def refusal(self, problem):
+        return super().refusal(replace(problem, device="mps"))
+
+
+@pytest.fixture
+def only_metal(monkeypatch):
+    """Tiles wherever they fit, and plain kernels by name."""
+    monkeypatch.setattr(backends, "BACKENDS", (Anywhere("tiles", inf), Anywhere("plain", 0.0)))
+    ops._chosen.cache_clear()
+    ops._together.cache_clear()
+    yield
+    ops._chosen.cache_clear()
+    ops._together.cache_clear()
+
+
+pytestmark = pytest.mark.usefixtures("only_metal", "session")
+
+
+@form
+@each_case
+@pytest.mark.parametrize("backend", ["tiles", "plain"])
+def test_matches_the_oracle_on_every_document(form, case, backend):
+    documents.check(form, replace(case, dtype="float32"), backend=backend)
+
+
+@form
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=cases(("float32",)))
+def test_every_option_meets_every_other(form, case):
+    """What kernels are compiled for stays the same."""
+    documents.check(form, replace(case, dim=4, value_dim=4, bias=True, extra=2), backend="tiles")
+
+
+@form
+def test_a_kernel_is_launched_once(form):
+    one = replace(CASES["everything"], dtype="float32", output_stride=(1, 1))
+    drawn, made = Drawn(one), form(one)
+    tokens, rest = documents.operands(made, drawn)
+    with checking.opened() as session:
+        if session is None:
+            pytest.skip("launches are the checker's to count")
+        results = documents.call(made, one, tokens, rest, backend="tiles")
+        assert [name.split("_float")[0] for name, _ in session.launches] == ["attend"]
+        session.launches.clear()
+        torch.autograd.grad(results, (*tokens.values(), *rest.values()), list(map(made.flow, drawn.flow())))
+        kernels = [name.split("_float")[0] for name, _ in session.launches]
+        # Additional tokens are keys of another layout.
+        assert sorted(kernels) == [
+            "attend_back_bias",
+            "attend_back_key",
+            "attend_back_key",
+            "attend_back_query",
+            "delta",
+        ]
