@@ -165,8 +165,8 @@ def test_float32_bias_with_half_queries(backend):
 
 
 def test_backends_take_what_they_are_for():
-    """Covered windows go to `full`, others to `cuda` or `metal` where there is one, on a CPU the small ones to
-    `gathered`, the rest to `blocked`."""
+    """Covered windows go to `full`, others to a GPU if there is one, on a CPU small ones to `gathered`, the
+    rest to `blocked`."""
     full, _, metal, metal_plain, gathered, blocked, reference = BACKENDS
     names = ["full", "cuda", "metal", "metal-plain", "gathered", "blocked", "reference"]
     assert [b.name for b in BACKENDS] == names

@@ -35,7 +35,7 @@ METAL_FUNC void attend_back_tile(
   const Tile<ND> tile(g, table, document.index, lane);
   const Row<ND> row(g, table, tile, simd, lane, INVERSE);
   const long place = vector_at(document.rows, row.token, row_heads, group.y, 1);
-  const long first_extra = vector_at(document.extras, 0, column_heads, first_head, 1);
+  const long first_extra = EXTRA ? vector_at(document.extras, 0, column_heads, first_head, 1) : 0;
   float2 row_known = float2(0);
   if (!INVERSE && column == 0) row_known = float2(lse[place] * M_LOG2E_F, delta[place]);
   // The lane of the row that holds column 0.

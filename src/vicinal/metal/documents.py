@@ -89,7 +89,7 @@ def _together(
     ]
     of = {document: number for number, group in enumerate(found) for document in group.documents}
     table: list[int] = []
-    totals = []
+    totals: list[int] = []
     for counts in ([part.tile_count for part in parts], [part.row_count for part in parts]):
         # Empty documents have no geometry, and nothing that would ask for it.
         firsts = [*accumulate((counts[of[i]] if i in of else 0 for i in range(problem.batch)), initial=0)]
@@ -97,17 +97,21 @@ def _together(
             table += (firsts[document], of.get(document, 0), rows[document], columns[document])
         table += (firsts[-1], 0, 0, 0)
         totals.append(firsts[-1])
-    geometries = []
+    geometries: list[Geometry] = []
     for part in parts:
         geometries.append(_moved(part.geometry, len(table) // 4, problem.batch))
         table += part.table
-    numbers = [len(group.documents) for group in found]
-    over = lambda name: sum(  # noqa: E731
-        number * getattr(part, name) for number, part in zip(numbers, parts, strict=True)
-    )
-    widest = tuple(map(max, zip(*(part.widest for part in parts), strict=True)))
+    every = [parts[of[document]] for document in of]
     return Layout(
-        tuple(geometries), tuple(table), parts[0].heads, *totals, 1, widest, over("computed"), over("visible")
+        geometries=tuple(geometries),
+        table=tuple(table),
+        heads=parts[0].heads,
+        tile_count=totals[0],
+        row_count=totals[1],
+        batch=1,
+        widest=tuple(map(max, zip(*(part.widest for part in parts), strict=True))),
+        computed=sum(part.computed for part in every),
+        visible=sum(part.visible for part in every),
     )
 
 

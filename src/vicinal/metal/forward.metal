@@ -28,7 +28,7 @@ template <typename T, int ND, int D, int DV, bool BIAS, bool EXTRA, bool DOCUMEN
   const Row<ND> row(g, table, tile, simd, lane, false);
   const long place = vector_at(document.rows, row.token, g.heads, head, 1);
   const long first = vector_at(document.columns, 0, g.kv_heads, kv_head, 1);
-  const long first_extra = vector_at(document.extras, 0, g.kv_heads, kv_head, 1);
+  const long first_extra = EXTRA ? vector_at(document.extras, 0, g.kv_heads, kv_head, 1) : 0;
   const device float* row_bias = bias + long(head) * g.relative_count + row.relative;
   Matrix<T> rows[(D + 7) / 8];
   load_rows<T, D>(rows, query + place * D, column);

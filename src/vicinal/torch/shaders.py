@@ -148,7 +148,7 @@ def _room(
     dtype: torch.dtype | None = None,
     fill: float = 0.0,
 ) -> Tensor:
-    """What a kernel writes: all of it, but for the room that documents leave, and what only empty ones have."""
+    """What a kernel writes: all of it, but for room between documents and what belongs to empty ones."""
     if problem.documents is None:
         return like.new_empty(shape, dtype=dtype)
     return like.new_full(shape, fill, dtype=dtype)
