@@ -17,7 +17,7 @@ CLIENTS := $(VENV)-clients
 # Test processes share the cores; each would otherwise start a thread on every one.
 RUN_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
 
-.PHONY: demo test test-offline check lint types docs coverage test-all checker test-clients test-metal gpu-check gpu-sanitize gpu-bench wheel clean
+.PHONY: demo test test-offline check lint types docs coverage test-all checker test-clients test-metal mac-selftest gpu-check gpu-sanitize gpu-bench wheel clean
 
 demo: $(READY)
 	$(BIN)/vicinal demo
@@ -56,6 +56,10 @@ checker: $(READY)
 # The Metal kernels: on Linux in the checker, whose own tests run too; on a Mac on its GPU, and all of MLX besides.
 test-metal: checker
 	$(RUN_TESTS) tests/metal $(if $(filter Darwin,$(shell uname)),tests/mlx,tools/mslcpu/tests)
+
+# On a Mac: checks, times, and a results file to send in.
+mac-selftest: $(READY)
+	$(PY) tools/mac_selftest.py
 
 # Need an NVIDIA GPU and a CUDA build: make gpu-check TORCH='torch>=2.9'. Compiling is most of the work, so
 # every core takes a test at a time; those of one group, which fill the GPU's memory, run in one process.
