@@ -96,24 +96,8 @@ def layout(
     axes, outputs, lengths = problem.axes, problem.outputs, problem.lengths
     room = (outputs, lengths) if rooms is None else rooms
     window = problem.window if window is None else window
-    walked = spans.inverse if inverse else spans.forward
     sides = _tile_sides(problem, inverse)
-    table: list[int] = []
-    starts = {"row_table": [], "output_table": [], "tile_table": []}
-    tiles, widest = [], []
-    for axis, side, size in zip(axes, sides, window, strict=True):
-        boxes = [box for span in walked(axis) for box in _tiles(span, side)]
-        shift = size - axis.size
-        parts = {
-            "row_table": _rows(axis, inverse, shift),
-            "output_table": _rows(axis, False, shift),
-            "tile_table": boxes,
-        }
-        for name, entries in parts.items():
-            starts[name].append(len(table) // 4)
-            table += [number for entry in entries for number in entry]
-        tiles.append(len(boxes))
-        widest.append(max((box[3] for box in boxes), default=0))
+    table, starts, tiles, widest = _tables(axes, inverse, sides, window)
     periods = tuple(axis.period for axis in axes)
     dilations = tuple(axis.dilation for axis in axes)
     counts = [2 * size - 1 for size in window]
@@ -126,8 +110,8 @@ def layout(
         column_room=room[not inverse],
         row_step=dilations if inverse else periods,
         column_step=periods if inverse else dilations,
-        **{name: tuple(numbers) for name, numbers in starts.items()},
-        tiles=tuple(tiles),
+        **starts,
+        tiles=tiles,
         tile_bits=tuple(side.bit_length() - 1 for side in sides),
         relative_step=tuple(-jump for jump in jumps) if inverse else (1,) * len(axes),
         relative_stride=_strides(counts),
@@ -146,7 +130,7 @@ def layout(
     visited = tiling.counts(problem, sides, (1,) * problem.rank, inverse).visited
     visible = problem.pairs - problem.extra * prod(outputs)
     counts = (prod(tiles), geometry.row_count, problem.batch)
-    return Layout((geometry,), tuple(table), heads, *counts, tuple(widest), TILE_ROWS * visited, visible)
+    return Layout((geometry,), table, heads, *counts, widest, TILE_ROWS * visited, visible)
 
 
 @lru_cache(1024)
@@ -193,6 +177,27 @@ def whole(problem: Problem, room: tuple[int, ...] | None = None) -> Layout:
     pairs = extra * prod(columns)
     counts = (prod(tiles), extra, problem.batch)
     return Layout((geometry,), tuple(table), problem.kv_heads, *counts, columns, pairs, pairs)
+
+
+def _tables(
+    axes: tuple[Axis, ...], inverse: bool, sides: tuple[int, ...], window: tuple[int, ...]
+) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]], tuple[int, ...], tuple[int, ...]]:
+    """The table, where its parts start on every axis, tiles of every axis and columns of the widest."""
+    walked = spans.inverse if inverse else spans.forward
+    table: list[int] = []
+    starts: dict[str, tuple[int, ...]] = {"row_table": (), "output_table": (), "tile_table": ()}
+    tiles: tuple[int, ...] = ()
+    widest: tuple[int, ...] = ()
+    for axis, side, size in zip(axes, sides, window, strict=True):
+        boxes = [box for span in walked(axis) for box in _tiles(span, side)]
+        shift = size - axis.size
+        parts = (_rows(axis, inverse, shift), _rows(axis, False, shift), boxes)
+        for name, entries in zip(starts, parts, strict=True):
+            starts[name] += (len(table) // 4,)
+            table += [number for entry in entries for number in entry]
+        tiles += (len(boxes),)
+        widest += (max((box[3] for box in boxes), default=0),)
+    return tuple(table), starts, tiles, widest
 
 
 def _tile_sides(problem: Problem, inverse: bool) -> tuple[int, ...]:
