@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from shutil import which
@@ -54,3 +55,13 @@ def has_cuda() -> bool:
     import mlx.core as mx
 
     return mx.cuda.is_available()
+
+
+@pytest.fixture
+def blank_is_nan() -> Iterator[None]:
+    """Tensors that PyTorch allocates without a value hold NaN: what a kernel does not write is seen."""
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from hypothesis import given, seed, settings
+from torch._dynamo.backends.common import aot_autograd
 
 import vicinal.torch as na
 from tests import budget
 from tests.torch import problems
 from tests.torch.test_merge_and_dense import dense
+from vicinal import Axis, Problem
 from vicinal.catalog import SMALL, named
 from vicinal.torch.backends import BACKENDS
 
@@ -22,6 +25,7 @@ def on_gpu(problem, dtype):
     return replace(problem, dtype=dtype, device="cuda", gradients=True)
 
 
+@pytest.mark.usefixtures("blank_is_nan")
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
@@ -31,6 +35,7 @@ def test_catalog(backend, case, dtype):
         problems.check(problem, backend.name, rounded_weights=dtype in HALF, device="cuda")
 
 
+@pytest.mark.usefixtures("blank_is_nan")
 @pytest.mark.parametrize("share", range(12))
 def test_every_combination(share):
     """In shares for the processes of a test run, as every problem compiles its own kernels."""
@@ -106,15 +111,43 @@ def test_compiled_training():
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["whole", "odd_2d", "everything"])
-def test_cuda_graph(name):
+def attention_of(problem):
+    return lambda **tensors: problems.call(problem, tensors, return_lse=True)
+
+
+def split_of(problem):
+    """Scores and their mixture, as programs written for older packages call them."""
+
+    def attend(query, key, value, bias):
+        scores = na.qk(query, key, **problems.window(problem), rel_pos_bias=bias)
+        return (na.av(scores.softmax(-1), value, **problems.window(problem)),)
+
+    return attend
+
+
+LARGE = Problem((Axis(40, 20), Axis(36, 18, 2)), heads=4, kv_heads=2, dim=64, value_dim=64)
+PATHS = {
+    "full": (attention_of, named("whole").problem),
+    "hopper": (attention_of, LARGE),
+    "triton, a small window": (attention_of, named("odd_2d").problem),
+    "triton, every option": (attention_of, named("everything").problem),
+    "triton, float32": (attention_of, replace(LARGE, dtype="float32")),
+    "split": (split_of, replace(LARGE, bias=True)),
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_cuda_graph(path):
     """Forward and backward are captured, and replay on new inputs."""
-    problem = on_gpu(replace(named(name).problem, bias=False, extra=0), "bfloat16")
+    make, problem = PATHS[path]
+    problem = on_gpu(problem, "float32" if "float32" in path else "bfloat16")
     tensors = {n: x.detach().cuda().requires_grad_() for n, x in problems.operands(problem).items()}
+    attend = make(problem)
 
     def step():
-        out = problems.call(problem, tensors)
-        return (out, *torch.autograd.grad(out.square().sum(), tuple(tensors.values())))
+        results = attend(**tensors)
+        loss = sum(x.float().square().sum() for x in results)
+        return (*results, *torch.autograd.grad(loss, tuple(tensors.values())))
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -130,6 +163,62 @@ def test_cuda_graph(name):
     graph.replay()
     torch.cuda.synchronize()
     assert problems.same(captured, step())
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path != "split"])
+def test_a_compiled_graph_holds_one_operator_each_way(path):
+    torch._dynamo.reset()
+    make, problem = PATHS[path]
+    problem = on_gpu(problem, "float32" if "float32" in path else "bfloat16")
+    tensors = {n: x.detach().cuda().requires_grad_() for n, x in problems.operands(problem).items()}
+    attend, graphs = make(problem), []
+
+    def keep(graph, _):
+        graphs.append([n.target for n in graph.graph.nodes if n.op == "call_function"])
+        return make_boxed_func(graph.forward)
+
+    compiled = torch.compile(attend, fullgraph=True, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
+    results, expected = compiled(**tensors), attend(**tensors)
+    cotangents = [torch.randn_like(x) for x in results]
+    grads, wanted = (
+        torch.autograd.grad(found, tuple(tensors.values()), cotangents) for found in (results, expected)
+    )
+    assert problems.same((*results, *grads), (*expected, *wanted))
+    ours = [[target for target in graph if "vicinal" in str(target)] for graph in graphs]
+    operators = torch.ops.vicinal
+    assert ours == [[operators.attend.default], [operators.attend_back.default]]
+
+
+@pytest.fixture
+def tf32_matrices():
+    """PyTorch's own switch, which is about its matrix products alone."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("tf32_matrices")
+@pytest.mark.parametrize("size", [7, 30])
+def test_float32_products_are_exact_unless_tf32_is_asked_for(size):
+    torch.manual_seed(0)
+    operands = [torch.randn(1, 48, 40, 2, 64, device="cuda", requires_grad=True) for _ in range(3)]
+    wide = [x.detach().cpu().double().requires_grad_() for x in operands]
+
+    def step(operands, **options):
+        out = na.na2d(*operands, size, **options)
+        return (out, *torch.autograd.grad(out.square().sum(), operands))
+
+    exact = [x.cuda() for x in step(wide)]
+
+    def error(found):
+        return max(float((x - y).abs().max() / y.abs().max()) for x, y in zip(found, exact, strict=True))
+
+    plain = error(step(operands))
+    with na.using(tf32=True):
+        rounded = error(step(operands))
+    assert plain < 1e-5
+    assert 1e-4 < rounded < 1e-2
 
 
 def test_settings_reach_the_backward_thread():

@@ -16,17 +16,10 @@ from vicinal.torch.backends.triton import TRITON
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU"),
+    pytest.mark.usefixtures("blank_is_nan"),
 ]
 
 NEEDS = (True,) * 6
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory():
-    """What an output does not write stays NaN: fresh tensors reuse this memory."""
-    for size in (1 << 9, 1 << 12, 1 << 16, 1 << 21):
-        kept = [torch.full((size,), float("nan"), device="cuda") for _ in range(12)]
-        del kept
 
 
 def on_gpu(problem, **changes):
