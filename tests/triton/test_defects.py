@@ -1,4 +1,4 @@
-"""A defect of Triton that the kernels stay clear of: what it does, on a GPU of compute capability 9.0 or newer."""
+"""A defect of Triton that the kernels stay clear of: what it does, on a GPU with TMA."""
 
 import pytest
 import torch
