@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -122,27 +124,24 @@ def run_planted(tool):
     torch.cuda.synchronize()
 
 
-def started(tool, *arguments):
-    """A process that runs this module, under a tool if there is one."""
+def finished(tool, arguments):
+    """A process that ran this module, under a tool if there is one."""
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     options = ["--tool", str(tool), "--error-exitcode", str(FAULT), "--print-limit", "20"]
     command = [sys.executable, "-m", "tests.triton.sanitize", *map(str, arguments)]
     command = ["compute-sanitizer", *options, *command] if tool else command
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    start = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).splitlines()
+    print("\n".join(lines[:60] if done.returncode else lines[-2:]))
+    print(f"{tool} {arguments}: {done.returncode} in {time.perf_counter() - start:.0f} s", flush=True)
+    return done.returncode
 
 
 def fails(tool, *many):
-    """Whether a process ended with other than 0; the output of those is shown."""
-    start = time.perf_counter()
-    running = [started(tool, *arguments) for arguments in many]
-    failed = False
-    for arguments, process in zip(many, running, strict=True):
-        text = process.communicate()[0].decode()
-        print("\n".join(text.splitlines()[-60:] if process.returncode else text.splitlines()[-3:]))
-        print(f"{tool} {arguments}: exit status {process.returncode}")
-        failed |= process.returncode != 0
-    print(f"{tool}: {time.perf_counter() - start:.0f} s", flush=True)
-    return failed
+    """Whether a process ended with other than 0."""
+    with ThreadPoolExecutor(len(many)) as pool:
+        return any(list(pool.map(partial(finished, tool), many)))
 
 
 def main(tools):

@@ -126,7 +126,7 @@ def any_problem(draw):
 
 @pytest.mark.parametrize("shard", range(6))
 def test_any_options(shard):
-    @settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(any_problem(), st.just(shard))
     def check(problem, seed):
         check_by_reference(on_gpu(problem), seed)
