@@ -39,8 +39,3 @@ needs_tma = pytest.mark.skipif(
 @pytest.mark.parametrize(("t", "w", "dim"), [(4, 16, 64), (1, 64, 128), (64, 1, 128)])
 def test_boxes_of_one_panel_or_one_outer_extent_are_right(t, w, dim):
     assert error(t, w, dim) == 0.0
-
-
-@needs_tma
-def test_boxes_of_several_panels_and_outer_extents_are_wrong():
-    assert error(4, 16, 128) > 0.1
