@@ -76,9 +76,9 @@ gpu-bench: $(READY)
 # Programs written for NATTEN, in an environment with their own releases; each in a process of its own, because
 # some keep out modules that others want, and one wants another release of a package than the rest.
 HUB := tests/clients/test_diffusers.py
-RUN_CLIENT := VICINAL_CLIENTS=1 OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest
+RUN_CLIENT := env VICINAL_CLIENTS=1 OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest
 test-clients: $(CLIENTS)/.ready
-	for file in $(filter-out $(HUB),$(wildcard tests/clients/test_*.py)); do $(RUN_CLIENT) $$file || exit 1; done
+	printf '%s\n' $(filter-out $(HUB),$(wildcard tests/clients/test_*.py)) | xargs -n 1 -P 2 $(RUN_CLIENT)
 	PYTHONPATH=$(CLIENTS)/hub $(RUN_CLIENT) $(HUB)
 
 $(CLIENTS)/.ready: tests/clients/requirements.txt tests/clients/hub.txt
