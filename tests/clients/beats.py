@@ -52,7 +52,7 @@ def weights():
 
 
 def track():
-    """Features `[1, instruments, frames, bands]` of a track, and the true times of its beats and downbeats."""
+    """Features `[1, instruments, frames, bands]` of a track, and the times of its beats and downbeats."""
     with np.load(DATA / "allin1_demo_features.npz") as file:
         return torch.from_numpy(file["features"]).float()[None], (file["beats"], file["downbeats"])
 

@@ -1,4 +1,4 @@
-"""allin1 and all-in-one-infer follow beats with 1-D and 2-D attention of NATTEN 0.14 and 0.17; without audio tools."""
+"""allin1 and all-in-one-infer, which follow beats with 1-D and 2-D attention; without their audio tools."""
 
 import pytest
 import torch

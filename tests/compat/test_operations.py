@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import vicinal.torch as na
 from tests import oracle
 from vicinal.torch.compat import allin1, for_version, natten_mps, v014, v015, v017, v020
 
@@ -326,6 +328,35 @@ def test_a_mode_of_natten_mps():
     matrix = natten_mps.get_support_matrix()
     assert matrix["metal"]["available"] == natten_mps.has_metal() == natten_mps.has_mps()
     assert matrix["pure"]["forward"]["split_qk_av"]
+
+
+def test_older_names_add_only_views():
+    """Below the oldest names run the operations of the direct call, and permutations without copies."""
+    q, k, v, *_ = fused_case(2)
+    heads = [x.detach().movedim(-2, 1).requires_grad_() for x in (q, k, v)]
+    names = []
+    for call, operands in (
+        (lambda q, k, v: na.na2d_av(na.na2d_qk(q, k, 3, scale=1.0).softmax(-1), v, 3), (q, k, v)),
+        (lambda q, k, v: v014.natten2dav(v014.natten2dqk(q, k, 3, 1).softmax(-1), v, 3, 1), heads),
+    ):
+        with Record() as record:
+            call(*operands).sum().backward()
+        names.append(record.names)
+    assert [name for name in names[0] if name != "aten::permute"] == [
+        name for name in names[1] if name != "aten::permute"
+    ]
+
+
+class Record(TorchDispatchMode):
+    """Names of the operations that run."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
 
 
 def test_operations_compile():

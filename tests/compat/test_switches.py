@@ -56,7 +56,7 @@ def test_a_switch_is_kept_and_changes_nothing(use, read):
 
 @pytest.mark.parametrize(("act", "read", "mode"), ONE_WAY)
 def test_switches_of_one_direction(act, read, mode):
-    getattr(switches, act)()
+    assert getattr(switches, act)() in (mode, None)
     assert getattr(switches, read)() is mode
 
 
@@ -65,6 +65,12 @@ def test_fused_switch_sets_others():
     assert not switches.is_kv_parallelism_in_fused_na_enabled()
     assert switches.should_use_flex_attention()
     assert switches.should_force_flex_attention()
+    switches.use_fused_na(False)
+    readers = "is_fused_na_enabled is_kv_parallelism_in_fused_na_enabled should_use_flex_attention"
+    assert not any(getattr(switches, read)() for read in [*readers.split(), "should_force_flex_attention"])
+    switches.use_flex_attention()
+    assert switches.is_fused_na_enabled()
+    assert not switches.should_force_flex_attention()
 
 
 def test_memory_preference():

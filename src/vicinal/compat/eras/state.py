@@ -49,8 +49,8 @@ class NattenContext:
 
 def switch(
     field: str,
-) -> tuple[Callable[..., None], Callable[[], bool], Callable[[], None], Callable[[], None]]:
-    """A setter with a mode, a getter, and setters of True and False."""
+) -> tuple[Callable[..., None], Callable[[], bool], Callable[[], bool], Callable[[], bool]]:
+    """A setter with a mode, a getter, and setters of True and False, which also return what they set."""
 
     def use(mode: bool = True) -> None:
         """Keep a switch as `mode` says."""
@@ -60,12 +60,14 @@ def switch(
         """Whether a switch is on."""
         return getattr(state, field)
 
-    def enable() -> None:
+    def enable() -> bool:
         """Keep a switch as on."""
         use(True)
+        return read()
 
-    def disable() -> None:
+    def disable() -> bool:
         """Keep a switch as off."""
         use(False)
+        return read()
 
     return use, read, enable, disable

@@ -52,9 +52,9 @@ use_kv_parallelism_in_fused_na, is_kv_parallelism_in_fused_na_enabled, _, _ = sw
 use_gemm_na, is_gemm_na_enabled, enable_gemm_na, disable_gemm_na = switch("gemm")
 use_tiled_na, is_tiled_na_enabled, enable_tiled_na, disable_tiled_na = switch("tiled")
 use_tf32_in_gemm_na, is_tf32_in_gemm_na_enabled, enable_tf32, disable_tf32 = switch("tf32")
-_, should_use_flex_attention, use_flex_attention, _ = switch("flex_attention")
-_, should_force_flex_attention, force_flex_attention, _ = switch("forced_flex_attention")
-_, is_flex_compile_allowed, _, disable_flex_compile = switch("flex_compile")
+_, should_use_flex_attention, _, _ = switch("flex_attention")
+_, should_force_flex_attention, _, _ = switch("forced_flex_attention")
+_, is_flex_compile_allowed, _, _ = switch("flex_compile")
 allow_flex_compile_backprop, is_flex_compile_backprop_allowed, _, disable_flex_compile_backprop = switch(
     "flex_compile_backprop"
 )
@@ -67,14 +67,30 @@ def use_fused_na(
     use_flex_attention: bool = False,
     force_flex_attention: bool = False,
 ) -> None:
-    """Ask for fused layers; layers are fused anyway."""
-    state.fused, state.kv_parallelism = bool(mode), bool(kv_parallel)
-    state.flex_attention, state.forced_flex_attention = bool(use_flex_attention), bool(force_flex_attention)
+    """Ask for fused layers, or turn off all that this asks for; layers are fused anyway."""
+    state.fused, state.kv_parallelism = bool(mode), bool(mode and kv_parallel)
+    state.flex_attention = bool(mode and use_flex_attention)
+    state.forced_flex_attention = bool(mode and force_flex_attention)
+
+
+def use_flex_attention() -> None:
+    """Ask for fused layers by FlexAttention, where others do not run."""
+    use_fused_na(use_flex_attention=True)
+
+
+def force_flex_attention() -> None:
+    """Ask for fused layers by FlexAttention."""
+    use_fused_na(use_flex_attention=True, force_flex_attention=True)
 
 
 def allow_flex_compile(mode: bool = True, backprop: bool = False) -> None:
     """Allow compiled FlexAttention, also backward if `backprop`."""
-    state.flex_compile, state.flex_compile_backprop = bool(mode), bool(backprop)
+    state.flex_compile, state.flex_compile_backprop = bool(mode), bool(mode and backprop)
+
+
+def disable_flex_compile() -> None:
+    """Allow no compiled FlexAttention."""
+    allow_flex_compile(False)
 
 
 def has_half(device_index: int | None = None) -> bool:

@@ -43,7 +43,8 @@ CutlassHopperFnaForwardConfigType = tuple[QKTileShapeType, KernelSchedule]
 CutlassHopperFnaBackwardConfigType = FlexFnaForwardConfigType = QKTileShapeType
 
 FmhaForwardConfigType = tuple[int, int]
-CutlassFmhaForwardConfigType = CutlassFmhaBackwardConfigType = FmhaForwardConfigType
+CutlassFmhaForwardConfigType = FmhaForwardConfigType
+CutlassFmhaBackwardConfigType = tuple[int, int, int, bool]
 CutlassBlackwellFmhaForwardConfigType = CutlassBlackwellFmhaBackwardConfigType = FmhaForwardConfigType
 CutlassHopperFmhaForwardConfigType = tuple[FmhaForwardConfigType, KernelSchedule]
 CutlassHopperFmhaBackwardConfigType = FlexFmhaForwardConfigType = FmhaForwardConfigType
