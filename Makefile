@@ -78,7 +78,7 @@ gpu-bench: $(READY)
 HUB := tests/clients/test_diffusers.py
 RUN_CLIENT := env VICINAL_CLIENTS=1 OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest
 test-clients: $(CLIENTS)/.ready
-	printf '%s\n' $(filter-out $(HUB),$(wildcard tests/clients/test_*.py)) | xargs -n 1 -P 2 $(RUN_CLIENT)
+	printf '%s\n' $(filter-out $(HUB),$(wildcard tests/clients/test_*.py)) tests/compat/test_flops.py | xargs -n 1 -P 2 $(RUN_CLIENT)
 	PYTHONPATH=$(CLIENTS)/hub $(RUN_CLIENT) $(HUB)
 
 $(CLIENTS)/.ready: tests/clients/requirements.txt tests/clients/hub.txt

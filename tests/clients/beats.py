@@ -1,5 +1,6 @@
 """allin1's model on plain operations, which its ports answer to, and what is heard in a track."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,15 @@ def track():
     """Features `[1, instruments, frames, bands]` of a track, and the times of its beats and downbeats."""
     with np.load(DATA / "allin1_demo_features.npz") as file:
         return torch.from_numpy(file["features"]).float()[None], (file["beats"], file["downbeats"])
+
+
+@cache
+def heard_exactly():
+    """What allin1's model says of the track, with the pretrained weights on plain operations."""
+    model = by_definition(build())
+    model.load_state_dict(weights())
+    with torch.no_grad():
+        return model(track()[0])
 
 
 def close(found, exact):

@@ -59,10 +59,6 @@ def detached(found):
 @pytest.mark.skipif(not beats.DATA.exists(), reason="the weights are not beside this checkout")
 def test_pretrained_weights_find_the_beats():
     features, truth = beats.track()
-    state, exact = beats.weights(), beats.by_definition(beats.build())
-    exact.load_state_dict(state)
-    with torch.no_grad():
-        wanted = exact(features)
-    found = port(state)(mx.array(features.numpy()))
-    beats.close(found, wanted)
+    found = port(beats.weights())(mx.array(features.numpy()))
+    beats.close(found, beats.heard_exactly())
     beats.hear(found, features.shape[2] / 100, truth)
