@@ -216,6 +216,16 @@ def test_a_missing_extra_is_named(argv, extra, capsys, monkeypatch):
     assert f"missing no-such-package: pip install 'vicinal[{extra}]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_demo_wants_no_framework_but_its_own(framework, capsys, monkeypatch):
+    others = FRAMEWORKS.keys() - {framework}
+    monkeypatch.setattr("vicinal.cli.extras.EXTRAS", {framework: (), "demo": (*others, "no-such-package")})
+    monkeypatch.setattr("vicinal.cli.extras.installed", lambda package: None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "--framework", framework])
+    assert "missing no-such-package: pip install" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_demo_learns_cleans_and_draws(framework, tmp_path, capsys):

@@ -16,7 +16,7 @@ import pytest
 import vicinal.mlx as na
 from tests import budget
 from tests.mlx import problems
-from vicinal import Axis, Problem, catalog
+from vicinal import Axis, Problem
 from vicinal.catalog import named
 from vicinal.mlx import ops
 from vicinal.mlx.operands import Operands
@@ -162,9 +162,9 @@ def test_parameters_are_those_of_the_kernel(monkeypatch):
 @pytest.mark.parametrize("capability", SHARED)
 def test_every_kernel_compiles(capability, monkeypatch):
     handed = Handed(monkeypatch, capability)
-    for case in catalog.SMALL:
+    for name in ("odd_1d", "odd_3d", "causal_stride", "multi_query", "everything"):
         for dtype in ("float32", "float16", "bfloat16"):
-            handed.everything(replace(case.problem, dtype=dtype))
+            handed.everything(replace(named(name).problem, dtype=dtype))
     for dim in (64, 128, 256):
         plane = replace(named("hdit_256_l0").problem, dim=dim, value_dim=dim, dtype="bfloat16")
         handed.everything(plane)

@@ -38,5 +38,7 @@ def _mlx() -> dict[str, str]:
 
     found = {}
     if mx.default_device().type == mx.gpu:
-        found["metal" if mx.metal.is_available() else "cuda"] = str(mx.default_device())
+        about = mx.device_info(mx.gpu)
+        name = "metal" if mx.metal.is_available() else "cuda"
+        found[name] = f"{about['device_name']} ({about['architecture']})"
     return found | {"cpu": platform.machine()}

@@ -22,7 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    extras.require(args.parser, args.framework, "demo")
+    others = frameworks.FRAMEWORKS.keys() - {args.framework}
+    extras.require(args.parser, args.framework, "demo", without=others)
     # `with_torch` and `with_mlx` do the same work: `learn`, `attend`, `look`.
     work = import_module(f".with_{args.framework}", __package__)
     args.folder.mkdir(parents=True, exist_ok=True)
