@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
+from hypothesis import settings
 
 from tests import budget, oracle
 from tests.strategies import problems, window  # noqa: F401  (for the tests)
 from vicinal import using
 from vicinal.mlx import av, neighborhood_attention, ops, qk
+from vicinal.mlx.backends import BACKENDS
 
 _RENAMED = {"extra_key": "additional_keys", "extra_value": "additional_values"}
 
@@ -16,6 +18,17 @@ _RENAMED = {"extra_key": "additional_keys", "extra_value": "additional_values"}
 def takes(backend, problem):
     """Whether a backend runs the problem where MLX runs now."""
     return backend.refusal(replace(problem, device=ops.device())) is None
+
+
+def examples(count):
+    """Settings of a test over random problems; on a GPU the kernels of each take seconds to compile."""
+    return settings(max_examples=count if ops.device() == "cpu" else max(4, count // 10), deadline=None)
+
+
+def maps(problem, backend):
+    """Whether `mx.vmap` works here: MLX maps no kernel that is not its own."""
+    runs = next(b for b in BACKENDS if b.name == backend or (backend is None and takes(b, problem)))
+    return runs.name not in ("cuda", "metal", "metal-plain")
 
 
 def operands(problem, seed=0):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import vicinal.mlx as na
@@ -14,14 +14,11 @@ from tests.mlx import problems
 from vicinal import UnsupportedProblem, using
 from vicinal.catalog import ODD, OPTIONS, SMALL, named
 from vicinal.mlx.backends import BACKENDS
-from vicinal.mlx.backends.cuda import CUDA
 
 DTYPES = ("float32", "float16", "bfloat16")
 HERE = [case for case in SMALL if case.problem.dtype in DTYPES]
 HERE_RUN = [b for b in BACKENDS if problems.takes(b, named("whole").problem)]
 WALKING = [backend.name for backend in HERE_RUN if not backend.transparent]
-# Every window has kernels of its own, which take seconds to compile.
-PACE = 5 if problems.takes(CUDA, named("odd_1d").problem) else 1
 on_this_device = pytest.mark.parametrize("backend", HERE_RUN, ids=lambda backend: backend.name)
 each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 
@@ -45,7 +42,7 @@ def test_dtypes(backend, name, dtype):
         problems.check(problem, backend.name)
 
 
-@settings(max_examples=100 // PACE, deadline=None)
+@problems.examples(100)
 @given(
     problem=problems.problems(("float32",)),
     scale=st.sampled_from((None, 1.0, 0.3, 0.0, -0.5)),
@@ -58,7 +55,7 @@ def test_every_combination(problem, scale, seed):
             problems.check(problem, backend.name, seed, scale)
 
 
-@settings(max_examples=50 // PACE, deadline=None)
+@problems.examples(50)
 @given(problem=problems.problems(("float32",)))
 def test_split_operations_are_the_fused_one(problem):
     operands = problems.operands(problem)
@@ -74,7 +71,7 @@ def test_split_operations_are_the_fused_one(problem):
     budget.check("out", problems.array(mixed), problems.array(out), "float32")
 
 
-@settings(max_examples=80 // PACE, deadline=None)
+@problems.examples(80)
 @given(problem=problems.problems(("float32",)), backend=st.sampled_from(WALKING))
 def test_walks(problem, backend):
     problems.check_walks(replace(problem, extra=0), backend)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from mlx import nn, optimizers
 from mlx.utils import tree_flatten
 
@@ -69,7 +69,7 @@ def test_catalog(case):
     compare(replace(case.problem, dtype="float32"))
 
 
-@settings(max_examples=40, deadline=None)
+@problems.examples(40)
 @given(problem=problems.problems(("float32",)))
 def test_every_combination(problem):
     compare(problem)

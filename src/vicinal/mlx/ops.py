@@ -138,7 +138,8 @@ class _Formula(NamedTuple):
 
 
 def _operator(formula: _Formula) -> Callable[..., Any]:
-    function = mx.custom_function(formula.run)
+    # MLX's forward mode walks what is run as well, and kernels have no derivative of their own there.
+    function = mx.custom_function(lambda *given: formula.run(*map(mx.stop_gradient, given)))
 
     @function.vjp
     def vjp(primals, cotangents, outputs):

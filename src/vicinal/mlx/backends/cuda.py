@@ -12,7 +12,7 @@ PROGRAMS = (2**31 - 1) // 256
 
 
 class Cuda:
-    """Fused kernels and walks, forward and backward, with every option.
+    """Fused kernels and walks, forward and backward, with every option. `mx.vmap` maps no such kernels.
 
     Rows of queries, keys and values are read in vectors. MLX's arrays and slices of them begin where that
     works; the exception is an array made by reshaping a slice of one whose rows are no multiple of 16 bytes,
