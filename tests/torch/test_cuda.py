@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from functorch.compile import make_boxed_func
-from hypothesis import given, seed, settings
+from hypothesis import Phase, given, seed, settings
 from torch._dynamo.backends.common import aot_autograd
 
 import vicinal.torch as na
@@ -39,12 +39,12 @@ def test_catalog(backend, case, dtype):
 
 
 @pytest.mark.usefixtures("blank_is_nan")
-@pytest.mark.parametrize("share", range(12))
+@pytest.mark.parametrize("share", range(20))
 def test_every_combination(share):
     """In shares for the processes of a test run, as every problem compiles its own kernels."""
 
     @seed(share)
-    @settings(max_examples=5, deadline=None, database=None)
+    @settings(max_examples=3, deadline=None, database=None, phases=[Phase.generate])
     @given(problem=problems.problems(dtypes=("float32", *HALF)))
     def check(problem):
         problems.check(problem, rounded_weights=problem.dtype in HALF, device="cuda")
@@ -122,7 +122,7 @@ def split_of(problem):
     """Scores and their mixture, as programs written for older packages call them."""
 
     def attend(query, key, value, bias):
-        scores = na.qk(query, key, **problems.window(problem), rel_pos_bias=bias)
+        scores = na.qk(query, key, **problems.window(problem), bias=bias)
         return (na.av(scores.softmax(-1), value, **problems.window(problem)),)
 
     return attend
@@ -221,7 +221,7 @@ def test_float32_products_are_exact_unless_tf32_is_asked_for(size):
     with na.using(tf32=True):
         rounded = error(step(operands))
     assert plain < 1e-5
-    assert 1e-4 < rounded < 1e-2
+    assert 3e-5 < rounded < 1e-2
 
 
 def test_settings_reach_the_backward_thread():

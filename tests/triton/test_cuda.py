@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.torch import problems as make
@@ -126,10 +126,12 @@ def any_problem(draw):
 
 @pytest.mark.parametrize("shard", range(6))
 def test_any_options(shard):
-    @settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(any_problem(), st.just(shard))
-    def check(problem, seed):
-        check_by_reference(on_gpu(problem), seed)
+    # Shrinking would compile kernels for minutes; the error names the problem.
+    @seed(shard)
+    @settings(max_examples=2, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(any_problem())
+    def check(problem):
+        check_by_reference(on_gpu(problem), shard)
 
     check()
 
