@@ -17,7 +17,7 @@ CLIENTS := $(VENV)-clients
 # Test processes share the cores; each would otherwise start a thread on every one.
 RUN_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
 
-.PHONY: demo test test-offline check lint types docs coverage test-all checker test-clients test-metal mac-selftest gpu-check gpu-sanitize gpu-bench wheel clean
+.PHONY: demo test test-offline test-tritons check lint types docs coverage test-all checker test-clients test-metal mac-selftest gpu-check gpu-sanitize gpu-bench wheel clean
 
 demo: $(READY)
 	$(BIN)/vicinal demo
@@ -25,9 +25,14 @@ demo: $(READY)
 test: $(READY)
 	$(RUN_TESTS) -m "not ($(SKIP))"
 
-# Every GPU kernel compiled for GPUs that need not be here: registers, shared memory, matrix instructions.
+# Every GPU kernel compiled for GPUs that need not be here: registers, shared memory, matrix instructions. A
+# sample of them is in `make test`.
 test-offline: $(READY)
 	$(RUN_TESTS) -m offline tests/triton
+
+# The portable kernels with the oldest release of Triton, the newest, and one between: downloads a gigabyte.
+test-tritons: $(READY)
+	$(PY) -m tests.triton.versions --folder $(VENV)-tritons
 
 check: lint types docs test
 
@@ -93,7 +98,7 @@ wheel: $(READY)
 	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) build dist site demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(VENV)-tritons build dist site demo .pytest_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "vicinal needs Python 3.10 or newer; set PYTHON=...")'

@@ -18,8 +18,6 @@ from triton.runtime import driver  # noqa: E402
 
 from vicinal.triton import hopper_attention  # noqa: E402
 
-pytestmark = pytest.mark.offline
-
 BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
 SHARED = 232448
 # Bytes in local memory, at most. The gradients of keys and values hold two sums of 64 registers a thread.
@@ -109,7 +107,15 @@ def assembled(compiled, folder):
     return report, code.stdout
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+# One dense, one with dilation groups; a run of the suite leaves the rest to `make test-offline`.
+SAMPLE = (2, 4)
+MARKED = [
+    pytest.param(case, id=str(case), marks=pytest.mark.slow if place in SAMPLE else pytest.mark.offline)
+    for place, case in enumerate(CASES)
+]
+
+
+@pytest.mark.parametrize("case", MARKED)
 def test_compiles_to_what_hopper_is_fast_at(case, tmp_path):
     for compiled in kernels(case):
         report, code = assembled(compiled, tmp_path)

@@ -1,4 +1,4 @@
-"""Every kernel compiled for GPUs that need not be here: spills, shared memory, matrix instructions."""
+"""Kernels compiled for GPUs that need not be here: spills, warnings, shared memory, matrix instructions."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 # Shared memory of a program, in bytes; boxes are the same for sm_80 and sm_89, so the smaller one counts.
 SHARED = {
     "cuda:80": 101376,
@@ -17,38 +18,51 @@ SHARED = {
     "cuda:100": 232448,
     "hip:gfx942": 65536,
 }
-# Bytes a thread spills, by the ends of kernel names; no other kernel spills more than SPILL.
-SPILL = 64
+# Bytes a thread spills, at most, by the ends of kernel names; no other kernel spills more than SPILL.
+SPILL = 48
 SPILLS = {
-    "float32-64/attend": 512,
-    "float32-128/attend": 768,
-    "64/key_gradient": 256,
-    "64/query_gradient": 128,
-    "128/key_gradient": 128,
-    "256/key_gradient": 128,
-    "options-bfloat16-64/attend": 640,
-    "score_gradient": 128,
-    "float32-128/extra_gradient": 128,
+    "options-float32-64/attend": 320,
+    "options-float32-128/attend": 704,
+    "bfloat16-64/key_gradient": 256,
+    "bfloat16-64/query_gradient": 96,
+    "256/key_gradient": 112,
+    "128/key_gradient": 112,
 }
 # These have no products.
 PLAIN = ("delta_of", "tally")
+# What every run of the suite compiles: every option, and the widest kernels of small windows.
+SAMPLE = ("options-bfloat16-64/", "single-bfloat16-128/")
 
 
 @pytest.mark.offline
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 @pytest.mark.parametrize("kind", ["short", "float32"])
 @pytest.mark.parametrize("target", SHARED)
 def test_kernels_fit(target, kind):
-    command = [sys.executable, "-m", "tests.triton.offline", target, kind]
+    assert len(checked(target, kind)) > 80
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize("target", SHARED)
+def test_a_sample_of_kernels_fits(target):
+    assert len(checked(target, "short", SAMPLE)) > 15
+
+
+def checked(target, kind, names=(), spills=True):
+    """Names of the kernels compiled, each within what a GPU has; `spills` is about Triton 3.6."""
+    command = [sys.executable, "-m", "tests.triton.offline", target, kind, *names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     measured = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(measured) > 80
     for kernel in measured:
         name = kernel["name"]
         limit = max([SPILL, *(size for end, size in SPILLS.items() if name.endswith(end))])
-        assert kernel["spilled"] <= limit, kernel
+        assert kernel["spilled"] <= limit or not spills, kernel
         assert kernel["shared"] <= SHARED[target], kernel
+        # ptxas numbers its warnings so where it serializes products.
+        assert not kernel.get("warnings"), kernel
         # Exact float32 products run outside the matrix units.
         if kind == "short" and not name.endswith(PLAIN):
             assert kernel["matrix"] > 0, kernel
+    return [kernel["name"] for kernel in measured]

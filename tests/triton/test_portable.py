@@ -23,7 +23,11 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is
 
 
 def interpret(module, *arguments):
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run(module, *arguments, TRITON_INTERPRET="1")
+
+
+def run(module, *arguments, **variables):
+    environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-m", f"tests.triton.{module}", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -53,6 +57,10 @@ def test_missing_triton_is_a_refusal(found, reason, monkeypatch):
     assert module.TRITON.refusal(ON_GPU) == reason
 
 
+def test_an_import_of_triton_that_fails_is_a_refusal():
+    run("blocked")
+
+
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [NAMES[first::5] for first in range(5)], ids=" ".join)
@@ -70,3 +78,8 @@ def test_kernels_match_the_oracle_for_any_options():
 @pytest.mark.slow
 def test_window_rule_matches_axis():
     interpret("interpreted_window")
+
+
+@needs_triton
+def test_repeated_launches_pass_what_triton_passes():
+    run("launching")

@@ -1,7 +1,7 @@
 """What the portable kernels run, whichever framework launches them. Importing this needs no Triton."""
 
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from ..problem import SHAPE_BY_SHAPE, Problem
 
@@ -42,10 +42,9 @@ def programs_refusal(problem: Problem, most: int) -> str | None:
 @lru_cache(1)
 def installed() -> tuple[int, int] | None:
     """Major and minor version of the Triton that is installed, if any."""
-    for package in ("triton", "pytorch-triton-rocm"):
-        try:
-            major, minor = version(package).split(".")[:2]
-        except PackageNotFoundError:
-            continue
-        return int(major), int(minor)
-    return None
+    if find_spec("triton") is None:
+        return None
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)

@@ -1,0 +1,57 @@
+"""A repeated launch hands a compiled kernel what Triton's own launch does; needs no GPU.
+
+In a process of its own: kernels remember what they were compiled with.
+"""
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from tests.triton import offline
+from vicinal import Axis
+
+CALLS = []
+
+
+class Recorder:
+    """Stands in for the launcher of a compiled kernel."""
+
+    def __init__(self, *_):
+        pass
+
+    def __call__(self, *arguments):
+        CALLS.append([plain(argument) for argument in arguments])
+
+
+class RecordingDevice(offline.AbsentDevice):
+    launcher_cls = Recorder
+    utils = SimpleNamespace(
+        load_binary=lambda *_: (1, 2, 32, 0, 1024),
+        get_device_properties=lambda _: {"max_shared_mem": 232448},
+    )
+
+
+def plain(argument):
+    """Tensors as their addresses, and what a hook would be told as a dictionary."""
+    if isinstance(argument, torch.Tensor):
+        return argument.data_ptr()
+    return argument.get() if type(argument).__name__ == "LazyDict" else argument
+
+
+def main():
+    driver.set_active(RecordingDevice(GPUTarget("cuda", 90, 32)))
+    p = offline.problem((Axis(23, 5),), 16, "float16", bias=True, extra=3, kv_heads=2)
+    for _, launch, dtypes in offline.kernels(p):
+        tensors = [None if dtype is None else torch.empty(16, dtype=dtype) for dtype in dtypes]
+        launch(*tensors)
+        launch(*tensors)
+    assert len(CALLS) >= 16
+    for first, again in list(pairwise(CALLS))[::2]:
+        assert first == again
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The portable kernels with other releases of Triton, each in a folder of its own; needs no GPU.
+
+python -m tests.triton.versions [--folder FOLDER] [3.4.0 3.9.0 ...]
+
+Without versions: the oldest that the package asks for, one between, and the newest that pip finds.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from tests.triton.test_offline import SAMPLE, SHARED, checked
+from tests.triton.test_portable import run
+
+BETWEEN = ("3.4.0", "3.5.1")
+# Numerically, in the interpreter: an odd window, every option at once, ragged dilation groups.
+INTERPRETED = ("odd_2d", "everything", "dilation")
+HOPPER = """
+import sys
+from vicinal.torch.backends import hopper
+from vicinal.triton import support
+assert support.installed() == tuple(map(int, sys.argv[1].split(".")[:2])), support.installed()
+reason = hopper._missing() or ""
+assert sys.argv[1].startswith(hopper.VERSIONS) or sys.argv[1] in reason, reason
+"""
+
+
+def newest():
+    command = [sys.executable, "-m", "pip", "index", "versions", "triton"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return re.match(r"triton \(([\d.]+)\)", found)[1]
+
+
+def install(folder, version):
+    """Without what it depends on: Triton needs nothing at run time that PyTorch's environment lacks."""
+    if not (folder / version).exists():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+        subprocess.run([*command, folder / version, f"triton=={version}"], check=True)
+
+
+def try_version(folder, version, paths):
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / version), *paths])
+    subprocess.run([sys.executable, "-c", HOPPER, version], check=True)
+    # Register allocation is another in every release; budgets of spills are about one.
+    compile_for = partial(checked, kind="short", names=SAMPLE, spills=False)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        counts = dict(zip(SHARED, map(len, pool.map(compile_for, SHARED)), strict=True))
+    run("launching")
+    run("interpreted", *INTERPRETED, TRITON_INTERPRET="1")
+    print(f"Triton {version}: {counts} kernels compiled; {', '.join(INTERPRETED)} interpreted", flush=True)
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    options.add_argument("versions", nargs="*")
+    options.add_argument("--folder", type=Path, default=Path(".venv-tritons"))
+    wanted = options.parse_args()
+    folder, paths = wanted.folder.resolve(), [os.environ.get("PYTHONPATH", "src")]
+    for version in wanted.versions or (*BETWEEN, newest()):
+        install(folder, version)
+        try_version(folder, version, paths)
+
+
+if __name__ == "__main__":
+    main()
