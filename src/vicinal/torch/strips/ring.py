@@ -5,9 +5,12 @@ overrun slot holds the column one box width further in: every border window then
 box, wrapped around, and border tiles differ from interior ones in nothing but their mask.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from math import gcd
+from itertools import accumulate
+from math import gcd, inf
+from operator import sub
 from typing import NamedTuple
 
 import torch
@@ -52,35 +55,58 @@ def _ring(residue: Residue, tile: int, pace: int) -> Ring:
     """The narrowest ring; a row moves its window by `pace` columns."""
     rows, columns = len(residue.rows), len(residue.columns)
     tile = min(tile, rows)
-    firsts = range(0, rows, tile)
-    reach = [(residue.starts[first], residue.stops[min(first + tile, rows) - 1]) for first in firsts]
-    narrow, wide = max(stop - start for start, stop in reach), columns
+    lasts = [*range(tile - 1, rows - 1, tile), rows - 1]
+    starts, stops = residue.starts[::tile], [residue.stops[last] for last in lasts]
+    narrow, wide = max(map(sub, stops, starts)), columns
     step = tile * pace
-    if len(reach) == 1:
-        return Ring(rows, columns, tile, 1, narrow, -reach[0][0], narrow)
+    if len(starts) == 1:
+        return Ring(rows, columns, tile, 1, narrow, -starts[0], narrow)
+    shift = partial(_shift, _Reach(starts, stops, step), columns)
     while narrow < wide:
         middle = (narrow + wide) // 2
-        if _shift(reach, step, middle, columns) is None:
+        if shift(middle) is None:
             narrow = middle + 1
         else:
             wide = middle
     whole = -(-wide // VECTOR) * VECTOR
-    if whole <= min(wide + wide // 32, columns) and _shift(reach, step, whole, columns) is not None:
+    if whole <= min(wide + wide // 32, columns) and shift(whole) is not None:
         wide = whole
-    shift = _shift(reach, step, wide, columns)
-    assert shift is not None
-    return Ring(rows, columns, tile, len(reach), step, shift, wide)
+    found = shift(wide)
+    assert found is not None
+    return Ring(rows, columns, tile, len(starts), step, found, wide)
 
 
-def _shift(reach: Sequence[tuple[int, int]], step: int, width: int, columns: int) -> int | None:
+class _Reach:
+    """Columns `[starts[t], stops[t])` of tiles `step` apart: how far before its tile a box starts at least,
+    and at most, for the tiles before each one and from it on."""
+
+    def __init__(self, starts: Sequence[int], stops: Sequence[int], step: int) -> None:
+        self.starts, self.stops = starts, stops
+        least = [t * step - start for t, start in enumerate(starts)]
+        most = [t * step - stop for t, stop in enumerate(stops)]
+        self.least, self.most = _running(least, max, -inf), _running(most, min, inf)
+
+
+def _running(
+    numbers: list[int], better: Callable[[float, float], float], none: float
+) -> tuple[list[float], list[float]]:
+    """The best of the numbers before each place, and of those from it on."""
+    before = list(accumulate(numbers, better, initial=none))
+    return before, list(accumulate(reversed(numbers), better, initial=none))[::-1]
+
+
+def _shift(reach: _Reach, columns: int, width: int) -> int | None:
     """Smallest shift with which every tile finds its columns in a box of `width`, or None.
 
     A tile may miss columns before its box if the slots that hold them are past the axis, and columns
     after its box if those slots are before the axis.
     """
-    least = max(t * step - a - width * (a >= columns - width) for t, (a, _) in enumerate(reach))
-    most = min(t * step + width - b + width * (b <= width) for t, (_, b) in enumerate(reach))
-    return least if least <= most else None
+    late = bisect_left(reach.starts, columns - width)
+    early = bisect_right(reach.stops, width)
+    (before, after), (up, on) = reach.least, reach.most
+    least = max(before[late], after[late] - width)
+    most = min(up[early] + 2 * width, on[early] + width)
+    return int(least) if least <= most else None
 
 
 class Table(NamedTuple):
