@@ -17,6 +17,8 @@ from .scores import Additive
 
 CALM = 32
 """Scores in base 2 up to which no maximum is taken off: weights and their sums keep to 2 ** 64."""
+NORMS = 1 << 16
+"""Elements of a query from which on norms cost less than maxima."""
 
 
 def attend(problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
@@ -44,7 +46,7 @@ def _calm(operands: Operands, scale: float) -> bool:
     This reads the operands in order, and so leaves them in cache for what comes, which does not.
     """
     query, key, value, bias = operands[:4]
-    if query.device.type != "cpu":
+    if query.device.type != "cpu" or query.numel() < NORMS:
         return False
     bound = _longest(query) * _longest(key) * abs(scale)
     if bias is not None:
