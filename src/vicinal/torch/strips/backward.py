@@ -27,16 +27,15 @@ def attend_back(
     needs: Needs,
 ) -> Grads:
     if grad_lse is None and grad_out is not None and out.numel() and direct.faster(problem, True):
-        found = direct.attend_back(problem, operands, out, lse, grad_out, scale)
-        return Grads(*(x if need else None for x, need in zip(found, needs, strict=True)))
-    grads = Gradients(operands, needs)
+        made = direct.attend_back(problem, operands, out, lse, grad_out, scale)
+        return Grads(*(x if need else None for x, need in zip(made, needs, strict=True)))
+    found = parts(problem, True) if out.numel() else ()
+    grads = Gradients(operands, needs, found)
     if grad_out is None:
         grad_out = out.new_zeros(()).expand_as(out)
     saved = _Saved(out, lse.unsqueeze(-1), grad_out, None if grad_lse is None else grad_lse.unsqueeze(-1))
-    if out.numel() == 0:
-        return grads.result()
     trim()
-    for part in parts(problem, True):
+    for part in found:
         call = Call(part, operands, scale)
         for batch in range(len(part.batches)):
             columns = grads.columns(part, batch)
@@ -164,7 +163,7 @@ def _piece(
         grads.count(part, mask, slopes, kinds[some.all])
     for sink, made in zip(columns, sums, strict=True):
         if sink is not None and made is not None:
-            fold(part, work, made, sink, like)
+            fold(part, work, made, sink, like, grads.fresh)
 
 
 def _slopes(rows: _Rows, weights: Tensor, values: Tensor) -> Tensor:

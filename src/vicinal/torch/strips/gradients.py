@@ -1,9 +1,14 @@
 """Gradients of one call while its passes add to them."""
 
+from collections.abc import Sequence
+from math import prod
+
+import torch
 from torch import Tensor
 
 from ..backends.base import Grads, Needs, Operands
 from .call import accumulating, columns_of
+from .layout import covers
 from .plan import Part
 from .scores import Additive, Tally
 
@@ -12,10 +17,16 @@ class Gradients:
     """Only what is needed exists. Keys and values are summed in the accumulating dtype, one batch at a
     time."""
 
-    def __init__(self, operands: Operands, needs: Needs) -> None:
+    def __init__(self, operands: Operands, needs: Needs, parts: Sequence[Part]) -> None:
         self.operands, self.dtype = operands, accumulating(operands.query.dtype)
+        # Every key is in a part, and written once: nothing has to be zero before.
+        held = sum(prod(len(x.columns) * x.groups for x in part.residues) for part in parts)
+        self.fresh = held == prod(operands.key.shape[1:-2]) and all(map(covers, parts))
         wanted = [x if need else None for x, need in zip(operands, needs, strict=True)]
-        self.query, self.key, self.value = (None if x is None else x.new_zeros(x.shape) for x in wanted[:3])
+        self.query, self.key, self.value = (
+            None if x is None else self._blank(x, x.dtype, written)
+            for x, written in zip(wanted[:3], (bool(parts), self.fresh, self.fresh), strict=True)
+        )
         self.bias, self.extra_key, self.extra_value = (
             None if x is None else x.new_zeros(x.shape, dtype=self.dtype) for x in wanted[3:]
         )
@@ -30,8 +41,13 @@ class Gradients:
         """Where the gradients of keys and values are summed."""
         found = [None if x is None else columns_of(part, x, batch) for x in (self.key, self.value)]
         return [
-            x if x is None or x.dtype == self.dtype else x.new_zeros(x.shape, dtype=self.dtype) for x in found
+            x if x is None or x.dtype == self.dtype else self._blank(x, self.dtype, self.fresh) for x in found
         ]
+
+    @staticmethod
+    def _blank(x: Tensor, dtype: torch.dtype, written: bool) -> Tensor:
+        """Memory that is `written` throughout, or else added to."""
+        return (x.new_empty if written else x.new_zeros)(x.shape, dtype=dtype)
 
     def leave(self, part: Part, batch: int, columns: list[Tensor | None]) -> None:
         """Round the sums of a batch to the dtype of the gradients."""

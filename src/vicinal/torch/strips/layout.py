@@ -205,18 +205,27 @@ def _halos(padded: Tensor, dim: int, found: list[Run]) -> Iterator[tuple[Tensor,
         yield padded.narrow(dim, one.at, one.length), same
 
 
-def fold(part: Part, work: Pass, made: Tensor, target: Tensor, like: Like) -> None:
-    """Add strips `[slots, width, dim]` to the columns they hold in `target` `[*batch, *columns, dim]`.
+def covers(part: Part) -> bool:
+    """Whether a single fold writes every column of each batch."""
+    if len(part.slabs) > 1 or len(part.pieces) > 1:
+        return False
+    found = _axis_runs(part, part.measure(0, 0, 0))
+    return all(ring.columns == axis[0].length for ring, axis in zip(part.rings, found, strict=True))
+
+
+def fold(part: Part, work: Pass, made: Tensor, target: Tensor, like: Like, first: bool = False) -> None:
+    """Add strips `[slots, width, dim]` to the columns they hold in `target` `[*batch, *columns, dim]`, or be
+    the `first` to write them.
 
     Strips are spent. Every sum has one order, whatever the number of threads.
     """
     shape = _padded_shape(part, work, target)
-    key = ("fold", work, target.shape, target.stride())
-    moves = part.remember(key, lambda: record(_folding(part, work, target)))
+    key = ("fold", first, work, target.shape, target.stride())
+    moves = part.remember(key, lambda: record(_folding(part, work, target, first)))
     run(moves, target, made, made if part.rank == 1 else take("padded", shape, like))
 
 
-def _folding(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
+def _folding(part: Part, work: Pass, like: Tensor, first: bool) -> Iterator[Step]:
     """From strips (1) through a padded copy (2) to a tensor (0)."""
     rank, shape, dim = part.rank, _padded_shape(part, work, like), like.shape[-1]
     target, body = blank(like.shape, like.stride()), blank((_body(work), part.width, dim))
@@ -234,7 +243,8 @@ def _folding(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
         target = target.narrow(axis - rank - 1, inside.column, inside.length)
     for one in found[0]:
         columns = target.narrow(-rank - 1, one.column, one.length)
-        yield Step("add_", 0, columns, 2, padded.narrow(-rank - 1, one.at, one.length))
+        action = "copy_" if first and one is found[0][0] else "add_"
+        yield Step(action, 0, columns, 2, padded.narrow(-rank - 1, one.at, one.length))
 
 
 def _overlap(part: Part, made: Tensor, windows: Tensor) -> Iterator[Step]:
