@@ -142,6 +142,23 @@ def test_other_derivatives():
 
 
 @pytest.mark.usefixtures("session")
+def test_vmap_needs_another_backend():
+    """MLX maps over no kernel that it does not know, not even inside of a function with a rule for it."""
+    problem = named("odd_1d").problem
+    given = problems.operands(problem)
+    several = mx.stack([given["query"], 2 * given["query"]])
+
+    def mapped(backend):
+        one = lambda query: problems.call(problem, {**given, "query": query}, backend=backend)  # noqa: E731
+        return mx.vmap(one)(several)
+
+    with pytest.raises(ValueError, match="vmap"):
+        mx.eval(mapped(TILES.name))
+    wanted = problems.call(problem, given, backend="blocked")
+    assert mx.allclose(mapped("blocked")[0], wanted, atol=1e-5)
+
+
+@pytest.mark.usefixtures("session")
 def test_nothing_to_do():
     problem = replace(named("everything").problem, extra=0)
     given = problems.operands(problem)

@@ -95,7 +95,7 @@ def test_fast_math_stays_within_the_budget(backend, name):
 
 def test_a_mistake_in_the_window_is_found():
     """Boxes one column too wide read past the end of the keys."""
-    right = "g.columns[d] + on_axis;"
+    right = "g.column_room[d] + on_axis;"
     assert right in source.templates()
     with checking.opened(edit=lambda text: text.replace(right, right.replace(";", " + 1;"))) as session:
         TILED.attend(PROBLEM, checking.arrange(PROBLEM, problems.operands(PROBLEM)), 0.3)
