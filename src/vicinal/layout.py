@@ -131,6 +131,38 @@ def together(
     return lengths, Documents(shapes, frame, clip and short)
 
 
+def output_frame(
+    places: VarlenLayout, frame: Shape | None, extent: int, steps: Sequence[int]
+) -> Shape | None:
+    """Extents of an entry of the outputs of a padded batch with entries of `frame`; None where packed.
+
+    Raises:
+        ValueError: documents do not fit into their entries, or are not the `extent` tokens packed.
+    """
+    if frame is not None:
+        within(places.shapes, frame)
+        return tuple(-(-room // step) for room, step in zip(frame, steps, strict=True))
+    if places.total_tokens != extent:
+        raise ValueError(
+            f"query has {extent} tokens, its layout {places.total_tokens}; pass the layout it was packed by"
+        )
+    return None
+
+
+def packable(places: VarlenLayout, tensors: Sequence[Sequence[int]]) -> None:
+    """Tensors of these shapes, `[*shape, ...]`, are the documents of a layout.
+
+    Raises:
+        ValueError: they are not.
+    """
+    shapes = tuple(tuple(shape[: places.rank]) for shape in tensors)
+    if shapes != places.shapes:
+        raise ValueError(
+            f"documents have shapes {list(shapes)}, their layout has {list(places.shapes)}; pass "
+            "the layout of these documents, VarlenLayout.from_tensors(documents)"
+        )
+
+
 def within(shapes: Sequence[Shape], frame: Shape) -> None:
     """Documents of a padded batch are no larger than the tensors that hold them.
 

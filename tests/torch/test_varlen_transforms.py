@@ -6,7 +6,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import gradcheck, gradgradcheck
 
 import vicinal.torch as na
-from tests.torch.documents import Drawn, Packed, Padded, call, case, operands
+from tests.documents import case
+from tests.torch.documents import Drawn, Packed, Padded, call, operands
 
 ops = torch.ops.vicinal
 FORMS = {"packed": Packed, "padded": Padded}

@@ -43,15 +43,16 @@ def spans(found, length, BOX: tl.constexpr, RULE: tl.constexpr, INVERSE: tl.cons
         tl.store(found + place * BOX + lane, numbers[place] + tl.zeros([BOX], tl.int32))
 
 
-def check_rule(size, stride, causal):
+def check_rule(size, stride, causal, clip=False):
     """Every token of every length, without dilation: what the rest of the arithmetic rests on."""
-    pairs = [(many, at) for many in range(size, LONGEST + 1) for at in range(many)]
+    shortest = 1 if clip else size
+    pairs = [(many, at) for many in range(shortest, LONGEST + 1) for at in range(many)]
     tokens = torch.tensor(pairs, dtype=torch.int32).T.contiguous()
     found = torch.full((4, len(pairs)), -1, dtype=torch.int32)
     block = triton.next_power_of_2(len(pairs))
-    rules[(1,)](found, tokens, len(pairs), block, rule(Axis(LONGEST, size, stride, 1, causal)))
+    rules[(1,)](found, tokens, len(pairs), block, rule(Axis(LONGEST, size, stride, 1, causal), clip))
     for (many, at), (start, stop, first, last) in zip(pairs, found.T.tolist(), strict=True):
-        axis = Axis(many, size, stride, 1, causal)
+        axis = Axis(many, min(size, many), min(stride, many), 1, causal)
         assert range(start, stop) == axis.keys(at), (axis, at)
         assert range(first, last) == axis.queries(at), (axis, at)
 
@@ -105,6 +106,7 @@ if __name__ == "__main__":
     for number in range(1, LONGEST + 1):
         for step, causal in product(range(1, number + 1), (False, True)):
             check_rule(number, step, causal)
+            check_rule(number, step, causal, clip=True)
     for axis in axes():
         check_spans(axis, False, 2)
         check_spans(axis, True, 4)

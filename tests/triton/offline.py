@@ -21,7 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from vicinal import Axis, Problem
-from vicinal.triton import launches, plan
+from vicinal.problem import Documents
+from vicinal.triton import documents, launches, plan
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 MATRIX = r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA)\b|v_mfma_\w+|v_dot\w+"
@@ -61,6 +62,13 @@ def problems(kind):
     hard = Axis(65, 5, 2, 3, True, 2)
     yield f"options-{dtype}-64", problem((hard, Axis(64, 8)), 64, dtype, bias=True, extra=5, kv_heads=2)
     yield f"options-{dtype}-128", problem((hard, plane), 128, dtype, bias=True, extra=5, kv_heads=2)
+    several = Documents(((60, 40), (64, 64)), None, False)
+    yield f"packed-{dtype}-64", problem((plane, plane), 64, dtype, documents=several)
+    framed = several._replace(frame=(70, 70), clip=True)
+    yield f"framed-{dtype}-64", problem((plane, plane), 64, dtype, documents=framed)
+    hard_plane, wide = (hard, Axis(128, 8)), several._replace(shapes=((65, 64), (30, 70)))
+    options = {"bias": True, "extra": 5, "kv_heads": 2, "documents": wide}
+    yield f"packed-options-{dtype}-64", problem(hard_plane, 64, dtype, **options)
 
 
 def problem(axes, dim, dtype, **options):
@@ -78,29 +86,35 @@ def contiguous(*shape):
 def kernels(p):
     """Every kernel of a problem, with the dtypes of its tensors."""
     element, wide = getattr(torch, p.dtype), torch.float32
-    row = contiguous(p.batch, *p.outputs, p.heads, p.dim)
-    key, value = (contiguous(p.batch, *p.lengths, p.kv_heads, d) for d in (p.dim, p.value_dim))
+    tokens, outputs = documents.extents(p)
+    row = contiguous(*(tokens if p.documents else outputs), p.heads, p.dim)
+    key, value = (contiguous(*tokens, p.kv_heads, d) for d in (p.dim, p.value_dim))
     extra = [contiguous(p.batch, p.extra, p.kv_heads, d) if p.extra else () for d in (p.dim, p.value_dim)]
-    out = contiguous(p.batch, *p.outputs, p.heads, p.value_dim)
+    out = contiguous(*outputs, p.heads, p.value_dim)
     given = (row, key, value, (1,) if p.bias else (), *extra)
     bias, more = wide if p.bias else None, element if p.extra else None
-    inputs = (element, element, element, bias, more, more)
+    inputs, table = (element, element, element, bias, more, more), (torch.int32,) * bool(p.documents)
     if plan.forward(p).single:
         yield "small.attend", launches.small_forward_launch(p, 0.1, given), (*inputs[:4], element, wide)
     else:
-        yield "attend", launches.forward_launch(p, 0.1, given), (*inputs, element, wide)
+        yield "attend", launches.forward_launch(p, 0.1, given), (*inputs, element, wide, *table)
     back = (*given, out)
     yield "delta_of", launches.delta_launch(p, out), (element, element, wide, wide)
     rows = (element, wide, wide, element)
-    yield "query_gradient", launches.query_gradient_launch(p, 0.1, back), (*inputs, *rows)
-    yield "key_gradient", launches.key_gradient_launch(p, 0.1, back), (*inputs[:4], *rows, element)
+    yield "query_gradient", launches.query_gradient_launch(p, 0.1, back), (*inputs, *rows, *table)
+    yield "key_gradient", launches.key_gradient_launch(p, 0.1, back), (*inputs[:4], *rows, element, *table)
     if p.extra:
-        types = (element, element, element, element, wide, wide, wide, wide)
+        types = (element, element, element, element, wide, wide, wide, wide, *table)
         yield "extra_gradient", launches.extra_gradient_launch(p, 0.1, back)[0], types
     if p.bias:
         scores, tally, _ = launches.bias_gradient_launches(p, 0.1, back, 0)
-        yield "score_gradient", scores, (*inputs[:4], element, wide, wide, wide)
-        yield "tally", tally, (wide, wide)
+        yield "score_gradient", scores, (*inputs[:4], element, wide, wide, wide, *table)
+        yield "tally", tally, (wide, wide, *table)
+    if p.documents:
+        if p.documents.frame:
+            shape = (*outputs, p.heads, p.value_dim)
+            yield "blank", documents.blank_launch(p, shape, 0.0, True), (element, *table)
+        return
     plain = replace(p, extra=0)
     yield (
         "dot",

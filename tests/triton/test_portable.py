@@ -15,6 +15,7 @@ from vicinal.triton import support
 
 ROOT = Path(__file__).parents[2]
 # The interpreter multiplies no bfloat16, and the backend refuses float64.
+DOCUMENTS = ("line", "everything", "clipped", "volume", "single tokens", "half", "dilated", "ragged")
 NAMES = [case.name for case in catalog.SMALL if case.problem.dtype in ("float32", "float16")]
 
 # The package holds the backend under the same name.
@@ -72,6 +73,19 @@ def test_kernels_match_the_oracle(names):
 @pytest.mark.slow
 def test_kernels_match_the_oracle_for_any_options():
     interpret("interpreted", "any", "12")
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [DOCUMENTS[first::4] for first in range(4)], ids=" ".join)
+def test_documents_match_the_oracle(names):
+    interpret("interpreted_documents", *names)
+
+
+@needs_triton
+@pytest.mark.slow
+def test_documents_match_the_oracle_for_any_options():
+    interpret("interpreted_documents", "any", "8")
 
 
 @needs_triton

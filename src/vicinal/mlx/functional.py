@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from .. import arguments, settings
 from ..arguments import Flags, Sizes
-from . import composite, dense, ops
+from . import composite, dense, documents, ops
 from .operands import Operands, wide
 from .ops import Call
 
@@ -69,16 +69,18 @@ def neighborhood_attention(
     Attention" (2025).
     """
     extras = {"additional_keys": additional_keys, "additional_values": additional_values}
-    _arrays(query=query, key=key, value=value, **extras)
+    arrays(query=query, key=key, value=value, **extras)
     lengths = arguments.spatial("query", query.shape)
     extra_shapes = [None if x is None else x.shape for x in extras.values()]
     arguments.attention(query.shape, key.shape, value.shape, *extra_shapes)
     arguments.same_spatial(lengths, key.shape)
     window = _window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
-    _bias(bias, query, window[0])
+    checked_bias(bias, query, window[0])
     scale = arguments.default_scale(scale, query.shape[-1])
-    given = Operands(_sampled(query, window[4]), key, value, bias, additional_keys, additional_values)
-    call = Call(window, scale, present=tuple(x is not None for x in given), **_settled(backend))
+    given = Operands(
+        documents.sampled(query, window[4]), key, value, bias, additional_keys, additional_values
+    )
+    call = Call(window, scale, present=tuple(x is not None for x in given), **settled(backend))
     out, lse = ops.attend(call, given, return_lse)
     return (out, lse) if return_lse else out
 
@@ -109,25 +111,25 @@ def qk(
     Raises:
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`.
     """
-    _arrays(query=query, key=key, additional_keys=additional_keys)
+    arrays(query=query, key=key, additional_keys=additional_keys)
     lengths = arguments.spatial("query", query.shape)
     extra_shape = None if additional_keys is None else additional_keys.shape
     arguments.attention(query.shape, key.shape, key.shape, extra_shape, extra_shape)
     arguments.same_spatial(lengths, key.shape)
     window = _window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
-    _bias(bias, query, window[0])
+    checked_bias(bias, query, window[0])
     scale = arguments.default_scale(scale, query.shape[-1])
-    call = Call(window, scale, fill=-float("inf"), **_settled(backend))
-    sampled = _sampled(query, window[4])
+    call = Call(window, scale, fill=-float("inf"), **settled(backend))
+    rows = documents.sampled(query, window[4])
     if bias is None:
-        weights = ops.dot(call, sampled, key)
+        weights = ops.dot(call, rows, key)
     else:
         # Scores and bias are rounded once, together.
-        weights = ops.dot(call, wide(sampled), wide(key))
+        weights = ops.dot(call, wide(rows), wide(key))
         weights = (weights + ops.spread(call, bias.astype(weights.dtype), lengths)).astype(query.dtype)
     if additional_keys is None:
         return weights
-    extra = composite.dot_extra(wide(sampled) * scale, wide(additional_keys))
+    extra = composite.dot_extra(wide(rows) * scale, wide(additional_keys))
     return mx.concatenate([weights, extra.astype(query.dtype)], -1)
 
 
@@ -159,13 +161,13 @@ def av(
     Raises:
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`.
     """
-    _arrays(attention_weights=attention_weights, value=value, additional_values=additional_values)
+    arrays(attention_weights=attention_weights, value=value, additional_values=additional_values)
     lengths = arguments.spatial("value", value.shape)
     window = _window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
     outputs = [-(-length // step) for length, step in zip(lengths, window[4], strict=True)]
     tokens = 0 if additional_values is None else additional_values.shape[1]
     arguments.weights(attention_weights.shape, outputs, value.shape, window[0], tokens)
-    call = Call(window, **_settled(backend))
+    call = Call(window, **settled(backend))
     if additional_values is None:
         return ops.mix(call, attention_weights, value)
     arguments.extra("additional_values", additional_values.shape, "value", value.shape)
@@ -202,7 +204,7 @@ def attention(
     Raises:
         TypeError, ValueError: an argument is not what is said above.
     """
-    _arrays(query=query, key=key, value=value)
+    arrays(query=query, key=key, value=value)
     arguments.attention(query.shape, key.shape, value.shape)
     arguments.dense(query.shape, key.shape)
     if not isinstance(is_causal, bool):
@@ -221,7 +223,7 @@ def attention(
     return out, mx.concatenate([dense.lse(part, key, causal, scale) for part, causal in parts], 1)
 
 
-def _arrays(**operands: mx.array | None) -> None:
+def arrays(**operands: mx.array | None) -> None:
     """Operands are arrays of one dtype that attention is defined for."""
     first = None
     for name, x in operands.items():
@@ -248,7 +250,7 @@ def _window(lengths: tuple[int, ...], *given: Any) -> arguments.Window:
     return arguments.window(lengths, *given)
 
 
-def _bias(bias: mx.array | None, query: mx.array, sizes: tuple[int, ...]) -> None:
+def checked_bias(bias: mx.array | None, query: mx.array, sizes: tuple[int, ...]) -> None:
     if bias is None:
         return
     if not isinstance(bias, mx.array):
@@ -257,18 +259,7 @@ def _bias(bias: mx.array | None, query: mx.array, sizes: tuple[int, ...]) -> Non
     arguments.bias(bias.shape, query.shape[-2], sizes)
 
 
-def _sampled(query: mx.array, steps: tuple[int, ...]) -> mx.array:
-    if all(step == 1 for step in steps):
-        return query
-    # MLX 0.32.0 gets the gradient of a strided slice of one row wrong, so that one has no stride.
-    slices = (
-        slice(None, None, step) if step < length else slice(1)
-        for step, length in zip(steps, query.shape[1:], strict=False)
-    )
-    return query[(slice(None), *slices)]
-
-
-def _settled(backend: str | None) -> dict[str, Any]:
+def settled(backend: str | None) -> dict[str, Any]:
     """What arguments and settings choose here, fixed for the backward pass too."""
     current = settings.current()
     return {"backend": current.backend if backend is None else backend, "tf32": current.tf32}

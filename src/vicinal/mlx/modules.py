@@ -7,7 +7,10 @@ from mlx import nn
 
 from .. import arguments
 from ..arguments import Flags, Sizes
+from . import documents
 from .functional import av, neighborhood_attention, qk
+from .operands import Operands
+from .varlen import Extents, extents, inside, neighborhood_attention_varlen
 
 
 class _NeighborhoodAttention(nn.Module):
@@ -82,9 +85,16 @@ class _NeighborhoodAttention(nn.Module):
         names = ("kernel_size", "stride", "dilation", "is_causal", "output_stride")
         return {name: getattr(self, name) for name in names}
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """`[batch, *spatial, embed_dim]` to `[batch, *outputs, embed_dim]`."""
+    def __call__(self, x: mx.array, sizes: Extents | None = None, fit: str = "error") -> mx.array:
+        """`[batch, *spatial, embed_dim]` to `[batch, *outputs, embed_dim]`.
+
+        With `sizes` every entry of the batch holds a document of its own size; they and `fit` are those of
+        `neighborhood_attention_varlen`. Padding changes nothing, whatever it holds, and its rows come out as
+        zeros: the projection's bias is not added to them.
+        """
         arguments.channels_last(self.rank, x.shape, self.embed_dim)
+        if sizes is not None:
+            return self._varlen(x, sizes, fit)
         query, key, value = self._project(x)
         if self.training and self.attn_drop_rate > 0:
             scores = qk(query, key, scale=self.scale, bias=self.rpb, **self.window)
@@ -92,6 +102,32 @@ class _NeighborhoodAttention(nn.Module):
         else:
             out = neighborhood_attention(query, key, value, scale=self.scale, bias=self.rpb, **self.window)
         return self.proj_drop(self.proj(out.flatten(-2)))
+
+    def _varlen(self, x: mx.array, sizes: Extents, fit: str) -> mx.array:
+        shapes, frame = extents(sizes, x.shape[0], self.rank), x.shape[1:-1]
+        # Zeros, because a gradient of 0 times NaN would reach the weights of the projections.
+        x = mx.where(inside(shapes, frame, (1,) * self.rank)[..., None], x, mx.zeros_like(x))
+        query, key, value = self._project(x)
+        if self.training and self.attn_drop_rate > 0:
+            out = self._drop_varlen(Operands(query, key, value, self.rpb), shapes, fit)
+        else:
+            window: dict[str, Any] = {"scale": self.scale, "bias": self.rpb, "fit": fit, **self.window}
+            out = neighborhood_attention_varlen(query, key, value, shapes, **window)
+        out = self.proj(out.flatten(-2))
+        out = mx.where(inside(shapes, frame, self.output_stride)[..., None], out, mx.zeros_like(out))
+        return self.proj_drop(out)
+
+    def _drop_varlen(self, given: Operands, shapes: tuple, fit: str) -> mx.array:
+        window, clip = tuple(self.window.values()), arguments.fit(fit)
+        batch, parts = documents.batch(given.query, shapes, self.rank, window, clip), []
+        for group in batch.groups:
+            query, key, value = (batch.tokens.some(x, group) for x in given[:3])
+            bias = None if given.bias is None else documents.central(given.bias, group.window[0])
+            named: dict[str, Any] = dict(zip(self.window, group.window, strict=True))
+            weights = self.attn_drop(mx.softmax(qk(query, key, scale=self.scale, bias=bias, **named), -1))
+            parts.append(av(weights, value, **named))
+        blank = mx.zeros((self.num_heads, self.head_dim), given.value.dtype)
+        return batch.outputs.joined(batch.groups, parts, blank)
 
     def _project(self, x: mx.array) -> list[mx.array]:
         """Query, key and value `[batch, *spatial, heads, head_dim]`."""

@@ -122,14 +122,7 @@ def _batch(
     shapes: tuple[Shape, ...], rank: int, frame: Shape | None, extent: int, window: Window, clip: bool
 ) -> Batch:
     places, steps = VarlenLayout(shapes, rank), window[4]
-    outputs = None
-    if frame is not None:
-        layout.within(shapes, frame)
-        outputs = tuple(-(-room // step) for room, step in zip(frame, steps, strict=True))
-    elif places.total_tokens != extent:
-        raise ValueError(
-            f"query has {extent} tokens, its layout {places.total_tokens}; pass the layout it was packed by"
-        )
+    outputs = layout.output_frame(places, frame, extent, steps)
     found = layout.groups(shapes, window, clip)
     lengths, documents = layout.together(shapes, frame, window, clip)
     tokens, results = Placement(places, frame), Placement(places.sampled(steps), outputs)

@@ -117,7 +117,8 @@ def _attend_back(query, key, value, bias, extra_key, extra_value, out, lse, grad
         blank = _attend_back_shapes(*operands, out, lse, grad_out, grad_lse, *rest)
         return tuple(x.zero_() for x in blank)
     found, runs = _attend_chosen(operands, window, True, (backend, tf32))
-    grads = runs.attend_back(found, operands, out, lse, grad_out, grad_lse, scale, tuple(needs))
+    results = out.contiguous(), lse.contiguous()
+    grads = runs.attend_back(found, operands, *results, grad_out, grad_lse, scale, tuple(needs))
     return tuple(query.new_empty(0) if grad is None else grad for grad in grads)
 
 

@@ -56,7 +56,8 @@ def _attend_back(*args):
     batch = documents.batch(given.query, shapes, window, clip)
     found, runs = _together(batch, given, window, True, (backend, tf32))
     if runs is not None:
-        grads = runs.attend_back(found, given, *saved, scale, tuple(needs))
+        results = (x.contiguous() for x in saved[:2])
+        grads = runs.attend_back(found, given, *results, *saved[2:], scale, tuple(needs))
         return tuple(given.query.new_empty(0) if grad is None else grad for grad in grads)
     bias = given.bias
     if bias is not None:

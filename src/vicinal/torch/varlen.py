@@ -27,12 +27,7 @@ class VarlenLayout(layout.VarlenLayout):
 
     def pack(self, documents: Sequence[Tensor]) -> Tensor:
         """`[total_tokens, ...]` of documents `[*shape, ...]`, in the order of the layout."""
-        shapes = tuple(tuple(x.shape[: self.rank]) for x in documents)
-        if shapes != self.shapes:
-            raise ValueError(
-                f"documents have shapes {list(shapes)}, their layout has {list(self.shapes)}; pass "
-                "the layout of these documents, VarlenLayout.from_tensors(documents)"
-            )
+        layout.packable(self, [x.shape for x in documents])
         return torch.cat([x.flatten(0, self.rank - 1) for x in documents])
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
-from . import launches, plan
+from . import documents, launches, plan
 from .launch import rows_aligned, strides
 from .launches import Strides
+from .tables import cleared, table
 
 
 class Inputs(NamedTuple):
@@ -36,15 +37,18 @@ def inputs(problem: Problem, query, key, value, bias, extra_key, extra_value) ->
 def attend(problem: Problem, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp."""
     query = given.query
-    out = query.new_empty((*query.shape[:-1], problem.value_dim))
-    lse = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+    rows = (*documents.extents(problem)[1], problem.heads)
+    out = query.new_empty((*rows, problem.value_dim))
+    lse = torch.empty(rows, dtype=torch.float32, device=query.device)
     if lse.numel():
-        steps = tuple([strides(x) for x in given])
-        if plan.forward(problem).single:
+        steps, shape = tuple([strides(x) for x in given]), plan.forward(problem)
+        if shape.single:
             launches.small_forward_launch(problem, scale, steps)(*given[:4], out, lse)
         else:
-            launches.forward_launch(problem, scale, steps)(*given, out, lse)
-    return out, lse
+            tiles = table(problem, query.device, shape.rows)
+            launches.forward_launch(problem, scale, steps)(*given, out, lse, *tiles)
+    cleared(problem, out, sampled=True)
+    return out, cleared(problem, lse, float("-inf"), sampled=True)
 
 
 def attend_back(
@@ -69,13 +73,19 @@ def attend_back(
     delta = torch.empty_like(lse)
     launches.delta_launch(problem, strides(aligned))(out, aligned, grad_lse, delta)
     if need_query:
-        grads[0] = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        launches.query_gradient_launch(problem, scale, key_strides)(*given, aligned, lse, delta, grads[0])
+        grads[0] = _blank_query(problem, query)
+        tiles = table(problem, query.device, plan.query_gradient(problem).rows)
+        launch = launches.query_gradient_launch(problem, scale, key_strides)
+        launch(*given, aligned, lse, delta, grads[0], *tiles)
+        cleared(problem, grads[0], sampled=False)
     if need_key or need_value:
         grads[1] = torch.empty(key.shape, dtype=key.dtype, device=key.device)
         grads[2] = torch.empty(value.shape, dtype=value.dtype, device=value.device)
         launch = launches.key_gradient_launch(problem, scale, key_strides)
-        launch(query, key, value, bias, aligned, lse, delta, grads[1], grads[2])
+        tiles = table(problem, query.device, plan.key_gradient(problem).rows, inverse=True)
+        launch(query, key, value, bias, aligned, lse, delta, grads[1], grads[2], *tiles)
+        cleared(problem, grads[1], sampled=False)
+        cleared(problem, grads[2], sampled=False)
     if bias is not None and need_bias:
         grads[3] = _bias_gradient(problem, given, scale, key_strides, aligned, lse, delta)
     if extra_key is not None and extra_value is not None and (need_extra_key or need_extra_value):
@@ -84,9 +94,16 @@ def attend_back(
             torch.empty((parts, *x.shape), dtype=torch.float32, device=x.device)
             for x in (extra_key, extra_value)
         ]
-        launch(query, extra_key, extra_value, aligned, lse, delta, *sums)
+        launch(query, extra_key, extra_value, aligned, lse, delta, *sums, *table(problem, query.device))
         grads[4], grads[5] = (total.sum(0).to(query.dtype) for total in sums)
     return grads
+
+
+def _blank_query(problem: Problem, query: Tensor) -> Tensor:
+    """What the gradient of the query is written to; documents have queries between those of outputs."""
+    grad = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    has_gaps = problem.documents is not None and any(axis.output_stride > 1 for axis in problem.axes)
+    return grad.zero_() if has_gaps else grad
 
 
 def _bias_gradient(
@@ -104,6 +121,7 @@ def _bias_gradient(
     for first in range(0, problem.heads, launches.bias_split(problem).heads):
         scores, tally, shape = launches.bias_gradient_launches(problem, scale, key_strides, first)
         held = torch.empty(shape, dtype=torch.float32, device=query.device)
-        scores(query, key, value, bias, grad_out, lse, delta, held)
-        tally(held, grad_bias)
+        tiles = table(problem, query.device, plan.bias_gradient(problem).rows)
+        scores(query, key, value, bias, grad_out, lse, delta, held, *tiles)
+        tally(held, grad_bias, *table(problem, query.device))
     return grad_bias

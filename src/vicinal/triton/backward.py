@@ -25,6 +25,8 @@ from .tile import (
     next_box,
     offsets,
     output_extents,
+    place_of,
+    query_offsets,
     query_tile,
     rows_inside,
     store_rows,
@@ -63,7 +65,7 @@ def _slope(scores, scale, lse, delta, products):
 
 @triton.jit
 def query_gradient(
-    query, key, value, bias, extra_key, extra_value, grad_out, lse, delta, grad_query,
+    query, key, value, bias, extra_key, extra_value, grad_out, lse, delta, grad_query, table,
     scale, heads, group, T, H, W, extras,
     qb, qt, qh, qw, qn, kb, kt, kh, kw, kn, vb, vt, vh, vw, vn, ekb, eks, ekn, evb, evs, evn,
     gb, gt, gh, gw, gn,
@@ -71,29 +73,37 @@ def query_gradient(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     DIM: tl.constexpr, PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
     HEADS_FIRST: tl.constexpr, SCALED: tl.constexpr, WIDE: tl.constexpr, DENSE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """One tile of `M` queries of one head against boxes of `N` keys; `grad_query` is contiguous."""
-    tile = query_tile(tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
+    tile = query_tile(
+        tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT
+    )
     if is_empty(tile):
         return
     head, kv_head = tile.head.to(tl.int64), (tile.head // group).to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)
     lane = lanes(N, COLUMNS)
-    lengths, outs = Point(T, H, W), output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
-    base = tile.batch * outs.t * outs.h * outs.w * heads + head
+    place = tile.place
+    frame, outs = place.frame, place.outs
+    base = place.first_row * heads + head
     flat = offsets(row, outs, 0, 0, heads, WIDE, True)
-    q = load_rows(query + tile.batch * qb + head * qn, offsets(row, outs, qt, qh, qw, WIDE, DENSE), DIM, PAD)
+    q = load_rows(
+        query + place.tokens * qb + head * qn,
+        query_offsets(row, place, table, qt, qh, qw, T_RULE, H_RULE, W_RULE, WIDE, DENSE),
+        DIM,
+        PAD,
+    )
     g = load_rows(
-        grad_out + tile.batch * gb + head * gn,
+        grad_out + place.rows * gb + head * gn,
         offsets(row, outs, gt, gh, gw, WIDE, DENSE),
         VALUE_DIM,
         VALUE_PAD,
     )
     level = (tl.load(lse + base + flat) * LOG2_E)[:, None]
     mean = tl.load(delta + base + flat)[:, None]
-    keys = key + tile.batch * kb + kv_head * kn
-    values = value + tile.batch * vb + kv_head * vn
+    keys = key + place.tokens * kb + kv_head * kn
+    values = value + place.tokens * vb + kv_head * vn
     if bias is not None:
         bias += tile.head * (2 * T_RULE.size - 1) * (2 * H_RULE.size - 1) * (2 * W_RULE.size - 1)
     rest = scale
@@ -104,8 +114,8 @@ def query_gradient(
     first = first_box(tile)
     for _ in range(0, count):
         at = columns_at(first, lane, tile, T_RULE.dilation, H_RULE.dilation, W_RULE.dilation)
-        k = load_rows(keys, offsets(at, lengths, kt, kh, kw, WIDE, DENSE), DIM, PAD)
-        v = load_rows(values, offsets(at, lengths, vt, vh, vw, WIDE, DENSE), VALUE_DIM, VALUE_PAD)
+        k = load_rows(keys, offsets(at, frame, kt, kh, kw, WIDE, DENSE), DIM, PAD)
+        v = load_rows(values, offsets(at, frame, vt, vh, vw, WIDE, DENSE), VALUE_DIM, VALUE_PAD)
         scores = box_scores(
             q, k, scale, first, lane, tile, bias, T_RULE, H_RULE, W_RULE, COLUMNS, N, SCALED, False, PRECISION
         )
@@ -118,47 +128,53 @@ def query_gradient(
         extra_values = extra_value + tile.batch * evb + kv_head * evn
         for start in tl.range(0, extras, N, num_stages=1):
             token = start + tl.arange(0, N)
-            place = tl.minimum(token, extras - 1).to(tl.int64)
-            k = load_rows(extra_keys, place * eks, DIM, PAD)
-            v = load_rows(extra_values, place * evs, VALUE_DIM, VALUE_PAD)
+            at = tl.minimum(token, extras - 1).to(tl.int64)
+            k = load_rows(extra_keys, at * eks, DIM, PAD)
+            v = load_rows(extra_values, at * evs, VALUE_DIM, VALUE_PAD)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
             products = tl.dot(g, tl.trans(v), input_precision=PRECISION)
             slope = _slope(scores, 1.0, level, mean, products)[1]
             slope = tl.where((token < extras)[None, :], slope, 0.0)
             acc = tl.dot(slope.to(k.dtype), k, acc, input_precision=PRECISION)
     inside = rows_inside(tile)
-    store_rows(grad_query + base * DIM, flat * DIM, acc * (scale * LN_2), inside, DIM, PAD)
+    begin = place.first_row
+    if table is not None:
+        begin = place.first_token
+    grad_query += (begin * heads + head) * DIM
+    flat = query_offsets(row, place, table, 0, 0, heads, T_RULE, H_RULE, W_RULE, WIDE, True)
+    store_rows(grad_query, flat * DIM, acc * (scale * LN_2), inside, DIM, PAD)
 
 
 @triton.jit
 def key_gradient(
-    query, key, value, bias, grad_out, lse, delta, grad_key, grad_value,
+    query, key, value, bias, grad_out, lse, delta, grad_key, grad_value, table,
     scale, heads, group, T, H, W,
     qb, qt, qh, qw, qn, kb, kt, kh, kw, kn, vb, vt, vh, vw, vn, gb, gt, gh, gw, gn,
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     DIM: tl.constexpr, PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
     HEADS_FIRST: tl.constexpr, SCALED: tl.constexpr, WIDE: tl.constexpr, DENSE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """One tile of `M` keys of one key head against boxes of `N` queries, for each query head that shares it.
 
     `grad_key` and `grad_value` are contiguous.
     """
     kv_heads = heads // group
-    tile = key_tile(kv_heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
+    tile = key_tile(kv_heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT)
     if is_empty(tile):
         return
     kv_head = tile.head.to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)
     lane = lanes(N, COLUMNS)
-    lengths, outs = Point(T, H, W), output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
+    place = tile.place
+    frame, outs = place.frame, place.outs
     k = load_rows(
-        key + tile.batch * kb + kv_head * kn, offsets(row, lengths, kt, kh, kw, WIDE, DENSE), DIM, PAD
+        key + place.tokens * kb + kv_head * kn, offsets(row, frame, kt, kh, kw, WIDE, DENSE), DIM, PAD
     )
     v = load_rows(
-        value + tile.batch * vb + kv_head * vn,
-        offsets(row, lengths, vt, vh, vw, WIDE, DENSE),
+        value + place.tokens * vb + kv_head * vn,
+        offsets(row, frame, vt, vh, vw, WIDE, DENSE),
         VALUE_DIM,
         VALUE_PAD,
     )
@@ -173,15 +189,18 @@ def key_gradient(
     for _ in range(0, group * count):
         at = columns_at(first, lane, tile, T_RULE.period, H_RULE.period, W_RULE.period)
         q = load_rows(
-            query + tile.batch * qb + head * qn, offsets(at, outs, qt, qh, qw, WIDE, DENSE), DIM, PAD
+            query + place.tokens * qb + head * qn,
+            query_offsets(at, place, table, qt, qh, qw, T_RULE, H_RULE, W_RULE, WIDE, DENSE),
+            DIM,
+            PAD,
         )
         g = load_rows(
-            grad_out + tile.batch * gb + head * gn,
+            grad_out + place.rows * gb + head * gn,
             offsets(at, outs, gt, gh, gw, WIDE, DENSE),
             VALUE_DIM,
             VALUE_PAD,
         )
-        base = tile.batch * outs.t * outs.h * outs.w * heads + head
+        base = place.first_row * heads + head
         flat = offsets(at, outs, 0, 0, heads, WIDE, True)
         level = (tl.load(lse + base + flat) * LOG2_E)[None, :]
         mean = tl.load(delta + base + flat)[None, :]
@@ -195,8 +214,8 @@ def key_gradient(
                 (tile.w.base + (first.w + lane.w) * W_RULE.step)[None, :],
             )
             here = Point(tile.t.place[:, None], tile.h.place[:, None], tile.w.place[:, None])
-            table = bias + head * (2 * T_RULE.size - 1) * (2 * H_RULE.size - 1) * (2 * W_RULE.size - 1)
-            scores += tl.load(table + bias_places(seer, here, T_RULE, H_RULE, W_RULE)).to(tl.float32) * LOG2_E
+            mine = bias + head * (2 * T_RULE.size - 1) * (2 * H_RULE.size - 1) * (2 * W_RULE.size - 1)
+            scores += tl.load(mine + bias_places(seer, here, T_RULE, H_RULE, W_RULE)).to(tl.float32) * LOG2_E
         scores = hide_box(scores, first, lane, tile, COLUMNS, N, False)
         products = tl.dot(v, tl.trans(g), input_precision=PRECISION)
         weights, slope = _slope(scores, rest, level, mean, products)
@@ -205,24 +224,26 @@ def key_gradient(
         first = next_box(first, tile, COLUMNS)
         head += is_first(first, tile).to(tl.int64)
     inside = rows_inside(tile)
-    base = tile.batch * T * H * W * kv_heads + kv_head
-    flat = offsets(row, lengths, 0, 0, kv_heads, WIDE, True)
+    base = place.first_token * kv_heads + kv_head
+    flat = offsets(row, frame, 0, 0, kv_heads, WIDE, True)
     store_rows(grad_key + base * DIM, flat * DIM, acc_key * (scale * LN_2), inside, DIM, PAD)
     store_rows(grad_value + base * VALUE_DIM, flat * VALUE_DIM, acc_value, inside, VALUE_DIM, VALUE_PAD)
 
 
 @triton.jit
 def extra_gradient(
-    query, extra_key, extra_value, grad_out, lse, delta, grad_key, grad_value,
-    scale, heads, group, T, H, W, extras, part,
+    query, extra_key, extra_value, grad_out, lse, delta, grad_key, grad_value, table,
+    scale, heads, group, T, H, W, extras, part, parts,
     qb, qt, qh, qw, qn, ekb, eks, ekn, evb, evs, evn, gb, gt, gh, gw, gn,
+    T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, DIM: tl.constexpr, PAD: tl.constexpr,
-    VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr, PRECISION: tl.constexpr,
+    VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr, WIDE: tl.constexpr, DENSE: tl.constexpr,
+    PRECISION: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """`M` additional tokens of one key head against `part` of all rows of the query heads that share it.
 
-    `T`, `H`, `W` are extents of outputs. `grad_key` and `grad_value` are contiguous float32
-    `[parts, batch, extras, kv_heads, dim]`.
+    `grad_key` and `grad_value` are contiguous float32 `[parts, batch, extras, kv_heads, dim]`. A `table` has
+    one row a document.
     """
     kv_heads = heads // group
     tiles = tl.cdiv(extras, M)
@@ -230,11 +251,12 @@ def extra_gradient(
     kv_head = (program % kv_heads).to(tl.int64)
     token = program // kv_heads % tiles * M + tl.arange(0, M)
     slab = program // kv_heads // tiles
-    tokens = T * H * W
+    place = place_of(table, slab // parts, T, H, W, T_RULE, H_RULE, W_RULE, LAYOUT)
+    batch, slab = place.entry, slab % parts
+    outs = place.outs
+    mine = output_extents(place.lengths.t, place.lengths.h, place.lengths.w, T_RULE, H_RULE, W_RULE)
+    tokens = mine.t * mine.h * mine.w
     rows = group * tokens
-    parts = tl.cdiv(rows, part)
-    batch = (slab // parts).to(tl.int64)
-    slab = slab % parts
     at = tl.minimum(token, extras - 1).to(tl.int64)
     k = load_rows(extra_key + batch * ekb + kv_head * ekn, at * eks, DIM, PAD)
     v = load_rows(extra_value + batch * evb + kv_head * evn, at * evs, VALUE_DIM, VALUE_PAD)
@@ -243,12 +265,14 @@ def extra_gradient(
     for start in range(slab * part, tl.minimum(slab * part + part, rows), N):
         column = start + tl.arange(0, N)
         inside = column < rows
-        column = tl.minimum(column, rows - 1).to(tl.int64)
-        head, place = kv_head * group + column // tokens, column % tokens
-        w, h, t = place % W, place // W % H, place // W // H
-        q = load_rows(query + batch * qb, t * qt + h * qh + w * qw + head * qn, DIM, PAD)
-        g = load_rows(grad_out + batch * gb, t * gt + h * gh + w * gw + head * gn, VALUE_DIM, VALUE_PAD)
-        flat = (batch * tokens + place) * heads + head
+        column = tl.minimum(column, rows - 1)
+        head, output = kv_head * group + column // tokens, column % tokens
+        row = Point(output // mine.w // mine.h, output // mine.w % mine.h, output % mine.w)
+        from_query = query_offsets(row, place, table, qt, qh, qw, T_RULE, H_RULE, W_RULE, WIDE, DENSE)
+        from_grad = offsets(row, outs, gt, gh, gw, WIDE, DENSE)
+        q = load_rows(query + place.tokens * qb, from_query + head * qn, DIM, PAD)
+        g = load_rows(grad_out + place.rows * gb, from_grad + head * gn, VALUE_DIM, VALUE_PAD)
+        flat = (place.first_row + offsets(row, outs, 0, 0, 1, WIDE, True)) * heads + head
         level = (tl.load(lse + flat) * LOG2_E)[None, :]
         mean = tl.load(delta + flat)[None, :]
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale

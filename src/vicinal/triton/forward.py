@@ -16,7 +16,7 @@ from .tile import (
     load_rows,
     next_box,
     offsets,
-    output_extents,
+    query_offsets,
     query_tile,
     rows_inside,
     store_rows,
@@ -57,35 +57,38 @@ def _accumulate(scores, v, scale, top, total, out, PRECISION: tl.constexpr):
 
 @triton.jit
 def attend(
-    query, key, value, bias, extra_key, extra_value, out, lse,
+    query, key, value, bias, extra_key, extra_value, out, lse, table,
     scale, heads, group, T, H, W, extras,
     qb, qt, qh, qw, qn, kb, kt, kh, kw, kn, vb, vt, vh, vw, vn, ekb, eks, ekn, evb, evs, evn,
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     DIM: tl.constexpr, PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
     HEADS_FIRST: tl.constexpr, SCALED: tl.constexpr, WIDE: tl.constexpr, DENSE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """One tile of `M` queries of one head against boxes of `N` keys.
 
     `scale` holds log2(e). Strides are those of batch, three axes and heads (`n`). `out` and `lse` are
-    contiguous.
+    contiguous. A `table` says which document each program works on.
     """
-    tile = query_tile(tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST)
+    tile = query_tile(
+        tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT
+    )
     if is_empty(tile):
         return
     kv_head = (tile.head // group).to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)
     lane = lanes(N, COLUMNS)
-    lengths, outs = Point(T, H, W), output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
+    place = tile.place
+    frame, outs = place.frame, place.outs
     q = load_rows(
-        query + tile.batch * qb + tile.head.to(tl.int64) * qn,
-        offsets(row, outs, qt, qh, qw, WIDE, DENSE),
+        query + place.tokens * qb + tile.head.to(tl.int64) * qn,
+        query_offsets(row, place, table, qt, qh, qw, T_RULE, H_RULE, W_RULE, WIDE, DENSE),
         DIM,
         PAD,
     )
-    keys = key + tile.batch * kb + kv_head * kn
-    values = value + tile.batch * vb + kv_head * vn
+    keys = key + place.tokens * kb + kv_head * kn
+    values = value + place.tokens * vb + kv_head * vn
     if bias is not None:
         bias += tile.head * (2 * T_RULE.size - 1) * (2 * H_RULE.size - 1) * (2 * W_RULE.size - 1)
     rest = scale
@@ -98,8 +101,8 @@ def attend(
     first = first_box(tile)
     for _ in range(0, count):
         at = columns_at(first, lane, tile, T_RULE.dilation, H_RULE.dilation, W_RULE.dilation)
-        k = load_rows(keys, offsets(at, lengths, kt, kh, kw, WIDE, DENSE), DIM, PAD)
-        v = load_rows(values, offsets(at, lengths, vt, vh, vw, WIDE, DENSE), VALUE_DIM, VALUE_PAD)
+        k = load_rows(keys, offsets(at, frame, kt, kh, kw, WIDE, DENSE), DIM, PAD)
+        v = load_rows(values, offsets(at, frame, vt, vh, vw, WIDE, DENSE), VALUE_DIM, VALUE_PAD)
         scores = box_scores(
             q,
             k,
@@ -124,16 +127,16 @@ def attend(
         extra_values = extra_value + tile.batch * evb + kv_head * evn
         for start in tl.range(0, extras, N, num_stages=1):
             token = start + tl.arange(0, N)
-            place = tl.minimum(token, extras - 1).to(tl.int64)
-            k = load_rows(extra_keys, place * eks, DIM, PAD)
-            v = load_rows(extra_values, place * evs, VALUE_DIM, VALUE_PAD)
+            at = tl.minimum(token, extras - 1).to(tl.int64)
+            k = load_rows(extra_keys, at * eks, DIM, PAD)
+            v = load_rows(extra_values, at * evs, VALUE_DIM, VALUE_PAD)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             if SCALED:
                 scores = scores * scale
             scores = tl.where((token < extras)[None, :], scores, -1.0e30)
             top, total, acc = _accumulate(scores, v, rest, top, total, acc, PRECISION)
     inside = rows_inside(tile)
-    base = tile.batch * outs.t * outs.h * outs.w * heads + tile.head
+    base = place.first_row * heads + tile.head
     flat = offsets(row, outs, 0, 0, heads, WIDE, True)
     tl.store(lse + base + flat, (top * rest + tl.log2(total)) * 0.6931471805599453, mask=inside)
     store_rows(out + base * VALUE_DIM, flat * VALUE_DIM, acc / total[:, None], inside, VALUE_DIM, VALUE_PAD)

@@ -90,8 +90,12 @@ def rows_aligned(tensor: Any) -> Any:
 
 
 def spatial_strides(stride: tuple[int, ...]) -> tuple[int, ...]:
-    """`stride` of `[batch, *spatial, heads, dim]` as batch, three axes (0 where missing), and heads."""
+    """`stride` of `[batch, *spatial, heads, dim]` as batch, three axes (0 where missing), and heads.
+
+    The axis of `[tokens, heads, dim]` is both the first and the last of the four.
+    """
     batch, *axes, heads, _ = stride
+    axes = axes or [batch]
     return (batch, *(0,) * (3 - len(axes)), *axes, heads)
 
 

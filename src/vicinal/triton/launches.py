@@ -8,7 +8,7 @@ from math import ceil, e, log2, prod
 from typing import NamedTuple
 
 from ..problem import Problem
-from . import backward, forward, plan, small, walks
+from . import backward, documents, forward, plan, small, walks
 from . import bias as bias_kernels
 from .launch import Launch, spatial_strides
 from .window import rule
@@ -21,15 +21,23 @@ BUSY = 2048
 
 
 def _rules(problem: Problem) -> tuple:
-    return tuple(rule(axis) for axis in plan.three_axes(problem.axes))
+    clip = problem.documents is not None and problem.documents.clip
+    return tuple(rule(axis, clip) for axis in plan.three_axes(problem.axes))
 
 
 def _lengths(problem: Problem) -> tuple[int, ...]:
-    return tuple(axis.length for axis in plan.three_axes(problem.axes))
+    """Extents of the entries of a batch; packed documents have theirs in the table."""
+    return documents.three(documents.extents(problem)[0][1:])
 
 
-def _outputs(problem: Problem) -> tuple[int, ...]:
-    return tuple(axis.outputs for axis in plan.three_axes(problem.axes))
+def _no_table(problem: Problem) -> tuple[None, ...]:
+    """What stands for the table of documents, the last of a kernel's tensors, where there is none."""
+    return (None,) if problem.documents is None else ()
+
+
+def _placing(problem: Problem) -> tuple[int, bool]:
+    """How documents lie, for kernels: their axes, and whether they are packed."""
+    return problem.rank, problem.documents is not None and problem.documents.frame is None
 
 
 def _precision(problem: Problem) -> str:
@@ -53,13 +61,15 @@ def _layout(problem: Problem, rows: Strides, columns: Strides) -> _Layout:
     """Whether an offset inside one batch entry needs 64 bits, and whether tokens lie evenly.
 
     Evenly means that in every tensor the stride of the last axis gives those of the others. `rows` are
-    strides of tensors over outputs, `columns` of those over keys.
+    strides of tensors over outputs, `columns` of those over keys. Packed documents are one entry.
     """
     width = max(problem.dim, problem.value_dim)
-    furthest = max(prod(problem.outputs) * problem.heads, prod(problem.lengths) * problem.kv_heads) * width
+    tokens, outputs = (found[1:] or found for found in documents.extents(problem))
+    furthest = max(prod(outputs) * problem.heads, prod(tokens) * problem.kv_heads) * width
     is_dense = True
-    for tensors, extents in ((rows, problem.outputs), (columns, problem.lengths)):
-        for _, *steps, head, _ in tensors:
+    for tensors, extents in ((rows, outputs), (columns, tokens)):
+        for batch, *spatial, head, _ in tensors:
+            steps = spatial or [batch]
             spread = zip((*extents, problem.heads), (*steps, head), strict=True)
             furthest = max(furthest, width + sum((extent - 1) * step for extent, step in spread))
             even = [steps[-1] * prod(extents[place + 1 :]) for place in range(len(extents))]
@@ -68,6 +78,20 @@ def _layout(problem: Problem, rows: Strides, columns: Strides) -> _Layout:
                 for extent, step, wanted in zip(extents, steps, even, strict=True)
             )
     return _Layout(furthest > 2**31 - 1, is_dense)
+
+
+def _attention_layout(problem: Problem, given: Strides) -> _Layout:
+    """`_layout` of query, key, value and, where there is a seventh, of the output's gradient."""
+    if problem.documents is None:
+        return _layout(problem, (given[0], *given[6:]), given[1:3])
+    return _layout(problem, given[6:], given[:3])
+
+
+def _programs(problem: Problem, shape: plan.Shape, inverse: bool = False) -> int:
+    """Tiles of one head of all entries of a batch, or of all documents."""
+    if problem.documents is None:
+        return problem.batch * shape.tiles
+    return documents.programs(problem, shape.rows, inverse)
 
 
 def _dims(problem: Problem) -> tuple[int, ...]:
@@ -102,14 +126,14 @@ def _scaled(problem: Problem, scale: float) -> bool:
 def forward_launch(problem: Problem, scale: float, given: Strides) -> Launch:
     shape = plan.forward(problem)
     numbers = (
-        *_numbers(problem, scale, extra=True),
+        *(*_no_table(problem), *_numbers(problem, scale, extra=True)),
         *(step for stride in given[:3] for step in spatial_strides(stride)),
         *(step for stride in given[4:6] for step in _extra_strides(stride)),
     )
-    common = (*_layout(problem, given[:1], given[1:3]), _precision(problem))
+    common = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem))
     constants = (*constants, shape.heads_first, _scaled(problem, scale), *common)
-    grid = problem.batch * problem.heads * shape.tiles
+    grid = _programs(problem, shape) * problem.heads
     return Launch(forward.attend, grid, numbers, constants, **_options(shape))
 
 
@@ -130,9 +154,10 @@ def small_forward_launch(problem: Problem, scale: float, given: Strides) -> Laun
 
 @lru_cache(4096)
 def delta_launch(problem: Problem, given: tuple[int, ...]) -> Launch:
-    rows = problem.batch * prod(problem.outputs) * problem.heads
+    outputs = documents.extents(problem)[1]
+    rows = prod(outputs) * problem.heads
     block = max(16, 4096 // plan.padded(problem.value_dim))
-    numbers = (rows, problem.heads, *_outputs(problem), *spatial_strides(given))
+    numbers = (rows, problem.heads, *documents.three(outputs[1:] or outputs), *spatial_strides(given))
     constants = (block, problem.value_dim, plan.padded(problem.value_dim))
     return Launch(backward.delta_of, ceil(rows / block), numbers, constants, num_warps=4)
 
@@ -141,19 +166,15 @@ def delta_launch(problem: Problem, given: tuple[int, ...]) -> Launch:
 def query_gradient_launch(problem: Problem, scale: float, given: Strides) -> Launch:
     shape = plan.query_gradient(problem)
     numbers = (
-        *_numbers(problem, scale, extra=True),
+        *(*_no_table(problem), *_numbers(problem, scale, extra=True)),
         *(step for stride in given[:3] for step in spatial_strides(stride)),
         *(step for stride in given[4:6] for step in _extra_strides(stride)),
         *spatial_strides(given[6]),
     )
-    flags = (
-        shape.heads_first,
-        _scaled(problem, scale),
-        *_layout(problem, (given[0], given[6]), given[1:3]),
-        _precision(problem),
-    )
+    common = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
+    flags = (shape.heads_first, _scaled(problem, scale), *common)
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem), *flags)
-    grid = problem.batch * problem.heads * shape.tiles
+    grid = _programs(problem, shape) * problem.heads
     return Launch(backward.query_gradient, grid, numbers, constants, **_options(shape))
 
 
@@ -161,17 +182,13 @@ def query_gradient_launch(problem: Problem, scale: float, given: Strides) -> Lau
 def key_gradient_launch(problem: Problem, scale: float, given: Strides) -> Launch:
     shape = plan.key_gradient(problem)
     numbers = (
-        *_numbers(problem, scale, extra=False),
+        *(*_no_table(problem), *_numbers(problem, scale, extra=False)),
         *(step for stride in (*given[:3], given[6]) for step in spatial_strides(stride)),
     )
-    flags = (
-        shape.heads_first,
-        _scaled(problem, scale),
-        *_layout(problem, (given[0], given[6]), given[1:3]),
-        _precision(problem),
-    )
+    common = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
+    flags = (shape.heads_first, _scaled(problem, scale), *common)
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem), *flags)
-    grid = problem.batch * problem.kv_heads * shape.tiles
+    grid = _programs(problem, shape, inverse=True) * problem.kv_heads
     return Launch(backward.key_gradient, grid, numbers, constants, **_options(shape))
 
 
@@ -180,16 +197,17 @@ def extra_gradient_launch(problem: Problem, scale: float, given: Strides) -> tup
     """The launch, and the parts into which it splits its sums."""
     size = plan.extra_gradient(problem)
     tiles = problem.batch * problem.kv_heads * ceil(problem.extra / size.rows)
-    rows = _group(problem) * prod(problem.outputs)
+    rows = _group(problem) * documents.most_outputs(problem)
     part = size.columns * ceil(rows / size.columns / max(1, BUSY // tiles))
     parts = ceil(rows / part)
     numbers = (
-        *(scale * log2(e), problem.heads, _group(problem), *_outputs(problem), problem.extra, part),
+        *(*_no_table(problem), *_numbers(problem, scale, extra=True), part, parts),
         *spatial_strides(given[0]),
         *(step for stride in given[4:6] for step in _extra_strides(stride)),
         *spatial_strides(given[6]),
     )
-    constants = (size.rows, size.columns, *_dims(problem), _precision(problem))
+    common = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
+    constants = (*_rules(problem), size.rows, size.columns, *_dims(problem), *common)
     options = {"num_warps": size.warps, "num_stages": size.stages}
     return Launch(backward.extra_gradient, tiles * parts, numbers, constants, **options), parts
 
@@ -203,6 +221,9 @@ class Split(NamedTuple):
 
 @lru_cache(4096)
 def bias_split(problem: Problem) -> Split:
+    if problem.documents is not None:
+        head_bytes = 4 * prod(documents.extents(problem)[1]) * prod(problem.window)
+        return Split(max(1, min(problem.heads, SCORES_LIMIT // head_bytes)), 1)
     head_bytes = 4 * prod(problem.outputs) * prod(problem.window)
     heads = max(1, min(problem.heads, SCORES_LIMIT // head_bytes))
     tiles = plan.bias_gradient(problem).tiles
@@ -218,26 +239,27 @@ def bias_gradient_launches(
     shape, split = plan.bias_gradient(problem), bias_split(problem)
     heads = min(split.heads, problem.heads - first)
     parts = ceil(problem.batch / split.part)
-    slots = prod(problem.window)
     numbers = (
-        *_numbers(problem, scale, extra=False),
+        *(*_no_table(problem), *_numbers(problem, scale, extra=False)),
         *(problem.batch, split.part, first, heads),
         *(step for stride in (*given[:3], given[6]) for step in spatial_strides(stride)),
     )
-    flags = (*_layout(problem, (given[0], given[6]), given[1:3]), _precision(problem))
+    flags = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem), *flags)
-    scores = Launch(
-        bias_kernels.score_gradient, parts * heads * shape.tiles, numbers, constants, **_options(shape)
-    )
+    grid = heads * (parts * shape.tiles if problem.documents is None else _programs(problem, shape))
+    scores = Launch(bias_kernels.score_gradient, grid, numbers, constants, **_options(shape))
     entries = prod(2 * size - 1 for size in problem.window)
+    counts = (1, parts) if problem.documents is None else (problem.batch, 1)
     tally = Launch(
         bias_kernels.tally,
         heads * entries,
-        (*_lengths(problem), parts, first, heads),
-        (*_rules(problem), 1024),
+        (*_no_table(problem), *_lengths(problem), *counts, first, heads),
+        (*_rules(problem), 1024, _placing(problem)),
         num_warps=4,
     )
-    return scores, tally, (parts, heads, *problem.outputs, slots)
+    outputs = documents.extents(problem)[1]
+    rows = parts * prod(problem.outputs) if problem.documents is None else prod(outputs)
+    return scores, tally, (rows * heads, prod(problem.window))
 
 
 @lru_cache(4096)

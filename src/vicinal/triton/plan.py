@@ -71,29 +71,29 @@ def forward(problem: Problem) -> Shape:
     width = max(padded(problem.dim), padded(problem.value_dim))
     # The exact products of float32 keep too much in registers for boxes of this size, and additional
     # tokens are further boxes.
-    small = problem.dtype != "float32" and not problem.extra
+    small = problem.dtype != "float32" and not problem.extra and problem.documents is None
     single = list(_single(problem, width)) if small else []
     if single:
         return min(single)[1]
-    return _loop(problem, _sizes(problem, width, FORWARD), inverse=False)
+    return _loop(problem.axes, _sizes(problem, width, FORWARD), inverse=False)
 
 
 @lru_cache(4096)
 def query_gradient(problem: Problem) -> Shape:
     """Tiles of queries against boxes of keys, for the gradient of the query."""
-    return _loop(problem, _sizes(problem, _backward_width(problem), BACKWARD), inverse=False)
+    return _loop(problem.axes, _sizes(problem, _backward_width(problem), BACKWARD), inverse=False)
 
 
 @lru_cache(4096)
 def key_gradient(problem: Problem) -> Shape:
     """Tiles of keys against boxes of queries, for the gradients of key and value."""
-    return _loop(problem, _sizes(problem, _backward_width(problem), BACKWARD_KEY), inverse=True)
+    return _loop(problem.axes, _sizes(problem, _backward_width(problem), BACKWARD_KEY), inverse=True)
 
 
 @lru_cache(4096)
 def bias_gradient(problem: Problem) -> Shape:
     """Tiles of queries against boxes of keys, for the gradient of the bias: it sums every score."""
-    return _loop(problem, _sizes(problem, _backward_width(problem), BIAS), inverse=False)
+    return _loop(problem.axes, _sizes(problem, _backward_width(problem), BIAS), inverse=False)
 
 
 @lru_cache(4096)
@@ -106,7 +106,7 @@ def extra_gradient(problem: Problem) -> Size:
 def walk(problem: Problem) -> Shape:
     """Boxes of the walk `problem.operation`."""
     width = max(padded(problem.dim), padded(problem.value_dim))
-    return _loop(problem, _sizes(problem, width, BACKWARD), problem.operation == "mix_back")
+    return _loop(problem.axes, _sizes(problem, width, BACKWARD), problem.operation == "mix_back")
 
 
 def turns(problem: Problem) -> int:
@@ -224,9 +224,10 @@ def _single(problem: Problem, width: int) -> Iterator[tuple[float, Shape]]:
             yield _cost(tiles, tiles, size.rows, count) * (1.25 if uneven else 1.0), shape
 
 
-def _loop(problem: Problem, sizes: tuple[Size, ...], inverse: bool) -> Shape:
+@lru_cache(4096)
+def _loop(axes: tuple[Axis, ...], sizes: tuple[Size, ...], inverse: bool) -> Shape:
     """The cheapest boxes of a kernel that visits box after box."""
-    axes = three_axes(problem.axes)
+    axes = three_axes(axes)
     best = None
     for size in sizes:
         extents = [axis.outputs for axis in axes], [axis.length for axis in axes]

@@ -2,18 +2,21 @@
 
 from functools import lru_cache
 from importlib.util import find_spec
+from math import prod
 
-from ..problem import SHAPE_BY_SHAPE, Problem
+from ..problem import Problem
 
 OLDEST = (3, 4)
+# Tables of documents hold numbers of 32 bits.
+TOKENS = 2**31 - 1
 
 
 def refusal(problem: Problem) -> str | None:
     """Why the kernels cannot run `problem`, or Triton not compile them, if so; says nothing of a GPU."""
     if problem.device != "cuda":
         return f"runs on cuda, not {problem.device}"
-    if problem.documents is not None:
-        return SHAPE_BY_SHAPE
+    if problem.documents is not None and sum(map(prod, problem.documents.shapes)) > TOKENS:
+        return f"counts at most {TOKENS} tokens of documents"
     if problem.dtype not in ("float16", "bfloat16", "float32"):
         return f"has no {problem.dtype}"
     for dim in (problem.dim, problem.value_dim):

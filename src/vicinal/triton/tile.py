@@ -11,6 +11,9 @@ import triton.language as tl
 
 from .window import hide, key_span, key_tiles, query_span, query_tiles, visible, window
 
+# How documents lie: their axes, and whether they are packed.
+ENTRIES = tl.constexpr((3, False))
+
 
 class Point(NamedTuple):
     """One number, or block of numbers, per axis."""
@@ -20,14 +23,36 @@ class Point(NamedTuple):
     w: Any
 
 
+class Place(NamedTuple):
+    """Where a batch entry or a document lies.
+
+    Args:
+        entry: its number.
+        lengths: its extents.
+        frame, outs: extents that lay out tensors over tokens, and those over outputs.
+        tokens, rows: steps along the first axis of these tensors to its first token, and to its first output.
+        first_token, first_row: tokens before it in a contiguous tensor, and outputs.
+    """
+
+    entry: Any
+    lengths: Any
+    frame: Any
+    outs: Any
+    tokens: Any
+    rows: Any
+    first_token: Any
+    first_row: Any
+
+
 class Tile(NamedTuple):
-    """The rows of one program, one head and one batch entry."""
+    """The rows of one program, one head and one batch entry or document."""
 
     batch: Any
     head: Any
     t: Any
     h: Any
     w: Any
+    place: Any
 
 
 class Slots(NamedTuple):
@@ -51,28 +76,107 @@ def _group_tile(number, tiles, groups):
 
 
 @triton.jit
+def place_of(
+    table, number, T, H, W, T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
+    LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """The place of batch entry `number`, or of the document in that row of a `table`.
+
+    `T`, `H`, `W` are extents of the entries of a batch. A row is eight integers: the document, a tile of it,
+    its extents, and the tokens and outputs before it where documents are packed.
+    """
+    frame = Point(T, H, W)
+    if table is None:
+        entry = tl.cast(number, tl.int64)
+        lengths = frame
+    else:
+        table += tl.cast(number, tl.int64) * 8
+        entry = tl.load(table).to(tl.int64)
+        # Known numbers of missing axes save arithmetic.
+        t = 1
+        h = 1
+        if LAYOUT[0] > 2:
+            t = tl.load(table + 2)
+        if LAYOUT[0] > 1:
+            h = tl.load(table + 3)
+        lengths = Point(t, h, tl.load(table + 4))
+    if LAYOUT[1]:
+        outs = output_extents(lengths.t, lengths.h, lengths.w, T_RULE, H_RULE, W_RULE)
+        tokens, rows = tl.load(table + 5).to(tl.int64), tl.load(table + 6).to(tl.int64)
+        return Place(entry, lengths, lengths, outs, tokens, rows, tokens, rows)
+    else:
+        outs = output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
+        first_token, first_row = entry * T * H * W, entry * outs.t * outs.h * outs.w
+        return Place(entry, lengths, frame, outs, entry, entry, first_token, first_row)
+
+
+@triton.jit
+def _axis_tile(number, length, BOX: tl.constexpr, RULE: tl.constexpr, INVERSE: tl.constexpr):
+    """Tile and dilation group on one axis, and what is left of a program's number."""
+    if INVERSE:
+        return _group_tile(number, key_tiles(length, BOX, RULE), RULE.dilation)
+    else:
+        return _group_tile(number, query_tiles(length, BOX, RULE), RULE.period)
+
+
+@triton.jit
+def _axis_span(at, length, lane, BOX: tl.constexpr, RULE: tl.constexpr, INVERSE: tl.constexpr):
+    """Rows of a tile of `_axis_tile`."""
+    if INVERSE:
+        return key_span(at.t, at.h, length, lane, BOX, RULE)
+    else:
+        return query_span(at.t, at.h, length, lane, BOX, RULE)
+
+
+@triton.jit
+def _tile(
+    number, heads, T, H, W, table, ROWS: tl.constexpr, COUNT: tl.constexpr,
+    T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
+    HEADS_FIRST: tl.constexpr, LAYOUT: tl.constexpr, INVERSE: tl.constexpr,
+):  # fmt: skip
+    lane = lanes(COUNT, ROWS)
+    lengths = Point(T, H, W)
+    head = number % heads
+    if table is not None:
+        # Heads change fastest, or else tiles.
+        entry = number // heads
+        if not HEADS_FIRST:
+            tiles = tl.num_programs(0) // heads
+            entry = number % tiles
+            head = number // tiles
+        place = place_of(table, entry, T, H, W, T_RULE, H_RULE, W_RULE, LAYOUT)
+        lengths = place.lengths
+        number = tl.load(table + entry.to(tl.int64) * 8 + 1)
+    elif HEADS_FIRST:
+        number = number // heads
+    w = _axis_tile(number, lengths.w, ROWS[2], W_RULE, INVERSE)
+    h = _axis_tile(w.w, lengths.h, ROWS[1], H_RULE, INVERSE)
+    t = _axis_tile(h.w, lengths.t, ROWS[0], T_RULE, INVERSE)
+    if table is None:
+        entry = t.w
+        if not HEADS_FIRST:
+            head = t.w % heads
+            entry = t.w // heads
+        place = place_of(table, entry, T, H, W, T_RULE, H_RULE, W_RULE, LAYOUT)
+    return Tile(
+        place.entry,
+        head,
+        _axis_span(t, lengths.t, lane.t, ROWS[0], T_RULE, INVERSE),
+        _axis_span(h, lengths.h, lane.h, ROWS[1], H_RULE, INVERSE),
+        _axis_span(w, lengths.w, lane.w, ROWS[2], W_RULE, INVERSE),
+        place,
+    )
+
+
+@triton.jit
 def query_tile(
     number, heads, T, H, W, ROWS: tl.constexpr, COUNT: tl.constexpr,
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr, HEADS_FIRST: tl.constexpr,
+    table=None, LAYOUT: tl.constexpr = ENTRIES,
 ):  # fmt: skip
     """The tile of outputs of a program's `number`; `HEADS_FIRST` makes heads change fastest."""
-    lane = lanes(COUNT, ROWS)
-    head = number % heads
-    if HEADS_FIRST:
-        number = number // heads
-    w = _group_tile(number, query_tiles(W, ROWS[2], W_RULE), W_RULE.period)
-    h = _group_tile(w.w, query_tiles(H, ROWS[1], H_RULE), H_RULE.period)
-    t = _group_tile(h.w, query_tiles(T, ROWS[0], T_RULE), T_RULE.period)
-    batch = t.w
-    if not HEADS_FIRST:
-        head = t.w % heads
-        batch = t.w // heads
-    return Tile(
-        batch.to(tl.int64),
-        head,
-        query_span(t.t, t.h, T, lane.t, ROWS[0], T_RULE),
-        query_span(h.t, h.h, H, lane.h, ROWS[1], H_RULE),
-        query_span(w.t, w.h, W, lane.w, ROWS[2], W_RULE),
+    return _tile(
+        number, heads, T, H, W, table, ROWS, COUNT, T_RULE, H_RULE, W_RULE, HEADS_FIRST, LAYOUT, False
     )
 
 
@@ -80,26 +184,12 @@ def query_tile(
 def key_tile(
     heads, T, H, W, ROWS: tl.constexpr, COUNT: tl.constexpr,
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr, HEADS_FIRST: tl.constexpr,
+    table=None, LAYOUT: tl.constexpr = ENTRIES,
 ):  # fmt: skip
     """The tile of keys that this program computes; its columns are outputs."""
-    lane = lanes(COUNT, ROWS)
     number = tl.program_id(0)
-    head = number % heads
-    if HEADS_FIRST:
-        number = number // heads
-    w = _group_tile(number, key_tiles(W, ROWS[2], W_RULE), W_RULE.dilation)
-    h = _group_tile(w.w, key_tiles(H, ROWS[1], H_RULE), H_RULE.dilation)
-    t = _group_tile(h.w, key_tiles(T, ROWS[0], T_RULE), T_RULE.dilation)
-    batch = t.w
-    if not HEADS_FIRST:
-        head = t.w % heads
-        batch = t.w // heads
-    return Tile(
-        batch.to(tl.int64),
-        head,
-        key_span(t.t, t.h, T, lane.t, ROWS[0], T_RULE),
-        key_span(h.t, h.h, H, lane.h, ROWS[1], H_RULE),
-        key_span(w.t, w.h, W, lane.w, ROWS[2], W_RULE),
+    return _tile(
+        number, heads, T, H, W, table, ROWS, COUNT, T_RULE, H_RULE, W_RULE, HEADS_FIRST, LAYOUT, True
     )
 
 
@@ -183,6 +273,21 @@ def offsets(point, extents, t, h, w, WIDE: tl.constexpr, DENSE: tl.constexpr):
         return point.t.to(tl.int64) * t + point.h.to(tl.int64) * h + point.w.to(tl.int64) * w
     else:
         return point.t * t + point.h * h + point.w * w
+
+
+@triton.jit
+def query_offsets(
+    point, place, table, t, h, w, T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
+    WIDE: tl.constexpr, DENSE: tl.constexpr,
+):  # fmt: skip
+    """Offsets of outputs in a tensor of queries, which documents do not sample."""
+    if table is None:
+        return offsets(point, place.outs, t, h, w, WIDE, DENSE)
+    else:
+        token = Point(
+            point.t * T_RULE.output_stride, point.h * H_RULE.output_stride, point.w * W_RULE.output_stride
+        )
+        return offsets(token, place.frame, t, h, w, WIDE, DENSE)
 
 
 @triton.jit

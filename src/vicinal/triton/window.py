@@ -20,7 +20,8 @@ class Rule:
     """The numbers of an `Axis` that kernels are compiled for; its length stays a runtime number.
 
     `period` outputs lie between neighbors of one dilation group, whose positions in it are `step` apart.
-    Output `g // (dilation // period) * unit % period` is the first of group `g`.
+    Output `g // (dilation // period) * unit % period` is the first of group `g`. `clipped` says that a group
+    may hold fewer keys than a window, which then is all of them.
     """
 
     size: int
@@ -31,14 +32,16 @@ class Rule:
     period: int
     step: int
     unit: int
+    clipped: bool
 
 
-def rule(axis: Axis) -> Rule:
-    """`axis` without its length."""
+def rule(axis: Axis, clip: bool = False) -> Rule:
+    """`axis` without its length; with `clip`, windows are cut to axes shorter than `size`, if not dilated."""
     shared = gcd(axis.dilation, axis.output_stride)
     period, step = axis.dilation // shared, axis.output_stride // shared
     unit = pow(step, -1, period) if period > 1 else 0
-    return Rule(axis.size, axis.stride, axis.dilation, axis.causal, axis.output_stride, period, step, unit)
+    numbers = (axis.size, axis.stride, axis.dilation, axis.causal, axis.output_stride)
+    return Rule(*numbers, period, step, unit, clip and axis.dilation == 1)
 
 
 class Interval(NamedTuple):
@@ -90,8 +93,14 @@ def window(position, tokens, RULE: tl.constexpr):
         return Interval(start, position + 1)
     else:
         leader = tl.minimum(shared + RULE.stride // 2, tokens - 1)
-        start = tl.minimum(tl.maximum(leader - RULE.size // 2, 0), tokens - RULE.size)
-        return Interval(start, start + RULE.size)
+        last = tokens - RULE.size
+        if RULE.clipped:
+            last = tl.maximum(last, 0)
+        start = tl.minimum(tl.maximum(leader - RULE.size // 2, 0), last)
+        stop = start + RULE.size
+        if RULE.clipped:
+            stop = tl.minimum(stop, tokens)
+        return Interval(start, stop)
 
 
 @triton.jit

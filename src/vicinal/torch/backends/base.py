@@ -43,10 +43,10 @@ class Backend(Protocol):
     """One way to run a problem. `refusal` is the only place that says no; below it, everything is possible.
 
     `attend` returns `out` `[batch, *outputs, heads, value_dim]` in the query's dtype and `lse`
-    `[batch, *outputs, heads]`, natural log, in float32 (float64 for float64). `attend_back` returns gradients
-    in the dtypes and shapes of the operands, None where `needs` is false; `grad_out` or `grad_lse` may be
-    None, which means zero. The walks work on weights `[batch, *outputs, heads, prod(window)]`, slots
-    row-major from each window's first key:
+    `[batch, *outputs, heads]`, natural log, in float32 (float64 for float64). `attend_back` takes them back,
+    contiguous, and returns gradients in the dtypes and shapes of the operands, None where `needs` is false;
+    `grad_out` or `grad_lse` may be None, which means zero. The walks work on weights
+    `[batch, *outputs, heads, prod(window)]`, slots row-major from each window's first key:
 
         dot       w[i, s] = scale * x[i] . y[key s of i] (+ bias); `fill` in slots that hold no key
         mix       sum over s of w[i, s] * y[key s of i]

@@ -1,0 +1,281 @@
+"""Documents of different shapes, packed and padded, against the oracle on each of them."""
+
+import pickle
+import re
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from mlx.utils import tree_flatten, tree_map
+
+import vicinal.mlx as na
+from tests import budget, oracle
+from tests.documents import CASES, cases, clipped
+from tests.mlx.problems import array, random
+
+NAMES = {"extra_key": "additional_keys", "extra_value": "additional_values"}
+
+
+class Packed:
+    """Documents one after another."""
+
+    def __init__(self, case):
+        self.layout = na.VarlenLayout(case.shapes)
+        self.outputs = self.layout.sampled(case.output_stride)
+
+    def join(self, documents, outputs=False):
+        return (self.outputs if outputs else self.layout).pack(documents)
+
+    def split(self, x, outputs=False, blank=0.0):
+        return (self.outputs if outputs else self.layout).split(x)
+
+    def call(self, query, key, value, **options):
+        return na.neighborhood_attention_packed(query, key, value, self.layout, **options)
+
+
+class Padded:
+    """Documents in the corners of a batch whose padding is NaN."""
+
+    def __init__(self, case):
+        self.shapes, self.outputs = case.shapes, tuple(map(case.outputs, case.shapes))
+        self.frame = tuple(max(extents) + 1 for extents in zip(*case.shapes, strict=True))
+        self.frames = case.outputs(self.frame)
+
+    def join(self, documents, outputs=False):
+        frame = self.frames if outputs else self.frame
+        x = np.full((len(documents), *frame, *documents[0].shape[len(frame) :]), np.nan, np.float32)
+        for document, entry in zip(documents, x, strict=True):
+            entry[tuple(map(slice, document.shape[: len(frame)]))] = np.array(document.astype(mx.float32))
+        return mx.array(x).astype(documents[0].dtype)
+
+    def split(self, x, outputs=False, blank=0.0):
+        """Documents of a padded batch; asserts that all else is `blank`."""
+        left, found = np.array(x.astype(mx.float32)), []
+        for shape, entry, rest in zip(self.outputs if outputs else self.shapes, x, left, strict=True):
+            found.append(entry[tuple(map(slice, shape))])
+            rest[tuple(map(slice, shape))] = blank
+        assert (left == blank).all()
+        return found
+
+    def call(self, query, key, value, **options):
+        return na.neighborhood_attention_varlen(query, key, value, mx.array(self.shapes), **options)
+
+
+FORMS = {"packed": Packed, "padded": Padded}
+form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+
+
+def drawn(case, seed):
+    """Operands by name, those of tokens as lists of documents, and what flows back."""
+    generator = np.random.default_rng(seed)
+    draw = lambda *shape, dtype=case.dtype: random(generator, shape, dtype)  # noqa: E731
+    keys, values = (case.kv_heads, case.dim), (case.kv_heads, case.value_dim)
+    widths = {"query": (case.heads, case.dim), "key": keys, "value": values}
+    tokens = {name: [draw(*shape, *width) for shape in case.shapes] for name, width in widths.items()}
+    rest = {}
+    if case.bias:
+        rest["bias"] = draw(case.heads, *(2 * size - 1 for size in case.kernel_size))
+    if case.extra:
+        rest["extra_key"] = draw(len(case.shapes), case.extra, *keys)
+        rest["extra_value"] = draw(len(case.shapes), case.extra, *values)
+    outputs = [(*case.outputs(shape), case.heads) for shape in case.shapes]
+    flow_out = [draw(*shape, case.value_dim) for shape in outputs]
+    return tokens, rest, flow_out, [draw(*shape, dtype="float32") for shape in outputs]
+
+
+def check(form_of, case, seed=0, backend=None):
+    """Outputs, log-sum-exps and all gradients."""
+    tokens, rest, flow_out, flow_lse = drawn(case, seed)
+    made = form_of(case)
+    every = {**{name: made.join(x) for name, x in tokens.items()}, **rest}
+
+    def attend(*given):
+        named = {NAMES.get(name, name): x for name, x in zip(every, given, strict=True)}
+        return made.call(**named, **case.window, fit=case.fit, return_lse=True, backend=backend)
+
+    flow = [made.join(flow_out, outputs=True), made.join(flow_lse, outputs=True)]
+    (out, lse), found = mx.vjp(attend, list(every.values()), flow)
+    grads = dict(zip(every, found, strict=True))
+    outs, lses = made.split(out, outputs=True), made.split(lse, outputs=True, blank=-np.inf)
+    split = {name: made.split(grads[name]) for name in tokens}
+    total = np.zeros(rest["bias"].shape) if case.bias else None
+    for place, shape in enumerate(case.shapes):
+        extra = {name: rest[name][place : place + 1] for name in rest if name != "bias"}
+        if 0 in shape:
+            assert all(not grads[name][place].any() for name in extra)
+            continue
+        sizes, part, bias = clipped(case, shape, array(rest["bias"]) if case.bias else None)
+        mine = {name: x[place][None] for name, x in tokens.items()} | extra
+        answer = oracle.attend(
+            **{name: array(x) for name, x in mine.items()},
+            bias=bias,
+            win=oracle.window(case.rank, **{**case.window, "kernel_size": sizes}),
+            scale=case.dim**-0.5,
+            grad_out=array(flow_out[place][None]),
+            grad_lse=array(flow_lse[place][None]),
+        )
+        budget.check(f"out {place}", array(outs[place][None]), answer.out, case.dtype)
+        budget.check(f"lse {place}", array(lses[place][None]), answer.lse, "float32")
+        for name in mine:
+            got = split[name][place] if name in tokens else grads[name][place]
+            budget.check(f"{name} {place}", array(got[None]), getattr(answer, name), case.dtype)
+        if total is not None:
+            total[part] += answer.bias
+    if total is not None:
+        budget.check("bias", array(grads["bias"]), total, case.dtype)
+
+
+@form
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("backend", [None, "blocked", "reference"])
+def test_matches_the_oracle_on_every_document(form, case, backend):
+    check(form, replace(case, dtype="bfloat16" if case.dtype == "bfloat16" else "float32"), backend=backend)
+
+
+@form
+@given(cases(("float32",)))
+@settings(max_examples=15, deadline=None)
+def test_every_option_meets_every_other(form, case):
+    check(form, case)
+
+
+def test_documents_are_those_of_the_fixed_shape():
+    layout = na.VarlenLayout([(9, 7), (5, 12), (9, 7), (6, 6)])
+    documents = [mx.random.normal((*shape, 2, 8)) for shape in layout.shapes]
+    x = layout.pack(documents)
+    for got, one in zip(
+        layout.split(na.neighborhood_attention_packed(x, x, x, layout, 3)), documents, strict=True
+    ):
+        assert mx.allclose(got, na.na2d(one[None], one[None], one[None], 3)[0], atol=1e-6)
+
+
+@form
+def test_no_documents(form):
+    if form is Packed:
+        x = mx.zeros((0, 2, 4))
+        out, lse = na.neighborhood_attention_packed(
+            x, x, x, na.VarlenLayout([], rank=2), 3, output_stride=2, return_lse=True
+        )
+        assert (out.shape, lse.shape) == ((0, 2, 4), (0, 2))
+    else:
+        x = mx.zeros((0, 5, 6, 2, 4))
+        out, lse = na.na2d_varlen(x, x, x, [], 3, output_stride=2, return_lse=True)
+        assert (out.shape, lse.shape) == ((0, 3, 3, 2, 4), (0, 3, 3, 2))
+
+
+@pytest.mark.parametrize("sizes", [mx.array([7, 12]), mx.array([[7], [12]]), [7, 12], ((7,), (12,))])
+def test_sizes_come_in_many_forms(sizes):
+    x = mx.random.normal((2, 13, 2, 4))
+    out = na.na1d_varlen(x, x, x, sizes, 5)
+    for place, extent in enumerate((7, 12)):
+        alone = x[place : place + 1, :extent]
+        assert mx.allclose(out[place, :extent], na.na1d(alone, alone, alone, 5)[0], atol=1e-6)
+
+
+def test_a_compiled_function_keeps_its_sizes():
+    x = mx.random.normal((2, 13, 2, 4))
+    function = lambda x: na.na1d_varlen(x, x, x, [7, 12], 5)  # noqa: E731
+    assert mx.allclose(mx.compile(function)(x), function(x), atol=1e-6)
+
+
+def test_maps_over_more_batches():
+    x = mx.random.normal((3, 2, 13, 2, 4))
+    function = lambda x: na.na1d_varlen(x, x, x, [7, 12], 5)  # noqa: E731
+    for got, one in zip(mx.vmap(function)(x), x, strict=True):
+        assert mx.allclose(got, function(one), atol=1e-6)
+
+
+def test_layouts_travel():
+    layout = na.VarlenLayout([(3, 4), (0, 2)])
+    documents = [mx.random.normal((*shape, 2, 5)) for shape in layout.shapes]
+    again = pickle.loads(pickle.dumps(layout))
+    assert type(again) is na.VarlenLayout
+    assert again == layout == na.VarlenLayout.from_tensors(documents)
+    for got, want in zip(again.split(again.pack(documents)), documents, strict=True):
+        assert mx.array_equal(got, want)
+
+
+LAYERS = (na.NeighborhoodAttention1D, na.NeighborhoodAttention2D, na.NeighborhoodAttention3D)
+
+
+@pytest.mark.parametrize("attn_drop", [0.0, 1e-9])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_layers(rank, attn_drop):
+    """Every document as it were alone, zeros elsewhere, and gradients that no padding reaches."""
+    layer = LAYERS[rank - 1](
+        12, 3, 3, output_stride=2, num_kv_heads=1, rel_pos_bias=True, attn_drop=attn_drop
+    )
+    shapes = tuple((extent,) * rank for extent in (5, 3, 0, 5))
+    x = np.full((4, *(6,) * rank, 12), np.nan, np.float32)
+    for entry, shape in zip(x, shapes, strict=True):
+        entry[tuple(map(slice, shape))] = np.random.default_rng(0).standard_normal((*shape, 12))
+    x = mx.array(x)
+    left = np.array(layer(x, shapes))
+    for place, shape in enumerate(shapes):
+        corner = (place, *(slice(-(-extent // 2)) for extent in shape))
+        if 0 not in shape:
+            alone = layer(x[(slice(place, place + 1), *map(slice, shape))])[0]
+            np.testing.assert_allclose(left[corner], np.array(alone), atol=1e-5)
+        left[corner] = 0.0
+    assert not left.any()
+    weights = layer.trainable_parameters()
+
+    def loss(weights):
+        layer.update(weights)
+        return layer(x, shapes).square().sum()
+
+    grads = mx.grad(loss)(weights)
+    assert all(mx.isfinite(grad).all() for _, grad in tree_flatten(tree_map(mx.stop_gradient, grads)))
+
+
+X = mx.zeros((2, 8, 4, 16))
+P = mx.zeros((12, 4, 16))
+LAYOUT = na.VarlenLayout([5, 7])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "message"),
+    [
+        (
+            [5, 9],
+            ValueError,
+            "sizes has 9 for document 1 on axis 0, over the 8 tokens there; lower it or pad",
+        ),
+        (
+            [5, 2],
+            ValueError,
+            "kernel_size 3 is over the extent on axis 0 of documents 1 (2 tokens); pass fit=",
+        ),
+        ([5], ValueError, "sizes [1, 1] must be [batch, spatial axes], here [2, 1] or [2]"),
+        (mx.array([5.0, 6.0]), ValueError, "dtype of sizes is mlx.core.float32; pass mlx.core.int32 or"),
+        (mx.array([5, -1]), ValueError, "document 1 has shape [-1]; pass extents of 0 or more"),
+        ([5, 6.0], TypeError, "document 1 has shape 6.0; each extent is an integer, one is of type float"),
+        (5, TypeError, "sizes is of type int; pass an array, a list or a tuple"),
+    ],
+)
+def test_bad_sizes(sizes, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        na.na1d_varlen(X, X, X, sizes, 3)
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "error", "message"),
+    [
+        ((X, X, X, LAYOUT), {}, ValueError, "query [2, 8, 4, 16] must be [tokens, heads, dim]"),
+        ((P, P[:10], P, LAYOUT), {}, ValueError, "key has 10 tokens, query has 12; they are the same tokens"),
+        ((P[:9], P[:9], P[:9], LAYOUT), {}, ValueError, "query has 9 tokens, its layout 12; pass the layout"),
+        ((P, P, P, [5, 7]), {}, TypeError, "layout is of type list; pass a vicinal.mlx.VarlenLayout"),
+        ((P, P, P, LAYOUT), {"fit": "shrink"}, ValueError, "fit is shrink; pass error or clip"),
+        ((P, P, P, LAYOUT), {"kernel_size": 6}, ValueError, "kernel_size 6 is over the extent on axis 0 of"),
+    ],
+)
+def test_bad_arguments(args, options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        na.neighborhood_attention_packed(*args, **{"kernel_size": 3, **options})
+
+
+def test_packing_other_documents():
+    with pytest.raises(ValueError, match=re.escape("documents have shapes [(5,)], their layout has")):
+        LAYOUT.pack([P[:5]])
