@@ -128,6 +128,19 @@ def split_of(problem):
     return attend
 
 
+SHAPES = na.VarlenLayout([(14, 9), (5, 8), (14, 9), (20, 13)])
+
+
+def packed_of(_):
+    """Documents of different shapes, one after another on the only axis of the problem."""
+
+    def attend(query, key, value):
+        rows = (x.squeeze(0) for x in (query, key, value))
+        return na.neighborhood_attention_packed(*rows, SHAPES, (5, 3), return_lse=True)
+
+    return attend
+
+
 LARGE = Problem((Axis(40, 20), Axis(36, 18, 2)), heads=4, kv_heads=2, dim=64, value_dim=64)
 PATHS = {
     "full": (attention_of, named("whole").problem),
@@ -135,6 +148,7 @@ PATHS = {
     "triton, a small window": (attention_of, named("odd_2d").problem),
     "triton, every option": (attention_of, named("everything").problem),
     "triton, float32": (attention_of, replace(LARGE, dtype="float32")),
+    "documents": (packed_of, Problem((Axis(SHAPES.total_tokens, 1),), heads=4, kv_heads=2)),
     "split": (split_of, replace(LARGE, bias=True)),
 }
 
@@ -188,8 +202,8 @@ def test_a_compiled_graph_holds_one_operator_each_way(path):
     )
     assert problems.same((*results, *grads), (*expected, *wanted))
     ours = [[target for target in graph if "vicinal" in str(target)] for graph in graphs]
-    operators = torch.ops.vicinal
-    assert ours == [[operators.attend.default], [operators.attend_back.default]]
+    names = ("attend_varlen", "attend_varlen_back") if path == "documents" else ("attend", "attend_back")
+    assert ours == [[getattr(torch.ops.vicinal, name).default] for name in names]
 
 
 @pytest.fixture
