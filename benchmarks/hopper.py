@@ -1,9 +1,10 @@
 """Large windows on a Hopper GPU: time, share of dense cuDNN attention's speed, and host time a call.
 
-    python benchmarks/hopper.py [--out results.json] [--only b1,b16] [--quick]
+    python benchmarks/hopper.py [--out results.json] [--only b1,b16] [--quick] [--between]
 
 Every row is checked on sampled queries and keys in float64 before it is timed. `ratio` is the time of dense
 cuDNN attention, scaled by the visible share of its products, over the measured time: 1.0 is its speed.
+`--between` times windows between small and large with this backend and with `triton`.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from vicinal import Axis, Problem
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.hopper import HOPPER
+from vicinal.torch.backends.triton import TRITON
+from vicinal.triton import hopper_plan
 
 NEEDS = (True,) * 3 + (False,) * 3
 
@@ -56,6 +59,10 @@ ROWS = {
     "b1 K=40": problem(PLANE, 40),
     "b1 K=40 dilation 2": problem(PLANE, 40, dilation=2),
     "b1 K=27 dilation 3": problem(PLANE, 27, dilation=3),
+}
+BETWEEN = {
+    f"{side}x{side} K={size} dim {dim}": problem((side, side), size, dim=dim, heads=8, batch=65536 // side**2)
+    for size, dim, side in product((7, 9, 13, 21), (64, 128), (64, 256))
 }
 
 
@@ -179,7 +186,6 @@ def measure(name: str, case: Problem, quick: bool) -> dict:
     times = {
         "forward": milliseconds(forward, 7),
         "backward": milliseconds(lambda: back(NEEDS), 5),
-        "prepare": milliseconds(lambda: back((False,) * 6), 5),
         "query": milliseconds(lambda: back((True,) + (False,) * 5), 5),
     }
     row = {"name": name, "problem": str(case), "error": error, **times}
@@ -197,6 +203,28 @@ def measure(name: str, case: Problem, quick: bool) -> dict:
     return row
 
 
+def compare(name: str, case: Problem) -> dict:
+    """Times of this backend over `triton`'s, whatever either refuses."""
+    random = lambda heads: torch.randn(  # noqa: E731
+        case.batch, *case.lengths, heads, case.dim, device="cuda", dtype=getattr(torch, case.dtype)
+    )
+    given = Operands(random(case.heads), random(case.kv_heads), random(case.kv_heads))
+    row = {"name": name, "problem": str(case), "waste": hopper_plan.waste(case)}
+    outs = []
+    for backend in (HOPPER, TRITON):
+        out, lse = backend.attend(case, given, case.dim**-0.5)
+        outs.append(out)
+        arguments = case, given, out, lse, out, None, case.dim**-0.5, NEEDS
+        call, back = backend.attend, backend.attend_back
+        row[f"{backend.name}_forward"] = milliseconds(lambda: call(case, given, case.dim**-0.5), 9)  # noqa: B023
+        row[f"{backend.name}_backward"] = milliseconds(lambda: back(*arguments), 9)  # noqa: B023
+    error = (outs[0] - outs[1]).norm() / outs[1].norm()
+    assert error < 1e-2, f"{name}: the backends differ by {error:.2e}"
+    parts = [f"{key} {row[key]:.3f}" for key in list(row)[2:]]
+    print(f"{name:22}", "  ".join(parts), flush=True)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -204,6 +232,7 @@ def main() -> None:
     parser.add_argument("--out")
     parser.add_argument("--only", help="names of rows, separated by commas")
     parser.add_argument("--quick", action="store_true", help="without the dense baseline")
+    parser.add_argument("--between", action="store_true", help="windows between small and large alone")
     options = parser.parse_args()
     wanted = options.only.split(",") if options.only else list(ROWS)
     versions = {
@@ -211,8 +240,12 @@ def main() -> None:
         "triton": triton.__version__,
         "cudnn": torch.backends.cudnn.version(),
     }
+    if options.between:
+        rows = [compare(name, case) for name, case in BETWEEN.items()]
+        save(options.out, {"device": torch.cuda.get_device_name(), "versions": versions, "rows": rows})
+        return
     rows = []
-    print("row                  fwd ms  TF/s ratio | bwd ms  TF/s ratio (prep   dq  dkv) | host us    error")
+    print("row                  fwd ms  TF/s ratio | bwd ms  TF/s ratio (  dq   dkv) | host us    error")
     for name in wanted:
         row = measure(name, ROWS[name], options.quick)
         rows.append(row)
@@ -220,11 +253,11 @@ def main() -> None:
         if row.get("failed"):
             print(f"{name:20} WRONG: relative error {row['error']:.3g}", flush=True)
             continue
-        parts = row["prepare"], row["query"] - row["prepare"], row["backward"] - row["query"]
+        parts = row["query"], row["backward"] - row["query"]
         print(
             f"{name:20} {row['forward']:7.3f} {row['forward_tflops']:5.0f} "
             f"{row.get('forward_ratio', 0):5.2f} | {row['backward']:7.3f} {row['backward_tflops']:5.0f} "
-            f"{row.get('backward_ratio', 0):5.2f} ({parts[0]:.2f} {parts[1]:.2f} {parts[2]:.2f}) | "
+            f"{row.get('backward_ratio', 0):5.2f} ({parts[0]:.2f} {parts[1]:.2f}) | "
             f"{row['host_forward_us']:5.1f} {row['error']:.1e}",
             flush=True,
         )
@@ -236,8 +269,12 @@ def main() -> None:
         "rows": rows,
     }
     print(result["device"], versions, f"copy {result['copy_tb_s']:.2f} TB/s", result["dense"])
-    if options.out:
-        with open(options.out, "w") as file:
+    save(options.out, result)
+
+
+def save(path: str | None, result: dict) -> None:
+    if path:
+        with open(path, "w") as file:
             json.dump(result, file, indent=1)
 
 

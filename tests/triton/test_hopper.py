@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import vicinal
@@ -157,8 +157,18 @@ def problems(draw):
     return Problem(tuple(axes), dim=draw(st.sampled_from((32, 128, 256))), value_dim=32, dtype="float16")
 
 
+def test_boxes_aligned_with_shared_windows_need_no_mask():
+    aligned = Problem((Axis(256, 80, 16),) * 2, dim=128, value_dim=128, dtype="float16")
+    assert hopper_plan.forward(aligned).spec.masked == (False, False, False)
+    assert hopper_plan.key_gradients(aligned, True, True)[0][0].masked == (False, False, False)
+    sliding = Problem((Axis(256, 80),) * 2, dim=128, value_dim=128, dtype="float16")
+    assert hopper_plan.forward(sliding).spec.masked == (False, True, True)
+
+
 @settings(max_examples=25, deadline=None)
 @given(case=problems())
+# Windows of one key need no mask, and yet their axis is to be walked.
+@example(case=Problem((Axis(70, 1), Axis(7, 3)), dim=32, value_dim=32, dtype="float16"))
 def test_tiles_visit_every_visible_pair_once(kernels, case):
     axes = (Axis(1, 1),) * (3 - case.rank) + case.axes
     visible = sorted(
@@ -166,7 +176,7 @@ def test_tiles_visit_every_visible_pair_once(kernels, case):
         for output in product(*(range(axis.outputs) for axis in axes))
         for key in product(*(axis.keys(at) for axis, at in zip(axes, output, strict=True)))
     )
-    for plan in (hopper_plan.forward(case), hopper_plan.query_gradient(case)):
+    for plan in (hopper_plan.forward(case), hopper_plan.query_gradient(case, True, False)):
         # Tiles past the end of a short dilation group repeat another.
         found = list(walked(kernels, case, plan, False))
         assert sorted(set(found)) == visible

@@ -90,7 +90,8 @@ def kernels(case):
     floats = (torch.float32,)
     yield hopper_attention.forward_launch(case).warmup((query, key, value, out), floats, (0.1,))
     tensors = (query, out, key, value, query)
-    yield hopper_attention.query_gradient_launch(case).warmup(tensors, floats, (0.1, 0.1))
+    launch = hopper_attention.query_gradient_launch(case, True, False)
+    yield launch.warmup(tensors, (out, *floats * 3), (0.1, 0.1))
     for launch in hopper_attention.key_gradient_launches(case, True, True):
         yield launch.warmup((key, value, query, out, key, value), floats, (0.1, 0.1))
 

@@ -12,13 +12,9 @@ from .hopper_forward import attend as attend_kernel
 from .hopper_forward import attend_groups
 from .hopper_key_gradient import differentiate_key_groups, differentiate_keys
 from .hopper_launch import GroupLaunch, Launch, Map, mapped
-from .hopper_prepare import prepare
 from .hopper_query_gradient import differentiate_queries, differentiate_query_groups
-from .launch import Launch as PointerLaunch
 
 LOG2E = 1.4426950408889634
-# Rows of one program of `prepare`.
-PREPARED = 64
 
 
 def attend(
@@ -47,15 +43,16 @@ def attend_back(
     """Gradients of queries, keys and values, where `needs` asks for them."""
     query, positive = _with_positive_scale(query, scale)
     query, key, value = mapped(query), mapped(key), mapped(value)
-    statistics = _statistics(problem, out, lse, grad_out, grad_lse)
     # A product with zeros is rare enough to be a product.
     grad_out = torch.zeros_like(out) if grad_out is None else mapped(grad_out)
+    rows = problem.batch * problem.heads * prod(problem.outputs)
+    statistics = torch.empty(2, rows, dtype=torch.float32, device=out.device)
+    grad_query = torch.empty(query.shape, dtype=query.dtype, device=query.device) if needs[0] else query
+    kept = (out.contiguous(), lse, lse if grad_lse is None else grad_lse.contiguous(), statistics)
+    launch = query_gradient_launch(problem, needs[0], grad_lse is not None)
+    launch((query, grad_out, key, value, grad_query), kept, (scale, positive * LOG2E))
     scales = (positive, positive * LOG2E)
-    grads: list[Tensor | None] = [None, None, None]
-    if needs[0]:
-        grads[0] = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        tensors = (query, grad_out, key, value, grads[0])
-        query_gradient_launch(problem)(tensors, (statistics,), (scale, positive * LOG2E))
+    grads: list[Tensor | None] = [grad_query if needs[0] else None, None, None]
     if needs[1] or needs[2]:
         grads[1], grads[2] = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (key, value))
         tensors = (key, value, query, grad_out, grads[1], grads[2])
@@ -69,29 +66,6 @@ def _with_positive_scale(query: Tensor, scale: float) -> tuple[Tensor, float]:
     if scale > 0:
         return query, scale
     return (-query, -scale) if scale < 0 else (torch.zeros_like(query), 1.0)
-
-
-def _statistics(
-    problem: Problem, out: Tensor, lse: Tensor, grad_out: Tensor | None, grad_lse: Tensor | None
-) -> Tensor:
-    """`[2, batch * heads, tokens]`: log-sum-exp in base 2, and what the slopes of a query subtract."""
-    rows = problem.batch * problem.heads * prod(problem.outputs)
-    found = torch.empty(2, rows, dtype=torch.float32, device=out.device)
-    dense_out = None if grad_out is None else grad_out.contiguous()
-    dense_lse = None if grad_lse is None else grad_lse.contiguous()
-    launch = _prepare_launch(problem, grad_out is not None, grad_lse is not None)
-    launch(out, dense_out, lse, dense_lse, found)
-    return found
-
-
-@lru_cache(256)
-def _prepare_launch(problem: Problem, has_grad_out: bool, has_grad_lse: bool) -> PointerLaunch:
-    tokens = prod(problem.outputs)
-    rows = problem.batch * problem.heads * tokens
-    numbers = (rows, tokens, problem.heads, problem.value_dim)
-    constants = (PREPARED, plans.padded(problem.value_dim), has_grad_out, has_grad_lse)
-    programs = problem.batch * -(-problem.heads * tokens // PREPARED)
-    return PointerLaunch(prepare, programs, numbers, constants, num_warps=4)
 
 
 def _extents(problem: Problem) -> tuple:
@@ -129,9 +103,9 @@ def forward_launch(problem: Problem) -> Launch:
 
 
 @lru_cache(256)
-def query_gradient_launch(problem: Problem) -> Launch:
-    """The gradient of queries, compiled and mapped for a problem."""
-    spec, programs = plans.query_gradient(problem)
+def query_gradient_launch(problem: Problem, wants_query: bool, has_grad_lse: bool) -> Launch:
+    """The gradient of queries and what that of keys reads, compiled and mapped for a problem."""
+    spec, programs = plans.query_gradient(problem, wants_query, has_grad_lse)
     query, out, key, value, numbers = _extents(problem)
     maps = (
         Map(query, spec.rows, spec.dim),

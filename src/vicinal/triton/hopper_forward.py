@@ -3,6 +3,9 @@
 The two warpgroups take turns: while one multiplies, the other computes its softmax. Within a warpgroup the
 product with the values of a box runs beside the product with the keys of the next, and no product stays in
 flight over a loop's back edge, where ptxas would serialize them.
+
+Sums are in units of a row's maximum, but one that has grown by little is left alone: weights then reach
+2**SLACK, which every dtype holds, and most boxes spare the sums a product with 1.
 """
 
 from triton.experimental import gluon
@@ -21,6 +24,27 @@ from . import hopper_window as hw
 # its product with the scale is exact and what a fused multiply-add leaves of the two is zero.
 HIDDEN = gl.constexpr(-(2.0**100))
 LN2 = gl.constexpr(0.6931471805599453)
+SLACK = gl.constexpr(8.0)
+
+
+def _rescaling(count: int) -> tuple[str, str]:
+    """PTX, and its operands' constraints, that multiplies `count` sums of a thread by their rows' factors.
+
+    A warp whose factors are all 1 skips the products. A thread holds sums of two rows, two by two.
+    """
+    factor = 2 * count
+    moves = "".join(f"mov.f32 ${i}, ${i + count};" for i in range(count))
+    products = "".join(f"mul.f32 ${i}, ${i}, ${i + factor};" for i in range(count))
+    source = (
+        f"{{ .reg .pred p, q; setp.neu.f32 p, ${factor}, 0f3F800000;"
+        f"setp.neu.f32 q, ${factor + 2}, 0f3F800000; or.pred p, p, q;"
+        f"vote.sync.any.pred p, p, 0xffffffff; {moves} @!p bra DONE; {products} DONE: }}"
+    )
+    return source, ",".join(["=f"] * count + ["f"] * factor)
+
+
+RESCALED = gl.constexpr(16)
+RESCALE, CONSTRAINTS = map(gl.constexpr, _rescaling(16))
 
 
 @gluon.jit
@@ -63,11 +87,20 @@ def _add(weights, values, stage, acc, SPEC: gl.constexpr):
 
 @gluon.jit
 def _softmax(scores, top, scale2):
-    """Weights of one box in units of the new row maximum, that maximum, and what the old sums shrink by."""
+    """Weights of one box in units of a new row maximum, that maximum, and what the old sums shrink by."""
     highest = gl.maximum(top, gl.max(scores, 1))
+    highest = gl.where((highest - top) * scale2 > SLACK, highest, top)
     shift = highest * scale2
     shrink = gl.exp2(top * scale2 - shift)
     return gl.exp2(scores * scale2 - shift[:, None]), highest, shrink
+
+
+@gluon.jit
+def _rescale(acc, shrink):
+    factor, acc = gl.broadcast(gl.convert_layout(shrink, gl.SliceLayout(1, acc.type.layout))[:, None], acc)
+    return gl.inline_asm_elementwise(
+        RESCALE, CONSTRAINTS, [acc, factor], dtype=gl.float32, is_pure=True, pack=RESCALED
+    )
 
 
 @gluon.jit
@@ -153,9 +186,11 @@ def _attend(
         weights, top, shrink = _softmax(scores, top, scale2)
         total = total * shrink + gl.sum(weights, 1)
         rounded = weights.to(out.dtype)
+        # Long past, but it keeps ptxas from moving the next wait before the weights.
+        mbarrier.wait(ready.index(warpgroup), 0)
         acc = warpgroup_mma_wait(0, deps=(adding,))
         mbarrier.arrive(values.empty.index(before), count=1)
-        acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, out_layout))[:, None]
+        acc = _rescale(acc, shrink)
         operand = gl.convert_layout(rounded, weight_layout)
     last = (end - 1) % SPEC.stages
     mbarrier.wait(values.full.index(last), ((end - 1) // SPEC.stages) & 1)
@@ -166,9 +201,9 @@ def _attend(
     acc = acc * gl.convert_layout(1.0 / total, gl.SliceLayout(1, out_layout))[:, None]
 
     ht.put(out, acc, outs.index(warpgroup), tile.planes[0], start, tile.head)
-    at = tile.batch.to(gl.int64) * (extents[0] * extents[1] * extents[2]) + ht.token(row, tile, extents, SPEC)
     found = (top * scale2 + gl.log2(total)) * LN2
-    gl.store(lse + at * heads + tile.head, found, mask=hw.inside(row, tile.outputs))
+    at = ht.entry(row, tile, extents, heads, SPEC)
+    gl.store(lse + at, found, mask=hw.inside(row, tile.outputs))
     tma.store_wait(0)
 
 

@@ -52,13 +52,7 @@ def _copy(
     SPEC: gl.constexpr,
 ):
     """The producer: keys and values of both warpgroups, then boxes of queries with their statistics."""
-    for warpgroup in gl.static_range(2):
-        at = ht.corner(tile.start, warpgroup, SPEC)
-        coordinate = [tile.planes[1] + at[0], at[1], at[2], tile.head, 0]
-        bar = ready.index(warpgroup)
-        mbarrier.expect(bar, key.block_type.nbytes + value.block_type.nbytes)
-        tma.async_copy_global_to_shared(key, coordinate, bar, keys.index(warpgroup))
-        tma.async_copy_global_to_shared(value, coordinate, bar, values.index(warpgroup))
+    ht.copy_rows(key, value, keys, values, ready, tile.planes[1], tile, SPEC)
     index = gl.arange(0, 2 * SPEC.width, layout=gl.BlockedLayout([1], [32], [1], [0]))
     count = tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
     box = ht.box_of(gl.to_tensor(0), SPEC)
@@ -214,7 +208,7 @@ def _run(
             )),
         ],
         [4, 1],
-        [240, 32],
+        [240, 24],
     )  # fmt: skip
 
 

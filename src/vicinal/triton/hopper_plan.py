@@ -25,14 +25,15 @@ class Spec:
     """The constants of one kernel; lengths, heads and strides are run-time numbers.
 
     Args:
-        rules: window rule per axis; its length is 0 and has no meaning.
+        rules: window rule per axis; its length is 1 on an axis of one token, and elsewhere 0 without meaning.
         rows, columns: box of one warpgroup's rows, and of the columns that are visited together.
         tile: box of a program's rows: twice `rows`.
         split: axis along which the warpgroups share the tile.
-        masked: axes on which a box may hold columns that a row does not see.
+        masked: axes on which a visited box holds columns that a row does not see.
         dim, value_dim: head dimensions, padded to a power of two.
         stages: boxes of columns in flight.
-        wants_key, wants_value: which sums the gradient of keys and values keeps.
+        wants_query, wants_key, wants_value: which sums gradients keep.
+        has_grad_lse: whether log-sum-exps have a gradient.
     """
 
     rules: tuple[Axis, ...]
@@ -44,8 +45,10 @@ class Spec:
     dim: int
     value_dim: int
     stages: int
+    wants_query: bool = True
     wants_key: bool = True
     wants_value: bool = True
+    has_grad_lse: bool = False
 
     @property
     def width(self) -> int:
@@ -60,7 +63,7 @@ class Spec:
     @property
     def flat(self) -> tuple[bool, ...]:
         """Axes of one token."""
-        return tuple(not mask and rule.size == 1 for mask, rule in zip(self.masked, self.rules, strict=True))
+        return tuple(rule.length == 1 for rule in self.rules)
 
     @property
     def sizes(self) -> Triple:
@@ -99,9 +102,10 @@ def waste(problem: Problem) -> float:
     return _counts(problem, spec.tile, spec.split, spec.columns, False)[0] * ROWS * spec.width / problem.pairs
 
 
-def query_gradient(problem: Problem) -> Plan:
+def query_gradient(problem: Problem, wants_query: bool, has_grad_lse: bool) -> Plan:
     """Boxes of the gradient of queries."""
-    return _query_gradient(_geometry(problem))
+    spec, programs = _query_gradient(_geometry(problem))
+    return Plan(replace(spec, wants_query=wants_query, has_grad_lse=has_grad_lse), programs)
 
 
 def key_gradients(problem: Problem, wants_key: bool, wants_value: bool) -> list[tuple[Spec, int]]:
@@ -180,15 +184,12 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
         candidates.sort(key=lambda found: _cost(problem, kernel, *found[0], found[1], inverse))
     (tile, split), box = candidates[0]
     spec = Spec(
-        rules=tuple(replace(axis, length=0) for axis in problem.axes),
+        rules=tuple(replace(axis, length=int(axis.length == 1)) for axis in problem.axes),
         rows=tuple(side // 2 if axis == split else side for axis, side in enumerate(tile)),
         columns=box,
         tile=tile,
         split=split,
-        masked=tuple(
-            not _covered(axis, count, extent)
-            for axis, count, extent in zip(problem.axes, box, columns, strict=True)
-        ),
+        masked=tuple(full < visited for visited, full in _axes_counts(problem, tile, split, box, inverse)),
         dim=padded(problem.dim),
         value_dim=padded(problem.value_dim),
         stages=min((SHARED - kernel.fixed) // kernel.stage, kernel.stages),
@@ -209,11 +210,18 @@ def _cost(problem: Problem, kernel: Kernel, tile: Triple, split: int, box: Tripl
 
 def _counts(problem: Problem, tile: Triple, split: int, box: Triple, inverse: bool) -> tuple[int, int]:
     """Boxes that the warpgroups of one head visit, and those of them that need no mask."""
-    per_axis = [
+    per_axis = _axes_counts(problem, tile, split, box, inverse)
+    return prod(visited for visited, _ in per_axis), prod(full for _, full in per_axis)
+
+
+def _axes_counts(
+    problem: Problem, tile: Triple, split: int, box: Triple, inverse: bool
+) -> list[tuple[int, int]]:
+    """The same per axis: the counts of a head are products of them."""
+    return [
         _axis_counts(axis, side, 2 if number == split else 1, columns, inverse)
         for number, (axis, side, columns) in enumerate(zip(problem.axes, tile, box, strict=True))
     ]
-    return prod(visited for visited, _ in per_axis), prod(full for _, full in per_axis)
 
 
 @lru_cache(65536)
@@ -241,9 +249,3 @@ def _walked_counts(axis: Axis, tile: int, parts: int, columns: int, inverse: boo
 def _stays(problem: Problem, side: int, extent: int) -> bool:
     """Whether no tile runs over the first axis, behind which the next batch entry lies."""
     return problem.batch == 1 or extent % side == 0 or any(axis.dilation > 1 for axis in problem.axes)
-
-
-def _covered(axis: Axis, side: int, extent: int) -> bool:
-    """Whether every box of columns lies inside every window of the axis."""
-    groups = {-(-(extent - residue) // axis.dilation) for residue in range(axis.dilation)}
-    return axis.size * axis.dilation == axis.length and not axis.causal and all(n % side == 0 for n in groups)

@@ -237,6 +237,13 @@ def token(at, tile, extents, SPEC: gl.constexpr):
 
 
 @gluon.jit
+def entry(at, tile, extents, heads, SPEC: gl.constexpr):
+    """Index of rows at `at` in a contiguous `[batch, *extents, heads]`."""
+    tokens = tile.batch.to(gl.int64) * (extents[0] * extents[1] * extents[2]) + token(at, tile, extents, SPEC)
+    return tokens * heads + tile.head
+
+
+@gluon.jit
 def group_view(
     base, strides, extents, tile, heads, dim, box: gl.constexpr, width: gl.constexpr, SPEC: gl.constexpr
 ):
@@ -309,6 +316,18 @@ def fill(descriptor, into, stage, plane, at, head):
     tma.async_copy_global_to_shared(
         descriptor, [plane + at[0], at[1], at[2], head, 0], into.full.index(stage), into.buffers.index(stage)
     )
+
+
+@gluon.jit
+def copy_rows(first, second, firsts, seconds, ready, plane, tile, SPEC: gl.constexpr):
+    """Copies both warpgroups' boxes of the two tensors that the rows of a gradient are."""
+    for warpgroup in gl.static_range(2):
+        at = corner(tile.start, warpgroup, SPEC)
+        coordinate = [plane + at[0], at[1], at[2], tile.head, 0]
+        bar = ready.index(warpgroup)
+        mbarrier.expect(bar, first.block_type.nbytes + second.block_type.nbytes)
+        tma.async_copy_global_to_shared(first, coordinate, bar, firsts.index(warpgroup))
+        tma.async_copy_global_to_shared(second, coordinate, bar, seconds.index(warpgroup))
 
 
 @gluon.jit
