@@ -274,6 +274,18 @@ def test_natten_mlx_split(rank):
     assert mx.array_equal(qk(x, x, 3), qk(x, x, 3, scale=0.25))
 
 
+@RANKS
+def test_natten_mlx_padded_batches(rank):
+    sizes = [list(LENGTHS[rank]), [length - 1 for length in LENGTHS[rank]]]
+    sizes = [size[0] for size in sizes] if rank == 1 else sizes
+
+    def call(e, a):
+        given = torch.tensor(sizes) if e.softmax is torch.softmax else mx.array(sizes)
+        return e(f"na{rank}d_varlen", a.q, a.k, a.v, given, 2, 2, 0.3)
+
+    agree("natten_mlx", heads_last(rank), call, "natten_mps")
+
+
 @TWO_RANKS
 def test_allin1(rank):
     def call(e, a):

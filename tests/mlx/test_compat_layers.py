@@ -68,6 +68,22 @@ def test_small_inputs_are_padded(rank, lengths):
         v017.NeighborhoodAttention1D(12, 3, 3)(mx.zeros((1, 2, 12)))
 
 
+@RANKS
+def test_natten_mlx_layers_take_sizes(rank):
+    """Padding is zero, whatever it holds; stride, causality and grouped heads hold for each sample."""
+    mine, theirs = twins("natten_mlx", rank, 12, 3, 3, 2, is_causal=True, num_kv_heads=1)
+    sizes = np.array([LENGTHS[rank], [length - 2 for length in LENGTHS[rank]]])
+    x = np.random.default_rng(0).standard_normal((2, *LENGTHS[rank], 12)).astype(np.float32)
+    x[1, -2:] = np.nan
+    given = sizes[:, 0] if rank == 1 else sizes
+    with torch.no_grad():
+        wanted = theirs.double()(torch.tensor(x, dtype=torch.float64), torch.tensor(given))
+    name = "seq_lens" if rank == 1 else "spatial_sizes"
+    out = np.array(mine(mx.array(x), **{name: mx.array(given)}))
+    budget.check("out", out, wanted.numpy(), "float32")
+    assert not out[1, -1].any()
+
+
 def test_attributes():
     old = v014.NeighborhoodAttention2D(dim=12, num_heads=3, kernel_size=3, dilation=None)
     assert (old.kernel_size, old.dilation, old.window_size, old.head_dim) == (3, 1, 3, 4)

@@ -139,8 +139,7 @@ NATTEN: dict[str, Tree] = {
 
 def _apple(package: str) -> Tree:
     """natten-mps and natten-mlx, which are alike but for the probes of their backends."""
-    kinds = ("", "_qk", "_av", *["_varlen"] * (package == "natten_mps"))
-    functions = [f"na{rank}d{kind}" for rank in (1, 2, 3) for kind in kinds]
+    functions = [f"na{rank}d{kind}" for rank in (1, 2, 3) for kind in ("", "_qk", "_av", "_varlen")]
     probes = {"natten_mps": "has_mps has_metal", "natten_mlx": "has_metal has_nanobind"}[package]
     matrix, merge = "get_support_matrix", "merge_attentions"
     allin1 = "na1d_qk_rpb na1d_av_fused na2d_qk_rpb na2d_av_fused"

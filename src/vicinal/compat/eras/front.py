@@ -19,8 +19,6 @@ class Front(NamedTuple):
         join: `(parts, axis)`, one array of several.
         pad: `(x, ends)`, zeros after the end of each axis.
         integers: `(values, like)`, a 1-D int32 array, where `like` is.
-        packed: `(query, key, value, shapes, window, scale)`, output and log-sum-exp of inputs of
-            `shapes`, packed as `[tokens, heads, dim]`.
     """
 
     na: Any
@@ -29,7 +27,6 @@ class Front(NamedTuple):
     join: Callable[..., Array]
     pad: Callable[..., Array]
     integers: Callable[..., Array]
-    packed: Callable[..., tuple[Array, Array]]
 
     def ranked(self, rank: int, kind: str = "") -> Callable[..., Any]:
         """`na2d` for rank 2, `na2d_qk` for the kind `_qk`."""

@@ -101,7 +101,11 @@ def attending(front: Front, module: str) -> Callable:
                 "dilation": apart,
                 "is_causal": metadata["is_causal"],
             }
-            out, lse = front.packed(query[0, a:b], key[0, a:b], value[0, a:b], shapes, window, scale)
+            layout = front.na.VarlenLayout(shapes, len(shapes[0]))
+            operands = (x[0, a:b] for x in (query, key, value))
+            out, lse = front.na.neighborhood_attention_packed(
+                *operands, layout, **window, scale=scale, return_lse=True
+            )
             parts.append((out[None], lse[None]))
         return joined(front, parts, return_lse)
 

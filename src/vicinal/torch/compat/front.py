@@ -1,7 +1,6 @@
 """PyTorch, to the translations of `vicinal.compat.eras`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +17,4 @@ def _integers(values: list[int], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.int32, device=like.device)
 
 
-def _packed(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    shapes: Sequence[Sequence[int]],
-    window: dict[str, Any],
-    scale: float | None,
-) -> tuple[Tensor, Tensor]:
-    layout = na.VarlenLayout(shapes, len(shapes[0]))
-    return na.neighborhood_attention_packed(query, key, value, layout, **window, scale=scale, return_lse=True)
-
-
-FRONT = Front(na, torch.movedim, torch.permute, torch.cat, _pad, _integers, _packed)
+FRONT = Front(na, torch.movedim, torch.permute, torch.cat, _pad, _integers)
