@@ -4,15 +4,16 @@
 
 The direct call has operands heads last in memory. `memory` is NATTEN's heads-first layout in memory, `view` a
 heads-first view of heads-last memory, as clients make it from a projection. A row is timed only after its
-outputs and gradients are those of the direct call; calls take turns, and the best of all turns counts, which
-other work on the machine disturbs least.
+outputs and gradients are those of the direct call; calls take turns. Numbers are the medians of all turns: of
+time on a GPU, of the processor's time on a CPU, which other work on the machine lengthens least.
 """
 
 import argparse
 import json
 import platform
 from pathlib import Path
-from time import perf_counter
+from statistics import median
+from time import perf_counter, process_time
 
 import torch
 
@@ -74,21 +75,29 @@ def checked(calls):
 
 
 def times(calls, backward, device, repeats):
-    """Best milliseconds of each way."""
+    """Median milliseconds of each way."""
+    clock = perf_counter if device == "cuda" else process_time
     found = {way: [] for way in calls}
     for _ in range(repeats + 3):
         for way, call in calls.items():
             _wait(device)
-            start = perf_counter()
+            start = clock()
             step(*call, backward)
             _wait(device)
-            found[way].append(1e3 * (perf_counter() - start))
-    return {way: round(min(numbers[3:]), 4) for way, numbers in found.items()}
+            found[way].append(1e3 * (clock() - start))
+    return {way: round(median(numbers[3:]), 4) for way, numbers in found.items()}
 
 
 def _wait(device):
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def _processor():
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor())
 
 
 def main():
@@ -97,7 +106,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    name = torch.cuda.get_device_name() if given.device == "cuda" else platform.processor() or "CPU"
+    name = torch.cuda.get_device_name() if given.device == "cuda" else _processor()
     print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads, {given.repeats} repeats")
     rows = []
     for row, shape in ROWS.items():

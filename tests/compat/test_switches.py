@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vicinal.torch.compat import checks, signature_types, switches, v017, v020
+from vicinal.torch.compat import checks, signature_types, switches, tokens, v017, v020
 
 PAIRS = [
     ("use_deterministic_algorithms", "are_deterministic_algorithms_enabled"),
@@ -142,16 +142,16 @@ def test_checks_refuse(name, value):
 
 def test_checks_of_additional_tokens():
     x, more = torch.randn(2, 3, 8, 8, 4), torch.randn(2, 3, 5, 4)
-    assert checks.check_additional_keys(x, None) == checks.check_additional_values(x, None, x, 9) == 0
-    assert checks.check_additional_keys(x, more) == 5
-    weights = checks.make_attn_tensor_from_input(x, 14)
+    assert tokens.check_additional_keys(x, None) == tokens.check_additional_values(x, None, x, 9) == 0
+    assert tokens.check_additional_keys(x, more) == 5
+    weights = tokens.make_attn_tensor_from_input(x, 14)
     assert weights.shape == (2, 3, 8, 8, 14)
-    assert checks.check_additional_values(weights, more, x, 9) == 5
+    assert tokens.check_additional_values(weights, more, x, 9) == 5
     with pytest.raises(ValueError, match="14 weights"):
-        checks.check_additional_values(weights, more, x, 25)
+        tokens.check_additional_values(weights, more, x, 25)
     for wrong in (more[:1], more[:, :1], more[..., :2], more.double(), more[0]):
         with pytest.raises(ValueError, match=r"additional_keys is .* pass \[2, 3, tokens, 4\]"):
-            checks.check_additional_keys(x, wrong)
+            tokens.check_additional_keys(x, wrong)
 
 
 def test_types():

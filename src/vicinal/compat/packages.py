@@ -94,7 +94,7 @@ NATTEN: dict[str, Tree] = {
             "flops": "add_natten_handle get_flops av_1d_flop av_2d_flop av_3d_flop "
             "qk_1d_rpb_flop qk_2d_rpb_flop qk_3d_rpb_flop"
         },
-        "utils": {"checks": _ADDITIONAL, "signature_types": "NoneType"},
+        "utils": {"tokens": _ADDITIONAL, "signature_types": "NoneType"},
     },
     "v017": {
         "": {"v017": _LAYERS, "switches": _SWITCHES_017},
@@ -110,9 +110,12 @@ NATTEN: dict[str, Tree] = {
         },
         "flops": {"flops": "add_natten_handle fna_flop_count get_flops na_av_flop_count na_qk_flop_count"},
         "types": {"signature_types": None, "checks": _FROM_ONE},
-        "utils": {"checks": f"{_ADDITIONAL} {_CHECKS} check_all_args get_device_cc get_num_na_weights"},
+        "utils": {
+            "tokens": _ADDITIONAL,
+            "checks": f"{_CHECKS} check_all_args get_device_cc get_num_na_weights",
+        },
         "utils.checks": {"checks": f"{_CHECKS} check_all_args get_num_na_weights"},
-        "utils.tensor": {"checks": _ADDITIONAL},
+        "utils.tensor": {"tokens": _ADDITIONAL},
         "utils.misc": {"checks": "get_device_cc"},
         "utils.log": {"checks": "get_logger"},
     },
