@@ -1,23 +1,14 @@
 """natten-mps on its pure backend, beside our names for it: odd windows, where it computes what it says."""
 
-import inspect
-
 import natten_mps
 import pytest
 import torch
 
 from vicinal.torch.compat import natten_mps as ours
 
+from .apple import FUNCTIONS, LAYERS, LENGTHS, WINDOWS, arguments
+
 natten_mps.set_backend("pure")
-LENGTHS = {1: (11,), 2: (8, 9), 3: (6, 5, 7)}
-FUNCTIONS = [f"na{rank}d{kind}" for rank in LENGTHS for kind in ("", "_qk", "_av", "_varlen")]
-LAYERS = [f"NeighborhoodAttention{rank}D" for rank in LENGTHS]
-WINDOWS = {
-    "plain": {},
-    "dilated": {"dilation": 1, "scale": 0.3},
-    "strided": {"stride": 2},
-    "causal": {"is_causal": True, "stride": 3},
-}
 
 
 def draw(rank, heads=2, dim=4):
@@ -33,11 +24,7 @@ def close(ours, theirs):
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *LAYERS])
 def test_arguments(name):
-    names = [
-        [(one.name, one.default) for one in inspect.signature(getattr(package, name)).parameters.values()]
-        for package in (ours, natten_mps)
-    ]
-    assert names[0] == names[1]
+    assert arguments(ours, name) == arguments(natten_mps, name)
 
 
 @pytest.mark.parametrize("rank", LENGTHS)
