@@ -3,16 +3,19 @@
 from dataclasses import replace
 from math import inf
 
+import mslcpu
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+from tests import budget
 from tests.metal import checking
 from tests.torch import documents
 from tests.torch.documents import Drawn, Packed, Padded, case, cases
 from vicinal.torch import backends, ops
 from vicinal.torch.backends.metal import Metal
 
+on_linux = pytest.mark.skipif(checking.HAS_METAL, reason="the checker runs on Linux")
 form = pytest.mark.parametrize("form", [Packed, Padded], ids=["packed", "padded"])
 CASES = {
     "line": case((37, 5, 70, 9, 5), 5),
@@ -70,6 +73,36 @@ def test_matches_the_oracle_on_every_document(form, case, backend):
 def test_every_option_meets_every_other(form, case):
     """What kernels are compiled for stays the same."""
     documents.check(form, replace(case, dim=4, value_dim=4, bias=True, extra=2), backend="tiles")
+
+
+def computed(form, case, **options):
+    """Results and all gradients, and the checker's session."""
+    drawn, made = Drawn(case), form(case)
+    tokens, rest = documents.operands(made, drawn)
+    with checking.opened(**options) as session:
+        results = documents.call(made, case, tokens, rest, backend="tiles")
+        every = (*tokens.values(), *rest.values())
+        grads = torch.autograd.grad(results, every, list(map(made.flow, drawn.flow())))
+    assert not session.findings
+    return *results, *grads
+
+
+@on_linux
+@form
+@pytest.mark.parametrize("name", ["everything", "volume"])
+def test_schedules_give_the_same_bits(form, name):
+    case = replace(CASES[name], dtype="float32")
+    first, *others = (computed(form, case, order=order) for order in mslcpu.ORDERS)
+    for other in others:
+        assert all(torch.equal(one, two) for one, two in zip(first, other, strict=True))
+
+
+@on_linux
+def test_fast_math_stays_within_the_budget():
+    case = replace(CASES["everything"], dtype="float32")
+    runs = (computed(Packed, case, fast_math=fast) for fast in (True, False))
+    for place, (fast, safe) in enumerate(zip(*runs, strict=True)):
+        budget.check(str(place), *(x.detach().double().numpy() for x in (fast, safe)), "float32")
 
 
 @form

@@ -11,9 +11,10 @@ from tests import budget
 from tests.metal import checking
 from tests.torch import problems
 from vicinal import Axis, Problem
-from vicinal.catalog import named
+from vicinal.catalog import SMALL, named
 from vicinal.metal import source
 from vicinal.metal.geometry import Geometry, layout
+from vicinal.torch import shaders
 
 mslcpu = pytest.importorskip("mslcpu")
 pytestmark = pytest.mark.skipif(checking.HAS_METAL, reason="the checker runs on Linux")
@@ -24,8 +25,11 @@ BARRIER = re.compile(r"threadgroup_barrier\([^;]*\);")
 PROBLEM = replace(named("everything").problem, batch=1, dim=24, value_dim=40)
 
 
-@pytest.mark.parametrize("backend", checking.BACKENDS, ids=lambda backend: backend.name)
-@pytest.mark.parametrize("name", ["everything", "odd_3d", "long"])
+SCHEDULED = [(TILED, case.name) for case in SMALL if case.problem.dtype in source.TYPES]
+SCHEDULED += [(PLAIN, name) for name in ("everything", "odd_3d", "long")]
+
+
+@pytest.mark.parametrize(("backend", "name"), SCHEDULED, ids=lambda value: getattr(value, "name", value))
 def test_schedules_give_the_same_bits(backend, name):
     runs = []
     for order in mslcpu.ORDERS:
@@ -91,6 +95,17 @@ def test_fast_math_stays_within_the_budget(backend, name):
     assert not session.findings + fast_session.findings
     for place, (actual, wanted) in enumerate(zip(fast, safe, strict=True)):
         budget.check(str(place), problems.array(actual), problems.array(wanted), problem.dtype, True)
+
+
+def test_vectors_that_start_elsewhere_are_found(monkeypatch):
+    """Where PyTorch's host did not copy them to where vectors may start."""
+    problem = replace(named("grouped").problem, dim=8, value_dim=8)
+    given = checking.arrange(problem, problems.operands(problem))
+    key = torch.cat([given.key.new_zeros(1), given.key.flatten()])[1:].view(given.key.shape)
+    monkeypatch.setattr(shaders, "_aligned", torch.Tensor.contiguous)
+    with checking.opened() as session:
+        TILED.attend(problem, given._replace(key=key), 0.3)
+    assert any("misaligned access" in found for found in session.findings)
 
 
 def test_a_mistake_in_the_window_is_found():
