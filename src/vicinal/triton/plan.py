@@ -167,9 +167,14 @@ BACKWARD_KEY = {
     },
     "float32": BACKWARD["float32"],
 }
-# One sum as large as the tile, on top of what a key gradient holds while it multiplies.
+# One sum as large as the tile, on top of what a key gradient holds while it multiplies. Triton 3.4 cannot
+# overlap these loops for Blackwell.
 BIAS = {
-    "short": BACKWARD_KEY["short"] | {128: (Size(64, 32, 8, 2), Size(16, 32, 1, 1))},
+    "short": {
+        64: (Size(64, 64, 4, 1), Size(16, 64, 1, 1)),
+        128: (Size(64, 32, 8, 1), Size(16, 32, 1, 1)),
+        256: (Size(32, 32, 8, 1),),
+    },
     "float32": BACKWARD["float32"],
 }
 EXTRA = {
