@@ -11,6 +11,7 @@ import vicinal.mlx as na
 from tests import budget
 from tests.mlx import problems
 from vicinal.catalog import named
+from vicinal.mlx import blocks, gathers
 from vicinal.mlx.backends import blocked
 
 CASES = ["odd_1d", "everything", "bias_dilation", "whole", "causal_3d"]
@@ -154,6 +155,28 @@ def test_vmap(name, backend):
         each = loss(*(one(p, i) for p in range(len(at))))
         for mapped, single in zip(grads, each, strict=True):
             close(mapped[i], single)
+
+
+def test_vmap_of_work_in_pieces(monkeypatch):
+    """What is too much to be there at once is mapped too, walks included."""
+    monkeypatch.setattr(blocks, "BUDGET", 1 << 12)
+    for walk in (gathers.dot, gathers.mix, gathers.mix_back):
+        monkeypatch.setattr(walk, "__defaults__", (1 << 12,))
+    problem = named("bias_dilation").problem
+    operands = problems.operands(problem)
+    window, at = problems.window(problem), list(operands.values())
+    several = [mx.stack([x, 2 * x]) for x in at]
+
+    def split(query, key, value, bias):
+        return na.av(mx.softmax(na.qk(query, key, **window, bias=bias), -1), value, **window)
+
+    with na.using(backend="blocked"):
+        for function in (flat(problem, operands, "blocked"), split):
+            loss = mx.grad(lambda *x, f=function: f(*x).square().sum(), argnums=(0, 1, 2, 3))
+            wanted = [(function(*x), *loss(*x)) for x in zip(*several, strict=True)]
+            found = (mx.vmap(function)(*several), *mx.vmap(loss)(*several))
+            for mapped, *singles in zip(found, *wanted, strict=True):
+                close(mapped, mx.stack(singles))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -14,6 +14,7 @@ from ..problem import Problem
 from . import layout, tiles
 from .layout import Layout
 from .operands import Operands, wide
+from .order import after
 
 # Bytes of a piece of work; the best of powers of two, forward and backward. MLX holds several at a time.
 BUDGET = 1 << 23
@@ -98,16 +99,17 @@ class Work:
         found = self.layout
         index = [] if self.firsts is None else [piece.of(self.firsts, found)]
         index += [] if self.added is None else [layout.kinds(found, piece.units)]
-        given = [*index, *(piece.of(x, found) for x in rows)]
+        mine = [piece.of(x, found) for x in rows]
         if done:
-            given = mx.depends(given, done)
-        mine = list(given[len(index) :])
-        added = None if self.added is None else self._added(piece, given[len(index) - 1])
+            index = after(index, done)
+            # Boxes come of the index, and what is large comes of boxes, or else of rows and all keys.
+            mine = after(mine, done) if self.firsts is None else mine
+        added = None if self.added is None else self._added(piece, index[-1])
         if self.firsts is None:
             both = (x.reshape(self.volumes, 1, -1, x.shape[-1]) for x in (self.key, self.value))
             key, value = (piece.of(x, found) for x in both)
         else:
-            columns = layout.columns(found, given[0])
+            columns = layout.columns(found, index[0])
             key, value = (mx.take(x, columns, axis=0) for x in (self.key, self.value))
         return Begun(mine, key, value, added)
 

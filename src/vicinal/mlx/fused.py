@@ -14,6 +14,7 @@ import mlx.core as mx
 from ..problem import Problem
 from ..triton import ahead, launches, plan
 from .operands import Operands, wide
+from .order import after
 
 Result = tuple[tuple[int, ...], mx.Dtype]
 _NAMES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
@@ -116,10 +117,9 @@ def _bias_gradient(
     total = None
     for first in range(0, problem.heads, launches.bias_split(problem).heads):
         scores, tally, shape = launches.bias_gradient_launches(problem, scale, steps, first)
-        inputs = (*given[:4], *rows)
         if total is not None:
-            inputs = tuple(mx.depends(list(inputs), [total]))
-        held = run(scores, inputs, ((shape, mx.float32),))
+            rows = (*rows[:2], *after(rows[2:], [total]))
+        held = run(scores, (*given[:4], *rows), ((shape, mx.float32),))
         (part,) = run(tally, held, ((bias.shape, mx.float32),), 0.0)
         total = part if total is None else total + part
     assert total is not None

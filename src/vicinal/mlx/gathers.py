@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from ..problem import Problem
 from . import tables
+from .order import after
 
 # Bytes of gathered rows that live at a time.
 BUDGET = 1 << 23
@@ -119,5 +120,5 @@ def _in_parts(part, arrays: tuple[mx.array, ...], axes: tuple[int, ...], step: i
             x[(slice(None),) * axis + (slice(start, start + step),)]
             for x, axis in zip(arrays, axes, strict=True)
         ]
-        found.append(part(*(mx.depends(pieces, found[-1:]) if found else pieces)))
+        found.append(part(*(after(pieces, found[-1:]) if found else pieces)))
     return mx.concatenate(found, 1)
