@@ -97,6 +97,14 @@ def test_planted_mistake_is_named(body, kind, line, order):
     assert found.intersection((kind, f"planted.metal:{FIRST + place}") for place in lines), found
 
 
+def test_random_order_mixes_threadgroups():
+    """The last to write wins, which no order of threads within a threadgroup decides."""
+    last = {order: launch("y[0] = float(g);", order=order)[1][0] for order in mslcpu.ORDERS}
+    assert (last[mslcpu.ORDERS[0]], last[mslcpu.ORDERS[1]]) == (3, 0)
+    seeds = {launch("y[0] = float(g);", order=mslcpu.ORDERS[2], seed=seed)[1][0] for seed in range(1, 20)}
+    assert seeds == {0, 1, 2, 3}
+
+
 def test_a_finding_names_the_memory():
     finding = launch(*instead("127 - t", "128 - t"))[2][0]
     assert (finding.memory, finding.offset, finding.size, finding.count) == ("s", 512, 4, 4)
@@ -153,3 +161,5 @@ def test_lint_names_pointers_without_space_and_foreign_letters():
     assert "planted.metal:10: pointer or reference without address space: p" in found
     assert "planted.metal:11: implicit conversion" in found
     assert not mslcpu.lint(source(*CORRECT))
+    copied = "struct V { float v[4]; }; V v = {}; v = *reinterpret_cast<device const V*>(x); y[i] = v.v[1];"
+    assert not mslcpu.lint(source(copied))

@@ -59,3 +59,18 @@ def test_a_source_can_be_edited_before_it_compiles():
             x, y, [4, 4], 1.0, threads=(4, 4), group_size=(4, 4), arg_casts={2: "int32"}
         )
     assert "out-of-bounds read of 'x'" in session.findings[0]
+
+
+@pytest.mark.parametrize("first", [0, 1, 4])
+def test_tensors_start_where_their_storage_says(first):
+    source = (
+        "#include <metal_stdlib>\nusing namespace metal;\n"
+        "kernel void k(device const float4* x [[buffer(0)]], device float* y [[buffer(1)]],\n"
+        "              uint i [[thread_position_in_grid]]) { y[i] = x[i].y; }\n"
+    )
+    x, y = torch.arange(32.0)[first : first + 16], torch.empty(4)
+    with torch_host.installed() as session:
+        torch.mps.compile_shader(source).k(x, y, threads=4, group_size=4)
+    assert y.tolist() == [first + place for place in (1, 5, 9, 13)]
+    assert bool(session.findings) == (first == 1)
+    assert all("misaligned access of 'x'" in found for found in session.findings)
