@@ -21,7 +21,7 @@ SHARED = {
 # Bytes a thread spills, at most, by the ends of kernel names; no other kernel spills more than SPILL.
 SPILL = 48
 SPILLS = {
-    "options-float32-64/attend": 320,
+    "options-float32-64/attend": 448,
     "options-float32-128/attend": 704,
     "bfloat16-64/key_gradient": 256,
     "bfloat16-64/query_gradient": 96,
