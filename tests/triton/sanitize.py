@@ -15,6 +15,8 @@ from functools import partial
 
 import torch
 
+from tests.documents import case
+from tests.torch.documents import Packed, Padded, check
 from vicinal import Axis, Problem
 from vicinal.torch.backends import BACKENDS
 from vicinal.torch.backends.base import Operands
@@ -89,13 +91,24 @@ def run(backend, p):
     return found
 
 
+# Documents of different shapes, with every option.
+DOCUMENTS = case(
+    ((14, 9), (15, 23), (31, 9)), (3, 2), (2, 1), (4, 3), (True, False), (2, 6),
+    bias=True, extra=5, heads=2, kv_heads=1, dim=20, value_dim=24, dtype="float16",
+)  # fmt: skip
+
+
 def cases():
-    return [(name, p) for name, problems in PROBLEMS.items() for p in problems]
+    fixed = [(name, p) for name, problems in PROBLEMS.items() for p in problems]
+    return [*fixed, ("documents", Packed), ("documents", Padded)]
 
 
 def run_share(first, step):
     """Every `step`-th problem from `first` on."""
     for name, p in cases()[first::step]:
+        if name == "documents":
+            check(p, DOCUMENTS, rounded=True, device="cuda")
+            continue
         backend = next(found for found in BACKENDS if found.name == name)
         reason = backend.refusal(p)
         if name == "hopper" and reason and "capability" in reason:
