@@ -14,6 +14,7 @@ from torch._C import (
     _are_functorch_transforms_active,
     _AutoDispatchBelowADInplaceOrView,
 )
+from torch._C._autograd import _profiler_enabled
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
@@ -86,6 +87,22 @@ def _recorded(tensors: tuple) -> bool:
     if forward_ad._current_level >= 0 or _are_functorch_transforms_active():
         return True
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def is_watched(tensors: tuple) -> bool:
+    """Whether anything but the kernels sees a call: derivatives, subclasses, modes, traces or a profiler.
+
+    Where nothing does, a call may skip PyTorch's dispatcher, which takes longer than a small kernel.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or not all(x is None or type(x) is Tensor or type(x) is torch.nn.Parameter for x in tensors)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_torch_function_mode_enabled()
+        or torch._C._get_tracing_state() is not None
+        or _profiler_enabled()
+        or _recorded(tensors)
+    )
 
 
 def keep(ctx: Any, *tensors: Tensor | None) -> None:

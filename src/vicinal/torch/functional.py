@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import arguments
 from ..arguments import Flags, Sizes
 from . import autograd, batching, composite  # noqa: F401  (registers derivatives and vmap rules)
+from . import ops as kernels
 
 ops = torch.ops.vicinal
 
@@ -80,7 +81,8 @@ def neighborhood_attention(
     scale = arguments.default_scale(scale, query.shape[-1])
     gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
     query = _sampled(query, window[4])
-    out, lse = ops.attend(query, *operands[1:], *window, scale, gradients, backend, None)
+    attend = ops.attend if autograd.is_watched(operands) else kernels.attend
+    out, lse = attend(query, *operands[1:], *window, scale, gradients, backend, None)
     return (out, lse) if return_lse else out
 
 
@@ -262,6 +264,6 @@ def _autocast(device: str) -> torch.dtype | None:
 
 
 def _sampled(query: Tensor, steps: tuple[int, ...]) -> Tensor:
-    if all(step == 1 for step in steps):
+    if steps == (1,) * len(steps):
         return query
     return query[(slice(None), *(slice(None, None, step) for step in steps))]

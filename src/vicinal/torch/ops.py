@@ -101,7 +101,8 @@ def _asked(operation: str, like: Tensor, batch: int, widths: tuple, rest: tuple,
     return numbers, current.backend if backend is None else backend
 
 
-def _attend(query, key, value, bias, extra_key, extra_value, *rest):
+def attend(query, key, value, bias, extra_key, extra_value, *rest):
+    """The operator `attend` itself, beside the dispatcher."""
     *window, scale, gradients, backend, tf32 = rest
     operands = Operands(query, key, value, bias, extra_key, extra_value)
     if not query.shape[0] * query.shape[-2]:
@@ -226,7 +227,7 @@ def _dense_back_shapes(query, key, value, *_):
 
 
 _KERNELS = {
-    "attend": (_attend, _attend_shapes),
+    "attend": (attend, _attend_shapes),
     "attend_back": (_attend_back, _attend_back_shapes),
     "dot": (_dot, _dot_shapes),
     "mix": (_mix, _mix_shapes),
