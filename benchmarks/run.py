@@ -3,9 +3,10 @@
     python benchmarks/run.py [--backend triton] [--only plane_k7,...] [--flex] [--out results.json]
 
 A row is timed only after outputs and gradients of sampled queries and keys agree with float64 arithmetic.
-Times are medians of CUDA graph replays over operands that together do not fit in the cache. `dense` is
-cuDNN's time scaled by the visible share of its products, over ours; `memory` is the time of moving each
-operand once, at the measured copy bandwidth, over ours.
+Times are medians of CUDA graph replays over operands that together do not fit in the cache. `_dense` is
+cuDNN's time scaled by the visible share of its products, over ours; `_memory` is the time of moving each
+operand once, at the measured copy bandwidth, over ours; `_3tb` the same at 3.0 TB/s. Rows are printed, and
+`--out` is written, as they are done.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from vicinal import Axis, Problem
+from vicinal.torch import na2d
 from vicinal.torch.backends import hopper, triton
 from vicinal.torch.backends.base import Operands
 
@@ -120,8 +122,8 @@ def rows(x, spans):
     return x.flatten(0, -2).double()
 
 
-def dense_times(p, seconds=1.5):
-    """Forward and backward of dense cuDNN attention, where it takes no longer than `seconds`."""
+def dense_times(p, seconds=0.5):
+    """Forward and backward of dense cuDNN attention, where forward takes no longer than about `seconds`."""
     tokens = prod(p.lengths)
     if 4 * p.batch * p.heads * tokens**2 * p.dim > seconds * 4e14:
         return None, None
@@ -164,10 +166,10 @@ def flex_times(p):
     return forward, elapsed(lambda: torch.autograd.grad(out, (query, key, value), grad, retain_graph=True))
 
 
-def elapsed(function, repeats=5):
-    """Microseconds of an eager call, on the GPU."""
+def elapsed(function, repeats=5, enough=1e5):
+    """Microseconds of an eager call, on the GPU; fewer repeats where one takes over `enough` of them."""
     times = []
-    for _ in range(repeats + 2):
+    while len(times) < repeats + 2 and (len(times) < 3 or times[-1] < enough):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         function()
@@ -191,10 +193,11 @@ def host_time(function, calls=200):
 
 
 def bandwidth():
-    """Bytes read and written a second by a large copy."""
+    """Bytes read and written a second by a large copy: a kernel's, which is faster than the driver's."""
     source = torch.randn(1 << 28, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.nbytes / Graph(target.copy_, [(source,)]).microseconds() * 1e6
+    copy = partial(torch.add, source, 0.0, out=target)
+    return 2 * source.nbytes / Graph(copy, [()]).microseconds() * 1e6
 
 
 def measure(name, p, backend, copy, flex):
@@ -217,9 +220,10 @@ def measure(name, p, backend, copy, flex):
         "forward": Graph(attend, sets).microseconds(),
         "backward": Graph(attend_back, both).microseconds(),
     }
-    tensor = sets[0][0].nbytes
-    row |= {"forward_memory": 4 * tensor / copy * 1e6 / row["forward"]}
-    row |= {"backward_memory": 8 * tensor / copy * 1e6 / row["backward"]}
+    for direction, operands in (("forward", 4), ("backward", 8)):
+        seconds = row[direction] / 1e6
+        moved = operands * sets[0][0].nbytes
+        row |= {f"{direction}_memory": moved / copy / seconds, f"{direction}_3tb": moved / 3e12 / seconds}
     del both, outs, sets
     dilated = any(axis.dilation > 1 for axis in p.axes)
     for kind, timed in (
@@ -235,16 +239,31 @@ def measure(name, p, backend, copy, flex):
     return row
 
 
-def table(found):
-    columns = ("forward", "backward", "forward_memory", "backward_memory", "forward_dense", "backward_dense")
-    columns += ("dense_forward", "dense_backward", "error")
-    print(f"{'':30}" + "".join(f"{column:>16}" for column in columns))
-    for row in found:
-        if "forward" in row:
-            cells = ("-" if row[column] is None else f"{row[column]:.4g}" for column in columns)
-            print(f"{row['name']:30}" + "".join(f"{cell:>16}" for cell in cells))
-        else:
-            print(f"{row['name']:30}  {row.get('refused') or 'wrong'}")
+PAIRS = ("", "_memory", "_3tb", "_dense")
+COLUMNS = tuple(f"{direction}{kind}" for kind in PAIRS for direction in ("forward", "backward"))
+COLUMNS += tuple(f"{kind}_{direction}" for kind in ("dense", "flex") for direction in ("forward", "backward"))
+
+
+def line(row):
+    """A row of the table."""
+    if "forward" not in row:
+        return f"{row['name']:30}  {row.get('refused') or 'wrong'}"
+    cells = ("-" if row.get(column) is None else f"{row[column]:.4g}" for column in (*COLUMNS, "error"))
+    return f"{row['name']:30}" + "".join(f"{cell:>16}" for cell in cells)
+
+
+def hosts(backend):
+    """Microseconds the host spends on a forward call: the backend's, and the public function's."""
+    small = problem((8, 8), 7, 1, 1, 32)
+    if backend.refusal(small) is not None:
+        return {}
+    (query, key, value, _), *_ = sets_of(small)
+    public = partial(na2d, query, key, value, 7, backend=backend.name)
+    found = {"host_backend_us": host_time(lambda: backend.attend(small, Operands(query, key, value), 0.2))}
+    found["host_us"] = host_time(public)
+    query.requires_grad_()
+    found["host_recorded_us"] = host_time(public)
+    return found
 
 
 def main():
@@ -255,19 +274,17 @@ def main():
     options.add_argument("--out", type=Path)
     wanted = options.parse_args()
     backend, copy = BACKENDS[wanted.backend], bandwidth()
-    names = wanted.only.split(",") if wanted.only else ROWS
-    found = [measure(name, ROWS[name], backend, copy, wanted.flex) for name in names]
-    small = problem((8, 8), 7, 1, 1, 32)
-    (query, key, value, _), *_ = sets_of(small)
-    host = None
-    if backend.refusal(small) is None:
-        host = host_time(lambda: backend.attend(small, Operands(query, key, value), 0.2))
     machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "backend": wanted.backend}
-    machine |= {"triton": sys.modules["triton"].__version__, "copy_bytes_per_second": copy, "host_us": host}
+    machine |= {"triton": sys.modules["triton"].__version__, "copy_bytes_per_second": copy, **hosts(backend)}
     print(json.dumps(machine))
-    table(found)
-    if wanted.out:
-        wanted.out.write_text(json.dumps({**machine, "rows": found}, indent=1) + "\n")
+    print(f"{'':30}" + "".join(f"{column:>16}" for column in (*COLUMNS, "error")), flush=True)
+    found = []
+    for name in wanted.only.split(",") if wanted.only else ROWS:
+        found.append(measure(name, ROWS[name], backend, copy, wanted.flex))
+        torch.cuda.empty_cache()
+        print(line(found[-1]), flush=True)
+        if wanted.out:
+            wanted.out.write_text(json.dumps({**machine, "rows": found}, indent=1) + "\n")
     sys.exit(any("error" in row and "forward" not in row for row in found))
 
 
