@@ -22,7 +22,7 @@ from triton.runtime import driver
 
 from vicinal import Axis, Problem
 from vicinal.problem import Documents
-from vicinal.triton import documents, launches, plan
+from vicinal.triton import documents, launches, plan, ring_launches
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 MATRIX = r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA)\b|v_mfma_\w+|v_dot\w+"
@@ -58,6 +58,9 @@ def problems(kind):
             yield f"{axis}-{dtype}-{dim}", problem(axes, dim, dtype)
     dtype = dtypes[0]
     yield f"padded-{dtype}-80", problem((plane, plane), 80, dtype, value_dim=48)
+    yield f"whole-{dtype}-32", problem((Axis(14, 7),) * 2, 32, dtype)
+    yield f"dilated-{dtype}-32", problem((Axis(56, 7, 1, 8),) * 2, 32, dtype)
+    yield f"sampled-{dtype}-16", problem((Axis(33, 5, 2, 1, True, 2), Axis(40, 4, 1, 3, False, 2)), 16, dtype)
     yield f"cube-{dtype}-32", problem((Axis(32, 3),) * 3, 32, dtype)
     hard = Axis(65, 5, 2, 3, True, 2)
     yield f"options-{dtype}-64", problem((hard, Axis(64, 8)), 64, dtype, bias=True, extra=5, kv_heads=2)
@@ -103,6 +106,21 @@ def kernels(p):
     rows = (element, wide, wide, element)
     yield "query_gradient", launches.query_gradient_launch(p, 0.1, back), (*inputs, *rows, *table)
     yield "key_gradient", launches.key_gradient_launch(p, 0.1, back), (*inputs[:4], *rows, element, *table)
+    steps, swept = (*given[:3], out), (element, element, element, element)
+    sweeps = (
+        ("ring.attend", ring_launches.forward_launch(p, 0.1, given[:3]), (*swept, wide)),
+        (
+            "ring.query_gradient",
+            ring_launches.query_gradient_launch(p, 0.1, steps),
+            (*swept, element, wide, wide, wide, element),
+        ),
+        (
+            "ring.key_gradient",
+            ring_launches.key_gradient_launch(p, 0.1, steps),
+            (*swept, wide, wide, element, element),
+        ),
+    )
+    yield from (sweep for sweep in sweeps if sweep[1] is not None)
     if p.extra:
         types = (element, element, element, element, wide, wide, wide, wide, *table)
         yield "extra_gradient", launches.extra_gradient_launch(p, 0.1, back)[0], types

@@ -38,6 +38,8 @@ PROBLEMS = {
     "triton": (
         problem(Axis(9, 3), Axis(7, 3), dim=24),
         problem(Axis(5, 3), Axis(4, 3), Axis(7, 3), dtype="bfloat16", kv_heads=1),
+        problem(Axis(19, 5, 2), Axis(13, 4, 1, 2), dim=32),
+        problem(HARD, Axis(7, 4), dim=16, value_dim=64),
         problem(HARD, Axis(7, 4), bias=True, dim=12, value_dim=20),
         problem(HARD, Axis(7, 4), bias=True, extra=5, kv_heads=1),
         problem(Axis(133, 70), dim=80),

@@ -21,6 +21,7 @@ NAMES = [case.name for case in catalog.SMALL if case.problem.dtype in ("float32"
 # The package holds the backend under the same name.
 module = import_module("vicinal.torch.backends.triton")
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+needs_gluon = pytest.mark.skipif(support.installed() != support.GLUON, reason="rings take Triton 3.6")
 
 
 def interpret(module, *arguments):
@@ -73,6 +74,19 @@ def test_kernels_match_the_oracle(names):
 @pytest.mark.slow
 def test_kernels_match_the_oracle_for_any_options():
     interpret("interpreted", "any", "12")
+
+
+@needs_gluon
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", range(5))
+def test_sweeps_over_rings_match_the_oracle(shard):
+    interpret("interpreted_ring", str(shard), "5")
+
+
+@needs_gluon
+@pytest.mark.slow
+def test_sweeps_over_rings_match_the_oracle_for_any_options():
+    interpret("interpreted_ring", "any", "12")
 
 
 @needs_triton

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
-from . import documents, launches, plan
-from .launch import rows_aligned, strides
+from . import documents, launches, plan, ring_launches
+from .launch import addresses_aligned, rows_aligned, strides
 from .launches import Strides
 from .tables import cleared, table
 
@@ -42,7 +42,10 @@ def attend(problem: Problem, given: Inputs, scale: float) -> tuple[Tensor, Tenso
     lse = torch.empty(rows, dtype=torch.float32, device=query.device)
     if lse.numel():
         steps, shape = tuple([strides(x) for x in given]), plan.forward(problem)
-        if shape.single:
+        sweep = ring_launches.forward_launch(problem, scale, steps[:3])
+        if sweep is not None and addresses_aligned(given[:3]):
+            sweep(*given[:3], out, lse)
+        elif shape.single:
             launches.small_forward_launch(problem, scale, steps)(*given[:4], out, lse)
         else:
             tiles = table(problem, query.device, shape.rows)
@@ -62,30 +65,16 @@ def attend_back(
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """Gradients in the order of `Inputs`, None where not needed."""
-    query, key, value, bias, extra_key, extra_value = given
-    need_query, need_key, need_value, need_bias, need_extra_key, need_extra_value = needs
+    query, _, _, bias, extra_key, extra_value = given
+    _, _, _, need_bias, need_extra_key, need_extra_value = needs
     grads: list[Tensor | None] = [None] * 6
     if not lse.numel():
         return [None if x is None else torch.zeros_like(x) for x in given]
     aligned: Tensor = torch.zeros_like(out) if grad_out is None else rows_aligned(grad_out)
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     key_strides = (*[strides(x) for x in given], strides(aligned))
-    delta = torch.empty_like(lse)
-    launches.delta_launch(problem, strides(aligned))(out, aligned, grad_lse, delta)
-    if need_query:
-        grads[0] = _blank_query(problem, query)
-        tiles = table(problem, query.device, plan.query_gradient(problem).rows)
-        launch = launches.query_gradient_launch(problem, scale, key_strides)
-        launch(*given, aligned, lse, delta, grads[0], *tiles)
-        cleared(problem, grads[0], sampled=False)
-    if need_key or need_value:
-        grads[1] = torch.empty(key.shape, dtype=key.dtype, device=key.device)
-        grads[2] = torch.empty(value.shape, dtype=value.dtype, device=value.device)
-        launch = launches.key_gradient_launch(problem, scale, key_strides)
-        tiles = table(problem, query.device, plan.key_gradient(problem).rows, inverse=True)
-        launch(query, key, value, bias, aligned, lse, delta, grads[1], grads[2], *tiles)
-        cleared(problem, grads[1], sampled=False)
-        cleared(problem, grads[2], sampled=False)
+    saved = (out, lse, aligned, grad_lse)
+    delta, *grads[:3] = _main_gradients(problem, given, saved, scale, key_strides, needs[:3])
     if bias is not None and need_bias:
         grads[3] = _bias_gradient(problem, given, scale, key_strides, aligned, lse, delta)
     if extra_key is not None and extra_value is not None and (need_extra_key or need_extra_value):
@@ -97,6 +86,47 @@ def attend_back(
         launch(query, extra_key, extra_value, aligned, lse, delta, *sums, *table(problem, query.device))
         grads[4], grads[5] = (total.sum(0).to(query.dtype) for total in sums)
     return grads
+
+
+def _main_gradients(
+    problem: Problem,
+    given: Inputs,
+    saved: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    scale: float,
+    key_strides: Strides,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """What `backward.py` calls delta, and the gradients of query, key and value."""
+    (query, key, value), (out, lse, grad_out, grad_lse) = given[:3], saved
+    to_query = to_key = to_value = sweep = None
+    delta = torch.empty_like(lse)
+    swept, steps = (query, key, value, grad_out), (*key_strides[:3], key_strides[6])
+    even = addresses_aligned((*swept, out))
+    if needs[0]:
+        to_query = _blank_query(problem, query)
+        sweep = ring_launches.query_gradient_launch(problem, scale, steps) if even else None
+    if sweep is not None:
+        sweep(query, key, value, out, grad_out, lse, grad_lse, delta, to_query)
+    else:
+        launches.delta_launch(problem, strides(grad_out))(out, grad_out, grad_lse, delta)
+    if sweep is None and to_query is not None:
+        tiles = table(problem, query.device, plan.query_gradient(problem).rows)
+        launch = launches.query_gradient_launch(problem, scale, key_strides)
+        launch(*given, grad_out, lse, delta, to_query, *tiles)
+        cleared(problem, to_query, sampled=False)
+    if needs[1] or needs[2]:
+        to_key = torch.empty(key.shape, dtype=key.dtype, device=key.device)
+        to_value = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+        sweep = ring_launches.key_gradient_launch(problem, scale, steps) if even else None
+        if sweep is not None:
+            sweep(*swept, lse, delta, to_key, to_value)
+        else:
+            launch = launches.key_gradient_launch(problem, scale, key_strides)
+            tiles = table(problem, query.device, plan.key_gradient(problem).rows, inverse=True)
+            launch(query, key, value, given.bias, grad_out, lse, delta, to_key, to_value, *tiles)
+            cleared(problem, to_key, sampled=False)
+            cleared(problem, to_value, sampled=False)
+    return delta, to_query, to_key, to_value
 
 
 def _blank_query(problem: Problem, query: Tensor) -> Tensor:

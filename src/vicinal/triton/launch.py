@@ -59,34 +59,32 @@ class Launch:
             if found is not None:
                 self.compiled[key] = found
             return
-        enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+        enter, leave = _hook(knobs.runtime.launch_enter_hook), _hook(knobs.runtime.launch_exit_hook)
         stream = driver.active.get_current_stream(device)  # pyright: ignore[reportAttributeAccessIssue]
         metadata = None
         if enter is not None:
             metadata = found.launch_metadata((self.grid, 1, 1), stream, *tensors, *self.arguments)
-        run, packed = found.run, found.packed_metadata
-        run(
-            self.grid,
-            1,
-            1,
-            stream,
-            found.function,
-            packed,
-            metadata,
-            enter,
-            leave,
-            *addresses,
-            *self.arguments,
-        )
+        first = (self.grid, 1, 1, stream, found.function, found.packed_metadata, metadata, enter, leave)
+        found.run(*first, *addresses, *self.arguments)
 
     def warmup(self, *tensors: Any) -> Any:
         """The compiled kernel, without a launch."""
         return self.kernel.warmup(*tensors, *self.arguments, grid=(1,), **self.options)
 
 
+def _hook(hook: Any) -> Any:
+    """A hook around launches, or None for a chain of none: Triton calls even those, which takes its time."""
+    return hook if getattr(hook, "calls", True) else None
+
+
 def rows_aligned(tensor: Any) -> Any:
     """`tensor`, or a copy of it where its last dimension is not contiguous, which every kernel asks for."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def addresses_aligned(tensors: Any) -> bool:
+    """Whether all tensors start at multiples of 16 bytes."""
+    return all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
 
 
 def spatial_strides(stride: tuple[int, ...]) -> tuple[int, ...]:

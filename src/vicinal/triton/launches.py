@@ -50,14 +50,14 @@ def _group(problem: Problem) -> int:
     return problem.heads // problem.kv_heads
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """What the strides of all tensors of a kernel have in common."""
 
     is_wide: bool
     is_dense: bool
 
 
-def _layout(problem: Problem, rows: Strides, columns: Strides) -> _Layout:
+def layout(problem: Problem, rows: Strides, columns: Strides) -> Layout:
     """Whether an offset inside one batch entry needs 64 bits, and whether tokens lie evenly.
 
     Evenly means that in every tensor the stride of the last axis gives those of the others. `rows` are
@@ -77,14 +77,14 @@ def _layout(problem: Problem, rows: Strides, columns: Strides) -> _Layout:
                 extent == 1 or step == wanted
                 for extent, step, wanted in zip(extents, steps, even, strict=True)
             )
-    return _Layout(furthest > 2**31 - 1, is_dense)
+    return Layout(furthest > 2**31 - 1, is_dense)
 
 
-def _attention_layout(problem: Problem, given: Strides) -> _Layout:
-    """`_layout` of query, key, value and, where there is a seventh, of the output's gradient."""
+def _attention_layout(problem: Problem, given: Strides) -> Layout:
+    """`layout` of query, key, value and, where there is a seventh, of the output's gradient."""
     if problem.documents is None:
-        return _layout(problem, (given[0], *given[6:]), given[1:3])
-    return _layout(problem, given[6:], given[:3])
+        return layout(problem, (given[0], *given[6:]), given[1:3])
+    return layout(problem, given[6:], given[:3])
 
 
 def _programs(problem: Problem, shape: plan.Shape, inverse: bool = False) -> int:
@@ -145,7 +145,7 @@ def small_forward_launch(problem: Problem, scale: float, given: Strides) -> Laun
         *_numbers(problem, scale, extra=False),
         *(step for stride in given[:3] for step in spatial_strides(stride)),
     )
-    common = (*_layout(problem, given[:1], given[1:3]), _precision(problem))
+    common = (*layout(problem, given[:1], given[1:3]), _precision(problem))
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem))
     constants = (*constants, heads, shape.stages, _scaled(problem, scale), *common)
     grid = problem.batch * problem.heads // heads * shape.tiles
@@ -270,7 +270,7 @@ def walk_launch(problem: Problem, scale: float | None, *given: tuple[int, ...]) 
     dim = problem.dim if problem.operation == "dot" else problem.value_dim
     weights = prod(problem.outputs) * problem.heads * prod(problem.window)
     rows = given[:1] if problem.operation != "mix" else ()
-    found = _layout(problem, rows, given[len(rows) :])
+    found = layout(problem, rows, given[len(rows) :])
     numbers = (
         *(() if scale is None else (scale,)),
         *(problem.heads, _group(problem), *_lengths(problem)),

@@ -7,6 +7,8 @@ from math import prod
 from ..problem import Problem
 
 OLDEST = (3, 4)
+# Gluon is an experimental interface; sweeps over rings are written for that of this release.
+GLUON = (3, 6)
 # Tables of documents hold numbers of 32 bits.
 TOKENS = 2**31 - 1
 

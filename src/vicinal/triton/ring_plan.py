@@ -1,0 +1,205 @@
+"""Boxes of the sweeps over small windows, from exact counts and a cost model; nothing is timed."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise, product
+from math import ceil, prod
+from typing import NamedTuple
+
+from .. import spans, tiling
+from ..problem import Problem
+from ..window import Axis
+from .plan import three_axes
+from .window import Rule, rule
+
+
+class Spec(NamedTuple):
+    """What a sweep is compiled for. Axes are in the kernel's order: it moves along the first.
+
+    Args:
+        rules: the windows.
+        rows: sides of a tile of 16 rows.
+        columns: sides of a chunk of columns.
+        width: columns of a chunk, a power of two; those past the product of its sides hold nothing.
+        block: chunks that are read at once; forward, all that a tile sees.
+        slots: chunks that are held at once.
+        steps: tiles of a program.
+        dim, value_dim: head dimensions.
+        inverse: whether rows are keys, and columns the queries that see them.
+    """
+
+    rules: tuple[Rule, Rule, Rule]
+    rows: tuple[int, int, int]
+    columns: tuple[int, int, int]
+    width: int
+    block: int
+    slots: int
+    steps: int
+    dim: int
+    value_dim: int
+    inverse: bool
+
+
+class Sweep(NamedTuple):
+    """A sweep, the order of its axes among three, and its programs for one head of one batch entry."""
+
+    spec: Spec
+    order: tuple[int, int, int]
+    programs: int
+
+
+Side = tuple[Axis, int]
+ROWS = 16
+DEPTHS = (1, 2, 4, 8, 16)
+ORDERS: tuple[tuple[int, int, int], ...] = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
+# Keys of the largest window; larger ones keep larger tiles busy.
+WINDOW = 128
+# Head dimensions whose lines are copied and multiplied whole.
+DIMS = (16, 32, 64)
+# Columns whose scores fit in the registers of a warp, and those that gradients read at once.
+COLUMNS = 176
+BLOCK = 80
+# Bytes of rings, so that several programs share a multiprocessor.
+RING_BYTES = 48 << 10
+# A large device: its multiprocessors, their shared memory in bytes, and programs that their registers hold.
+MULTIPROCESSORS = 132
+SHARED = 227 << 10
+PLACES = 12
+# What a tile costs besides its columns, in columns; copying one; reading some chunks at once, in chunks; a
+# program besides its tiles, in tiles.
+TILE_COST = 24
+COPY_COST = 0.7
+READ_COST = 0.75
+START_COST = 2.5
+
+
+@lru_cache(4096)
+def forward(problem: Problem) -> Sweep | None:
+    """The sweep over queries, for the output; None where no sweep fits."""
+    return _best(problem, False, True)
+
+
+@lru_cache(4096)
+def query_gradient(problem: Problem) -> Sweep | None:
+    """The sweep over queries, for their gradient."""
+    return _best(problem, False, False)
+
+
+@lru_cache(4096)
+def key_gradient(problem: Problem) -> Sweep | None:
+    """The sweep over keys, for their gradients and those of the values."""
+    return _best(problem, True, False)
+
+
+def _best(problem: Problem, inverse: bool, whole: bool) -> Sweep | None:
+    if not _computes(problem) or (inverse and problem.heads != problem.kv_heads):
+        return None
+    found = list(_sweeps(problem, inverse, whole))
+    return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _computes(problem: Problem) -> bool:
+    """Whether sweeps compute what the problem asks for."""
+    has_options = problem.bias or problem.extra > 0 or problem.documents is not None
+    if has_options or prod(problem.window) > WINDOW:
+        return False
+    dims = problem.dim in DIMS and problem.value_dim in DIMS
+    return problem.dtype in ("float16", "bfloat16") and dims
+
+
+def _sweeps(problem: Problem, inverse: bool, whole: bool) -> Iterator[tuple[float, Sweep]]:
+    """Every sweep that fits, with its cost."""
+    axes = three_axes(problem.axes)
+    extents = [axis.length if inverse else axis.outputs for axis in axes]
+    for along, rows, depth in product(range(3), tiling.boxes(ROWS, 3, extents), DEPTHS):
+        if axes[along].length > 1 or prod(problem.lengths) == 1:
+            order = ORDERS[along]
+            x, y, z = ((axes[axis], rows[axis]) for axis in order)
+            cost, spec, programs = _sweep(problem, x, (y, z), depth, inverse, whole)
+            if (
+                spec.width * spec.block <= COLUMNS
+                and _ring_bytes(problem, spec.slots * spec.width) <= RING_BYTES
+            ):
+                yield cost, Sweep(spec, order, programs)
+
+
+def _sweep(
+    problem: Problem, moving: Side, still: tuple[Side, Side], depth: int, inverse: bool, whole: bool
+) -> tuple[float, Spec, int]:
+    """Cost, constants and programs of one head of a sweep along `moving`."""
+    sides = (moving, *still)
+    y, z = (max(stop - start for start, stop in _tiles(*side, 1, inverse)) for side in still)
+    width = max(16, 1 << (depth * y * z - 1).bit_length())
+    tiles = _tiles(*moving, depth, inverse)
+    reach = max(stop - start for start, stop in tiles)
+    block = reach if whole else _block(tiles, max(1, BLOCK // width))
+    read = [(start, start + ceil((stop - start) / block) * block) for start, stop in tiles]
+    # Half of the tiles find all their columns copied; a ring that serves every tile costs others their place.
+    ahead = sorted(later[1] - earlier[0] for earlier, later in pairwise(read) if later[0] >= earlier[0])
+    slots = max([stop - start for start, stop in read] + ahead[len(ahead) // 2 :][:1])
+    counts = [_tile_count(*side, inverse) for side in sides]
+    strips = counts[1] * counts[2] * prod(_groups(axis, inverse) for axis, _ in sides)
+    places = MULTIPROCESSORS * max(1, min(PLACES, SHARED // (_ring_bytes(problem, slots * width) + 4096)))
+    steps = _steps(counts[0], strips * problem.batch * problem.heads, places)
+    visited = sum(stop - start for start, stop in read) / len(read)
+    copied = sum(max(later[1] - earlier[1], 0) for earlier, later in pairwise(tiles)) / len(tiles)
+    cost = strips * counts[0] * ((visited + COPY_COST * copied) * width + TILE_COST)
+    spec = Spec(
+        (rule(moving[0]), rule(still[0][0]), rule(still[1][0])),
+        (moving[1], still[0][1], still[1][1]),
+        (depth, y, z),
+        width,
+        block,
+        slots,
+        steps,
+        problem.dim,
+        problem.value_dim,
+        inverse,
+    )
+    return cost, spec, strips * ceil(counts[0] / steps)
+
+
+def _block(tiles: list[tuple[int, int]], most: int) -> int:
+    """Chunks to read at once, `most` at most, so that all tiles take the least time."""
+    return min(
+        range(1, most + 1),
+        key=lambda block: sum(ceil((stop - start) / block) for start, stop in tiles) * (block + READ_COST),
+    )
+
+
+def _steps(tiles: int, strips: int, places: int) -> int:
+    """Tiles of a program, of the `tiles` of each strip, where `places` programs run at once.
+
+    The last programs run beside empty places; a short program starts too often.
+    """
+
+    def time(steps: int) -> float:
+        programs = strips * ceil(tiles / steps)
+        work = programs * (tiles / ceil(tiles / steps) + START_COST)
+        return max(steps + START_COST, work / places + 0.4 * steps)
+
+    return min((ceil(tiles / parts) for parts in range(1, tiles + 1)), key=time)
+
+
+def _ring_bytes(problem: Problem, columns: int) -> int:
+    return columns * (problem.dim + problem.value_dim) * 2
+
+
+def _groups(axis: Axis, inverse: bool) -> int:
+    return axis.dilation if inverse else axis.period
+
+
+def _tile_count(axis: Axis, rows: int, inverse: bool) -> int:
+    """Tiles of the largest dilation group."""
+    return ceil(ceil((axis.length if inverse else axis.outputs) / _groups(axis, inverse)) / rows)
+
+
+@lru_cache(65536)
+def _tiles(axis: Axis, rows: int, depth: int, inverse: bool) -> list[tuple[int, int]]:
+    """First and stop chunk of tiles in their order, at least one of every kind."""
+    axis = tiling.shortened(axis, rows * depth)[1]
+    return [
+        (span.starts[first] // depth, -(-span.stops[min(first + rows, len(span.rows)) - 1] // depth))
+        for span in (spans.inverse if inverse else spans.forward)(axis)
+        for first in range(0, len(span.rows), rows)
+    ]

@@ -1,0 +1,105 @@
+"""Sweeps over rings on a GPU, against float64 arithmetic."""
+
+import pytest
+import torch
+
+from tests.triton.test_cuda import NEEDS, _poisoned_memory, assert_near, check_by_reference, noise, run  # noqa: F401
+from vicinal import Axis, Problem
+from vicinal.torch.backends.base import Operands
+from vicinal.torch.backends.reference import REFERENCE
+from vicinal.torch.backends.triton import TRITON
+from vicinal.triton import support
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU"),
+    pytest.mark.skipif(support.installed() != support.GLUON, reason="rings take Triton 3.6"),
+]
+
+WINDOWS = {
+    "line": (Axis(300, 7),),
+    "long_line": (Axis(257, 65),),
+    "plane": (Axis(56, 7), Axis(61, 7)),
+    "wide": (Axis(40, 9), Axis(33, 9)),
+    "whole": (Axis(14, 7), Axis(14, 7)),
+    "cube": (Axis(17, 3), Axis(12, 3), Axis(10, 3)),
+    "brick": (Axis(9, 3), Axis(12, 5), Axis(11, 3)),
+    "stride": (Axis(40, 6, 3), Axis(45, 7, 4)),
+    "dilation": (Axis(57, 7, 1, 8), Axis(50, 5, 2, 9)),
+    "causal": (Axis(41, 7, 1, 1, True), Axis(33, 5)),
+    "causal_dilation": (Axis(41, 7, 1, 3, True), Axis(33, 5, 2, 2, True)),
+    "output_stride": (Axis(65, 9, 2, 1, False, 3), Axis(40, 5, 1, 2, True, 2)),
+    "even": (Axis(31, 4), Axis(30, 8)),
+    "one": (Axis(1, 1), Axis(50, 3)),
+}
+
+
+def problem(axes, dim=32, value_dim=None, dtype="bfloat16", batch=2, heads=3, kv_heads=None):
+    value_dim, kv_heads = value_dim or dim, kv_heads or heads
+    return Problem(axes, batch, heads, kv_heads, dim, value_dim, dtype, "cuda", gradients=True)
+
+
+def sweeps(found):
+    from vicinal.triton import ring_plan
+
+    return ring_plan.forward(found), ring_plan.query_gradient(found), ring_plan.key_gradient(found)
+
+
+@pytest.mark.parametrize("dims", [(16, 16), (32, 32), (64, 64), (32, 64)], ids=str)
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows(name, dims):
+    found = problem(WINDOWS[name], *dims)
+    assert any(sweeps(found))
+    check_by_reference(found)
+
+
+@pytest.mark.parametrize("name", ["plane", "dilation", "cube"])
+def test_float16_and_grouped_heads(name):
+    check_by_reference(problem(WINDOWS[name], dtype="float16", heads=4, kv_heads=2))
+
+
+@pytest.mark.parametrize("name", ["plane", "wide", "cube", "dilation"])
+def test_repeats_are_bitwise_equal(name):
+    found = problem(WINDOWS[name], batch=8)
+    assert all(sweeps(found))
+    shape = (8, *found.lengths, 3, 32)
+    operands = Operands(*(noise(shape, torch.bfloat16, seed) for seed in range(3)))
+    first = run(found, operands)
+    for _ in range(6):
+        for result, x in run(found, operands).items():
+            assert torch.equal(x, first[result]), result
+
+
+def test_operands_that_no_sweep_can_copy():
+    found = problem(WINDOWS["plane"], batch=1)
+    shape = (1, *found.lengths, 3, 32)
+    odd = [torch.empty(noise(shape).numel() + 1, device="cuda", dtype=torch.bfloat16)[1:] for _ in range(3)]
+    operands = Operands(*(x.view(shape).copy_(noise(shape, seed=i)) for i, x in enumerate(odd)))
+    assert operands.query.data_ptr() % 16
+    wide = Operands(*(None if x is None else x.double() for x in operands))
+    exact = Problem(found.axes, 1, 3, 3, 32, 32, "float64", "cuda", gradients=True)
+    assert_near(run(found, operands), run(exact, wide, backend=REFERENCE), "bfloat16")
+
+
+def test_strided_operands():
+    found = problem(WINDOWS["plane"], batch=2)
+    packed = noise((2, *found.lengths, 3, 3, 32), torch.bfloat16)
+    views = Operands(*(packed[..., part, :, :] for part in range(3)))
+    plain = Operands(*(x.contiguous() for x in views[:3]))
+    exact = run(found, plain)
+    for name, x in run(found, views).items():
+        assert torch.equal(x, exact[name]), name
+
+
+def test_only_what_is_needed():
+    found = problem(WINDOWS["plane"], batch=1)
+    shape = (1, *found.lengths, 3, 32)
+    operands = Operands(*(noise(shape, torch.bfloat16, seed) for seed in range(3)))
+    out, lse = TRITON.attend(found, operands, 0.2)
+    grad = noise(shape, torch.bfloat16, 9)
+    whole = TRITON.attend_back(found, operands, out, lse, grad, None, 0.2, NEEDS)
+    for index in range(3):
+        needs = tuple(place == index for place in range(6))
+        some = TRITON.attend_back(found, operands, out, lse, grad, None, 0.2, needs)
+        assert [x is not None for x in some] == list(needs)
+        assert torch.allclose(some[index].float(), whole[index].float(), atol=2e-2)
