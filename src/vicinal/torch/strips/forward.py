@@ -69,10 +69,9 @@ class _State:
         self.out, self.top, self.total = out, top, total
 
     def start(self, scores: Tensor, whole: Tensor, values: Tensor, calm: bool) -> None:
-        """Take the first keys. `scores`, the start of the sheet `whole`, are spent."""
-        if calm:
-            self.top.zero_()
-        else:
+        """Take the first keys; `calm` rows keep the maximum they have. `scores`, the start of the sheet
+        `whole`, are spent."""
+        if not calm:
             torch.amax(scores, -1, keepdim=True, out=self.top)
             scores.sub_(self.top)
         torch.exp2(whole, out=whole)
@@ -116,6 +115,8 @@ def _pass(call: Call, batch: int, slab: int, results: tuple[Tensor, Tensor]) -> 
     work = part.measure(batch, slab, 0)
     queries = gather(part, work, rows_of(part, call.query, batch), "query", like)
     state, totals = _scratch(call, work)
+    if call.calm:
+        state.top.zero_()
     for piece in range(len(part.pieces)):
         _piece(call, batch, part.measure(batch, slab, piece), columns, queries, state)
     _extra(call, batch, queries, state)
