@@ -7,7 +7,8 @@ Peers live in virtual environments under `--home` that share this interpreter's 
 comes from PyPI, NATTEN 0.17.5 is compiled with `--build`. What cannot be had is named in the results. A
 peer's output is compared with ours before it is timed; ours is checked by the test suite.
 
-The file keeps rows of other problems. `ratio` is the median over rounds of the peer's time over ours in
+A peer that takes long has fewer rounds than asked for; the results say how many. The file keeps rows of
+other problems. `ratio` is the median over rounds of the peer's time over ours in
 the same round.
 """
 
@@ -41,6 +42,10 @@ CASES = {
 PINNED = {"natten_mps": "natten-mps==0.3.3", "natten": "natten==0.17.5"}
 LARGEST_GATHER = 4 << 30
 LARGEST_MASK = 2 << 30
+SLOWEST = 1e9
+"""Useful FLOPs of a forward pass from which on NATTEN 0.17 takes over ten seconds."""
+PATIENCE = 20
+"""Seconds of a peer's time on one problem after which no further round starts for it."""
 
 
 # A worker: one peer, one process. Reads requests, one JSON line each, and answers with one.
@@ -201,7 +206,11 @@ def natten(size, stride, dilation, lengths, heads, dim, batch, mode, dtype):
         return "it has no stride", None
     if dtype != "float32":
         return "its CPU kernels are float32 and float64", None
-    rank = len(lengths)
+    rank, useful = len(lengths), 4 * batch * heads * dim
+    for extent, length in zip(size, lengths, strict=True):
+        useful *= extent * length
+    if useful > SLOWEST:
+        return f"left out: {useful / 1e9:.1f} GFLOP, ten seconds or more a call", None
     qk, av = getattr(na, f"na{rank}d_qk"), getattr(na, f"na{rank}d_av")
 
     def attend(query, key, value):
@@ -294,11 +303,13 @@ def compare(peers: dict[str, Peer], case: str, mode: str, dtype: str, rounds: in
     times = {name: [] for name in repeat}
     for _ in range(rounds):
         for name, row in times.items():
-            row.append(peers[name].ask(ask="time", repeat=repeat[name], **ask))
+            if sum(x["cpu"] for x in row) * repeat[name] < PATIENCE * 1000:
+                row.append(peers[name].ask(ask="time", repeat=repeat[name], **ask))
     for name, row in times.items():
         found[name] = {key: round(median(x[key] for x in row), 4) for key in ("cpu", "wall")}
         found[name]["best_cpu"] = round(min(x["cpu"] for x in row), 4)
-        pairs = zip(row, times["ours"], strict=True)
+        found[name]["rounds"] = len(row)
+        pairs = zip(row, times["ours"], strict=False)
         found[name]["ratio"] = round(median(x["cpu"] / y["cpu"] for x, y in pairs), 3)
     return found
 

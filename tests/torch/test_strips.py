@@ -1,0 +1,142 @@
+"""What the strips of `blocked` choose by size is right either way."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from tests import budget, oracle
+from tests.torch.problems import array, problems, window
+from tests.torch.test_blocked import BITWISE, check, equal, flat, make, run
+from vicinal import Axis, Problem, catalog
+from vicinal.torch.backends.blocked import BLOCKED
+from vicinal.torch.strips import direct, forward, plan, ring, rows
+from vicinal.torch.strips.residues import residues
+
+
+@pytest.fixture(autouse=True)
+def _tiles(monkeypatch):
+    """Small problems take tiles too."""
+    monkeypatch.setattr(direct, "COST", float("inf"))
+    for cached in (plan.parts, direct.faster):
+        cached.cache_clear()
+    yield
+    for cached in (plan.parts, direct.faster):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def normed(monkeypatch):
+    """Norms are taken of small problems too."""
+    monkeypatch.setattr(forward, "NORMS", 0)
+
+
+@pytest.mark.parametrize("case", catalog.SMALL, ids=lambda case: case.name)
+def test_norms_match_the_oracle_on_every_small_case(normed, case):
+    check(case.problem, scale=0.1)
+
+
+@given(problems())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_norms_with_every_option(normed, problem):
+    check(problem, scale=0.1)
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.5, 10.0])
+def test_scores_of_any_size_match_the_oracle(normed, factor):
+    """Under the bound and over it."""
+    problem = Problem((Axis(40, 7), Axis(20, 5)), 1, 2, 2, 8, 8)
+    query, operands = make(problem)
+    operands = operands._replace(query=operands.query * factor)
+    assert forward._calm(operands, 1.0) == (factor == 0.3)
+    out, lse = BLOCKED.attend(problem, operands, 1.0)
+    win = oracle.window(2, **window(problem))
+    answer = oracle.attend(array(query) * factor, array(operands.key), array(operands.value), win, 1.0)
+    budget.check("out", array(out), answer.out, "float32")
+    budget.check("lse", array(lse), answer.lse, "float32")
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e15, 1e30])
+def test_values_of_any_size_stay_finite(normed, size):
+    problem = Problem((Axis(60, 9),), 1, 1, 1, 8, 8)
+    query, operands = make(problem)
+    operands = operands._replace(value=operands.value * size)
+    out, _ = BLOCKED.attend(problem, operands, 0.3)
+    win = oracle.window(1, 9)
+    answer = oracle.attend(array(query), array(operands.key), array(operands.value), win, 0.3)
+    budget.check("out", array(out) / size, np.asarray(answer.out) / size, "float32")
+
+
+@pytest.mark.parametrize("field", ["query", "key", "value"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_with_its_readers(normed, field, poison):
+    problem = Problem((Axis(300, 5),), 1, 1, 1, 4, 4)
+    _, operands = make(problem)
+    clean = BLOCKED.attend(problem, operands, 0.4)[0]
+    getattr(operands, field)[0, 150] = poison
+    found = BLOCKED.attend(problem, operands, 0.4)[0]
+    side = plan.parts(problem)[0].tile[0] + 5
+    away = torch.cat([torch.arange(150 - side), torch.arange(150 + side, 300)])
+    assert not found[0, 150].isfinite().any()
+    torch.testing.assert_close(found[0, away], clean[0, away])
+    assert poison == float("inf") or torch.equal(found[0, away], clean[0, away])
+
+
+@pytest.mark.parametrize("problem", BITWISE[1:3], ids=str)
+def test_runs_change_no_bit(monkeypatch, problem):
+    """Strips computed apart, or all together with boxes that belong to no tile."""
+    _, operands = make(problem)
+    tiles = {back: plan._tile(problem, back) for back in (False, True)}
+    monkeypatch.setattr(plan, "_tile", lambda _, back: tiles[back])
+    found = []
+    for call, apart in ((-1, True), (1 << 40, False)):
+        monkeypatch.setattr(plan, "CALL", call)
+        plan.parts.cache_clear()
+        work = [part.measure(0, 0, 0) for part in plan.parts(problem)]
+        assert all((one.runs == one.strips) == apart for one in work if one.strips > 1)
+        found.append(flat(*run(problem, operands)[:3]))
+    assert equal(*found)
+
+
+@pytest.mark.parametrize("problem", BITWISE, ids=str)
+def test_rows_added_up_again_are_the_rows_kept(monkeypatch, problem):
+    _, operands = make(problem)
+    kept = flat(*run(problem, operands)[:3])
+    monkeypatch.setattr(rows, "KEPT", 0)
+    plan.parts.cache_clear()
+    assert equal(kept, flat(*run(problem, operands)[:3]))
+
+
+def test_a_shift_is_the_smallest_with_which_every_tile_finds_its_columns():
+    draw = random.Random(0)
+    for _ in range(300):
+        length = draw.randint(1, 60)
+        dilation = draw.randint(1, min(3, length))
+        size = draw.randint(1, length // dilation)
+        axis = Axis(length, size, draw.randint(1, size), dilation, draw.random() < 0.5, draw.randint(1, 3))
+        for one, residue in zip(ring.rings(axis, draw.choice((1, 2, 4, 8))), residues(axis), strict=True):
+            if one.tiles == 1:
+                continue
+            spans = [
+                (residue.starts[first], residue.stops[min(first + one.tile, one.rows) - 1])
+                for first in range(0, one.rows, one.tile)
+            ]
+            reach = ring._Reach(*map(list, zip(*spans, strict=True)), one.step)
+            for width in range(max(stop - start for start, stop in spans), one.columns + 1):
+                least = max(
+                    t * one.step - a - width * (a >= one.columns - width) for t, (a, _) in enumerate(spans)
+                )
+                most = min(t * one.step + width - b + width * (b <= width) for t, (_, b) in enumerate(spans))
+                assert ring._shift(reach, one.columns, width) == (least if least <= most else None)
+
+
+@pytest.mark.parametrize("length", [96, 97])
+def test_gradients_that_are_written_once_are_whole(length):
+    """Every key is seen or none is left unwritten: with an output stride some keys are seen by no query."""
+    for axis in (Axis(length, 9), Axis(length, 9, causal=True), Axis(length, 3, output_stride=7)):
+        problem = Problem((axis, replace(axis, length=40)), 1, 2, 1, 4, 4)
+        torch.full((1 << 18,), float("nan"))
+        check(problem)
