@@ -91,7 +91,8 @@ def _softmax(scores, top, scale2):
     highest = gl.maximum(top, gl.max(scores, 1))
     highest = gl.where((highest - top) * scale2 > SLACK, highest, top)
     shift = highest * scale2
-    shrink = gl.exp2(top * scale2 - shift)
+    # A difference of equal maxima is zero, and its power exactly 1.
+    shrink = gl.exp2((top - highest) * scale2)
     return gl.exp2(scores * scale2 - shift[:, None]), highest, shrink
 
 
