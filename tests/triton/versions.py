@@ -48,8 +48,10 @@ def try_version(folder, version, paths):
     subprocess.run([sys.executable, "-c", HOPPER, version], check=True)
     # Register allocation is another in every release; budgets of spills are about one.
     compile_for = partial(checked, kind="short", names=SAMPLE, spills=False)
+    # Triton 3.4 links for AMD with a ROCm installation's linker.
+    targets = [target for target in SHARED if version[:3] != "3.4" or not target.startswith("hip")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        counts = dict(zip(SHARED, map(len, pool.map(compile_for, SHARED)), strict=True))
+        counts = dict(zip(targets, map(len, pool.map(compile_for, targets)), strict=True))
     run("launching")
     run("interpreted", *INTERPRETED, TRITON_INTERPRET="1")
     print(f"Triton {version}: {counts} kernels compiled; {', '.join(INTERPRETED)} interpreted", flush=True)
