@@ -65,3 +65,12 @@ def blank_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def returned_memory() -> Iterator[None]:
+    """What PyTorch would keep of a large test's memory goes back to the GPU, which other processes use too."""
+    import torch
+
+    yield
+    torch.cuda.empty_cache()

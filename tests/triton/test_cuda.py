@@ -204,6 +204,7 @@ def test_many_batches():
     check_by_reference(problem)
 
 
+@pytest.mark.usefixtures("returned_memory")
 @pytest.mark.xdist_group("large")
 def test_more_than_two_to_the_31_elements():
     length, heads, dim, kept = 2**21 + 77, 4, 256, 400

@@ -240,6 +240,7 @@ def test_a_graph_captures_forward_and_backward():
     assert all(torch.equal(x, y) for x, y in zip(grads[:3], wanted_grads[:3], strict=True))
 
 
+@pytest.mark.usefixtures("returned_memory")
 @pytest.mark.xdist_group("large")
 def test_more_than_65535_batches_and_2_31_elements():
     # 70,000 x 480 x 64 is over 2**31; the last entry is checked.
