@@ -1,7 +1,7 @@
 """Launches compiled ahead of time, for a host that runs machine code itself: no driver and no framework.
 
-The order of a kernel's parameters is its tensors, then its numbers, then two scratch addresses that kernels
-here leave alone.
+The order of a kernel's parameters is its tensors, then its numbers, then scratch addresses, at most two, that
+kernels here leave alone.
 """
 
 from ctypes import c_float
