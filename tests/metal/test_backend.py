@@ -20,7 +20,10 @@ PROBLEM = replace(named("odd_2d").problem, device="mps")
 
 @pytest.mark.parametrize("backend", [METAL, METAL_PLAIN], ids=lambda backend: backend.name)
 def test_refusals_have_reasons(backend, monkeypatch):
+    if not checking.HAS_METAL:
+        assert backend.refusal(replace(PROBLEM, dtype="bfloat16")) is None
     recent = {"is": True}
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: recent["is"])
     assert backend.refusal(PROBLEM) is None
     assert backend.refusal(replace(PROBLEM, device="cpu")) == "runs on mps, not cpu"

@@ -9,9 +9,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from tests import budget
+from tests.documents import case, cases
 from tests.metal import checking
 from tests.torch import documents
-from tests.torch.documents import Drawn, Packed, Padded, case, cases
+from tests.torch.documents import Drawn, Packed, Padded
 from vicinal.torch import backends, ops
 from vicinal.torch.backends.metal import Metal
 
@@ -64,7 +65,7 @@ pytestmark = pytest.mark.usefixtures("only_metal", "session")
 @each_case
 @pytest.mark.parametrize("backend", ["tiles", "plain"])
 def test_matches_the_oracle_on_every_document(form, case, backend):
-    documents.check(form, replace(case, dtype="float32"), backend=backend)
+    documents.check(form, replace(case, dtype="float32"), backend=backend, device=checking.DEVICE)
 
 
 @form
@@ -72,17 +73,25 @@ def test_matches_the_oracle_on_every_document(form, case, backend):
 @given(case=cases(("float32",)))
 def test_every_option_meets_every_other(form, case):
     """What kernels are compiled for stays the same."""
-    documents.check(form, replace(case, dim=4, value_dim=4, bias=True, extra=2), backend="tiles")
+    case = replace(case, dim=4, value_dim=4, bias=True, extra=2)
+    documents.check(form, case, backend="tiles", device=checking.DEVICE)
+
+
+@form
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_dtypes(form, dtype):
+    case = replace(CASES["everything"], dtype=dtype, dim=8, value_dim=12)
+    documents.check(form, case, backend="tiles", rounded=True, device=checking.DEVICE)
 
 
 def computed(form, case, **options):
     """Results and all gradients, and the checker's session."""
     drawn, made = Drawn(case), form(case)
-    tokens, rest = documents.operands(made, drawn)
+    tokens, rest = documents.operands(made, drawn, checking.DEVICE)
     with checking.opened(**options) as session:
         results = documents.call(made, case, tokens, rest, backend="tiles")
         every = (*tokens.values(), *rest.values())
-        grads = torch.autograd.grad(results, every, list(map(made.flow, drawn.flow())))
+        grads = torch.autograd.grad(results, every, [made.flow(x).to(checking.DEVICE) for x in drawn.flow()])
     assert not session.findings
     return *results, *grads
 
@@ -109,14 +118,18 @@ def test_fast_math_stays_within_the_budget():
 def test_a_kernel_is_launched_once(form):
     one = replace(CASES["everything"], dtype="float32", output_stride=(1, 1))
     drawn, made = Drawn(one), form(one)
-    tokens, rest = documents.operands(made, drawn)
+    tokens, rest = documents.operands(made, drawn, checking.DEVICE)
     with checking.opened() as session:
         if session is None:
             pytest.skip("launches are the checker's to count")
         results = documents.call(made, one, tokens, rest, backend="tiles")
         assert [name.split("_float")[0] for name, _ in session.launches] == ["attend"]
         session.launches.clear()
-        torch.autograd.grad(results, (*tokens.values(), *rest.values()), list(map(made.flow, drawn.flow())))
+        torch.autograd.grad(
+            results,
+            (*tokens.values(), *rest.values()),
+            [made.flow(x).to(checking.DEVICE) for x in drawn.flow()],
+        )
         kernels = [name.split("_float")[0] for name, _ in session.launches]
         # Additional tokens are keys of another layout.
         assert sorted(kernels) == [

@@ -20,7 +20,9 @@ class Metal(Backend):
         from ...metal import limits
 
         reason = limits.refusal(problem, "mps")
-        if reason is None and problem.dtype == "bfloat16" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        # Elsewhere PyTorch cannot be asked, and the question is one about Macs in general.
+        is_old = torch.backends.mps.is_built() and not torch.backends.mps.is_macos_or_newer(14, 0)
+        if reason is None and problem.dtype == "bfloat16" and is_old:
             return "bfloat16 needs macOS 14"
         return reason
 
