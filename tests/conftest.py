@@ -69,7 +69,7 @@ def blank_is_nan() -> Iterator[None]:
 
 @pytest.fixture
 def returned_memory() -> Iterator[None]:
-    """What PyTorch would keep of a large test's memory goes back to the GPU, which other processes use too."""
+    """What PyTorch would keep of a large test goes back to the GPU, which other processes use too."""
     import torch
 
     yield
