@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.triton.test_cuda import NEEDS, _poisoned_memory, assert_near, check_by_reference, noise, run  # noqa: F401
+from tests.triton.test_cuda import NEEDS, assert_near, check_by_reference, noise, run
 from vicinal import Axis, Problem
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.reference import REFERENCE
@@ -13,6 +13,7 @@ from vicinal.triton import support
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU"),
+    pytest.mark.usefixtures("blank_is_nan"),
     pytest.mark.skipif(support.installed() != support.GLUON, reason="rings take Triton 3.6"),
 ]
 
