@@ -29,7 +29,7 @@ SPILLS = {
     "128/key_gradient": 112,
 }
 # These have no products.
-PLAIN = ("delta_of", "tally", "blank")
+PLAIN = ("delta_of", "tally")
 # What every run of the suite compiles: every option, and the widest kernels of small windows.
 SAMPLE = ("options-bfloat16-64/", "single-bfloat16-128/")
 

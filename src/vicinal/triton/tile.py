@@ -11,8 +11,8 @@ import triton.language as tl
 
 from .window import hide, key_span, key_tiles, query_span, query_tiles, visible, window
 
-# How documents lie: their axes, and whether they are packed.
-ENTRIES = tl.constexpr((3, False))
+# How documents lie: their axes, whether they are packed, and whether they are padded.
+ENTRIES = tl.constexpr((3, False, False))
 
 
 class Point(NamedTuple):
@@ -53,6 +53,23 @@ class Tile(NamedTuple):
     h: Any
     w: Any
     place: Any
+
+
+class Row(NamedTuple):
+    """A program's row of a table of documents, and its head."""
+
+    number: Any
+    head: Any
+
+
+class Blank(NamedTuple):
+    """A block of rows of a padded tensor: whether a program is there for it, its head, the rows' numbers, and
+    which lie outside of the document."""
+
+    here: Any
+    head: Any
+    row: Any
+    outside: Any
 
 
 class Slots(NamedTuple):
@@ -111,6 +128,59 @@ def place_of(
 
 
 @triton.jit
+def _table_row(number, heads, HEADS_FIRST: tl.constexpr):
+    """Where a program stands: heads change fastest, or else rows."""
+    row = number // heads
+    head = number % heads
+    if not HEADS_FIRST:
+        rows = tl.num_programs(0) // heads
+        row = number % rows
+        head = number // rows
+    return Row(row, head)
+
+
+@triton.jit
+def first_row_again(place, table, heads, HEADS_FIRST: tl.constexpr, LAYOUT: tl.constexpr):
+    """`place.first_row`, read a second time: kept over a loop it takes registers, and with them programs."""
+    if table is None:
+        return place.first_row
+    else:
+        at = _table_row(tl.program_id(0), heads, HEADS_FIRST)
+        table += at.number.to(tl.int64) * 8
+        if LAYOUT[1]:
+            return tl.load(table + 6, volatile=True).to(tl.int64)
+        else:
+            outs = place.outs
+            return tl.load(table, volatile=True).to(tl.int64) * outs.t * outs.h * outs.w
+
+
+@triton.jit
+def blank_of(
+    table, heads, T, H, W, COUNT: tl.constexpr,
+    T_STEP: tl.constexpr, H_STEP: tl.constexpr, W_STEP: tl.constexpr, HEADS_FIRST: tl.constexpr,
+):  # fmt: skip
+    """The padding that this program fills, in a tensor of every `STEP`th token, if it does no tile."""
+    at = _table_row(tl.program_id(0), heads, HEADS_FIRST)
+    table += at.number.to(tl.int64) * 8
+    document, tile = tl.load(table).to(tl.int64), tl.load(table + 1)
+    t, h, w = tl.cdiv(T, T_STEP), tl.cdiv(H, H_STEP), tl.cdiv(W, W_STEP)
+    row = (-1 - tile) * COUNT + tl.arange(0, COUNT)
+    inside = row // w // h < tl.cdiv(tl.load(table + 2), T_STEP)
+    inside = inside & (row // w % h < tl.cdiv(tl.load(table + 3), H_STEP))
+    inside = inside & (row % w < tl.cdiv(tl.load(table + 4), W_STEP))
+    return Blank(tile < 0, at.head, document * t * h * w + row, (row < t * h * w) & (inside == 0))
+
+
+@triton.jit
+def clear_rows(
+    base, blank, heads, DIM: tl.constexpr, PAD: tl.constexpr, COUNT: tl.constexpr
+):  # fmt: skip
+    """Zeros in padding of contiguous `[rows, heads, DIM]`."""
+    zeros = tl.zeros([COUNT, PAD], tl.float32)
+    store_rows(base + blank.head * DIM, blank.row * heads * DIM, zeros, blank.outside, DIM, PAD)
+
+
+@triton.jit
 def _axis_tile(number, length, BOX: tl.constexpr, RULE: tl.constexpr, INVERSE: tl.constexpr):
     """Tile and dilation group on one axis, and what is left of a program's number."""
     if INVERSE:
@@ -138,12 +208,9 @@ def _tile(
     lengths = Point(T, H, W)
     head = number % heads
     if table is not None:
-        # Heads change fastest, or else tiles.
-        entry = number // heads
-        if not HEADS_FIRST:
-            tiles = tl.num_programs(0) // heads
-            entry = number % tiles
-            head = number // tiles
+        at = _table_row(number, heads, HEADS_FIRST)
+        entry = at.number
+        head = at.head
         place = place_of(table, entry, T, H, W, T_RULE, H_RULE, W_RULE, LAYOUT)
         lengths = place.lengths
         number = tl.load(table + entry.to(tl.int64) * 8 + 1)
