@@ -10,10 +10,9 @@ import triton
 import triton.language as tl
 
 from .forward import box_scores
+from .places import Point, blank_of, output_extents, place_of
 from .tile import (
-    Point,
     bias_places,
-    blank_of,
     boxes,
     clear_rows,
     columns_at,
@@ -26,8 +25,6 @@ from .tile import (
     load_rows,
     next_box,
     offsets,
-    output_extents,
-    place_of,
     query_offsets,
     query_tile,
     rows_inside,

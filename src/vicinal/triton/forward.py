@@ -4,15 +4,13 @@
 import triton
 import triton.language as tl
 
+from .places import Point, blank_of, first_row_again
 from .tile import (
-    Point,
     bias_places,
-    blank_of,
     boxes,
     clear_rows,
     columns_at,
     first_box,
-    first_row_again,
     hide_box,
     is_empty,
     lanes,
