@@ -3,9 +3,10 @@
     python benchmarks/documents.py [--out results.json] [--only line,plane]
 
 `equal` are documents of one shape, against a batch of that shape; `mixed` have extents from a quarter of it
-to all of it, and the time of the batch is scaled by visible pairs. A ratio is the time of documents over
-that.
-Both run the kernels of the `triton` backend, in turns; every row is checked before it is timed.
+to all of it. Both run the looping kernels of the `triton` backend, in turns, and every row is checked on two
+of its documents before it is timed. A ratio is the time of documents over that of the batch, scaled by what is
+computed: by `boxes` of columns that all tiles visit, or by visible `pairs`. Small documents have more tiles
+that are cut off for the pairs they hold.
 """
 
 import argparse
@@ -14,15 +15,16 @@ import random
 from dataclasses import replace
 from functools import partial
 from math import prod
+from unittest.mock import patch
 
 import torch
 import triton
 
-from vicinal import Axis, Problem, layout
+from vicinal import Axis, Problem, layout, tiling
 from vicinal.problem import Documents
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.triton import TRITON
-from vicinal.triton import plan
+from vicinal.triton import plan, ring_launches
 
 NEEDS = (True,) * 3 + (False,) * 3
 PARTS = {
@@ -31,12 +33,12 @@ PARTS = {
     "query_gradient": lambda run: run.backward((True, *(False,) * 5)),
 }
 CASES = {
-    "line 2048": ((2048,), (255,), 32),
     "line": ((8192,), (255,), 8),
-    "plane 64": ((64, 64), (13, 13), 16),
     "plane": ((128, 128), (13, 13), 8),
-    "volume 24": ((16, 24, 24), (5, 7, 7), 16),
     "volume": ((16, 48, 48), (5, 7, 7), 8),
+    "line 2048": ((2048,), (255,), 32),
+    "plane 64": ((64, 64), (13, 13), 16),
+    "volume 24": ((16, 24, 24), (5, 7, 7), 16),
 }
 
 
@@ -111,11 +113,11 @@ def interleaved(calls, repeats: int) -> list[float]:
 
 
 def error(run: Run) -> float:
-    """Largest difference from the fixed-shape kernels on every document, as a share of the largest value."""
+    """Largest difference from the fixed-shape kernels on two documents, as a share of the largest value."""
     documents: Documents = run.problem.documents
     grads, worst = run.backward(), 0.0
     every = [*run.operands[:3], run.grad, run.out, *grads[:3]]
-    for place, shape in enumerate(documents.shapes):
+    for place, shape in list(enumerate(documents.shapes))[:2]:
         parts = [document(x, documents, place).contiguous() for x in every]
         axes = tuple(Axis(extent, axis.size) for extent, axis in zip(shape, run.problem.axes, strict=True))
         alone = replace(run.problem, axes=axes, batch=1, documents=None)
@@ -140,23 +142,51 @@ def pairs(problem: Problem, shapes) -> int:
     return sum(prod(extent * size for extent, size in zip(shape, sizes, strict=True)) for shape in shapes)
 
 
+def boxes(problem: Problem, shapes, part: str) -> int:
+    """Boxes of columns that all tiles of the kernels of a part visit, by the tiles of `problem`."""
+    kernels = {"forward": [plan.forward], "query_gradient": [plan.query_gradient]}
+    total = 0
+    for kernel in kernels.get(part, [plan.query_gradient, plan.key_gradient]):
+        tiles, inverse = kernel(problem), kernel is plan.key_gradient
+        for shape in shapes:
+            axes = plan.three_axes(tuple(map(Axis, shape, (axis.size for axis in problem.axes))))
+            sides = zip(axes, tiles.rows, tiles.columns, strict=True)
+            total += prod(tiling.axis_counts(*side, inverse).visited for side in sides)
+    return total
+
+
+def looping():
+    """Within it, the fixed shape runs the kernels that documents run."""
+    names = ("forward_launch", "query_gradient_launch", "key_gradient_launch")
+    return patch.multiple(ring_launches, **dict.fromkeys(names, lambda *_: None))
+
+
 def measure(name: str, heads: int, dim: int, repeats: int) -> list[dict]:
     shape, size, count = CASES[name]
-    base = Run(fixed(shape, size, count, heads, dim))
-    found = []
-    for kind, shapes in (("equal", (shape,) * count), ("mixed", mixed(shape, count))):
-        for form, frame in (("packed", None), ("padded", shape)):
-            run = Run(together(base.problem, shapes, frame))
-            share = pairs(base.problem, shapes) / (count * base.problem.pairs)
-            row = {"name": f"{name} {kind} {form}", "problem": str(run.problem), "error": error(run)}
-            row["same_tiles"] = run.tiles() == base.tiles()
-            assert row["error"] < 2e-2, row
-            for part, call in PARTS.items():
-                mine, fixed_shape = interleaved([partial(call, run), partial(call, base)], repeats)
-                row[part], row[f"{part}_fixed"] = mine, fixed_shape * share
-                row[f"{part}_ratio"] = mine / (fixed_shape * share)
-            found.append(row)
-    return found
+    with looping():
+        base = Run(fixed(shape, size, count, heads, dim))
+        return [
+            compare(
+                f"{name} {kind} {form}", base, Run(together(base.problem, shapes, frame)), shapes, repeats
+            )
+            for kind, shapes in (("equal", (shape,) * count), ("mixed", mixed(shape, count)))
+            for form, frame in (("packed", None), ("padded", shape))
+        ]
+
+
+def compare(name: str, base: Run, problem: Problem, repeats: int) -> dict:
+    run, shapes = Run(problem), problem.documents.shapes
+    whole = (base.problem.lengths,) * base.problem.batch
+    row = {"name": name, "problem": str(run.problem), "error": error(run)}
+    row["same_tiles"] = run.tiles() == base.tiles()
+    assert row["error"] < 2e-2, row
+    by_pairs = pairs(base.problem, shapes) / pairs(base.problem, whole)
+    for part, call in PARTS.items():
+        mine, batch = interleaved([partial(call, run), partial(call, base)], repeats)
+        by_boxes = boxes(run.problem, shapes, part) / boxes(base.problem, whole, part)
+        row |= {part: mine, f"{part}_batch": batch}
+        row |= {f"{part}_by_boxes": mine / (batch * by_boxes), f"{part}_by_pairs": mine / (batch * by_pairs)}
+    return row
 
 
 def main() -> None:
@@ -170,16 +200,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=21)
     options = parser.parse_args()
     found = []
-    print("row                        forward ms  ratio | backward ms  ratio | dq ratio  same tiles   error")
+    print(
+        "row                        forward ms   boxes   pairs | backward ms  boxes   pairs | same tiles error"
+    )
     for name in options.only.split(",") if options.only else CASES:
         for row in measure(name, options.heads, options.dim, options.repeats):
             found.append(row)
-            print(
-                f"{row['name']:26} {row['forward']:9.3f}  {row['forward_ratio']:6.3f} | "
-                f"{row['backward']:9.3f}  {row['backward_ratio']:6.3f} | {row['query_gradient_ratio']:6.3f}  "
-                f"{row['same_tiles']!s:10} {row['error']:.1e}",
-                flush=True,
+            parts = " | ".join(
+                f"{row[part]:10.3f}  {row[f'{part}_by_boxes']:6.3f}  {row[f'{part}_by_pairs']:6.3f}"
+                for part in ("forward", "backward")
             )
+            print(f"{row['name']:26} {parts} | {row['same_tiles']!s:10} {row['error']:.1e}", flush=True)
         torch.cuda.empty_cache()
     device = torch.cuda.get_device_name()
     versions = {"torch": torch.__version__, "triton": triton.__version__}
