@@ -4,9 +4,9 @@
 
 `equal` are documents of one shape, against a batch of that shape; `mixed` have extents from a quarter of it
 to all of it. Both run the looping kernels of the `triton` backend, in turns, and every row is checked on two
-of its documents before it is timed. A ratio is the time of documents over that of the batch, scaled by what is
-computed: by `boxes` of columns that all tiles visit, or by visible `pairs`. Small documents have more tiles
-that are cut off for the pairs they hold.
+of its documents before it is timed. A ratio is the time of documents over that of the batch, scaled by what
+is computed: by `boxes` of columns that all tiles visit, or by visible `pairs`. Small documents have more
+tiles that are cut off for the pairs they hold.
 """
 
 import argparse
@@ -200,9 +200,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=21)
     options = parser.parse_args()
     found = []
-    print(
-        "row                        forward ms   boxes   pairs | backward ms  boxes   pairs | same tiles error"
-    )
+    print("row                        forward ms   boxes   pairs | backward ms  boxes   pairs | same   error")
     for name in options.only.split(",") if options.only else CASES:
         for row in measure(name, options.heads, options.dim, options.repeats):
             found.append(row)
