@@ -166,15 +166,14 @@ def measure(name: str, heads: int, dim: int, repeats: int) -> list[dict]:
     with looping():
         base = Run(fixed(shape, size, count, heads, dim))
         return [
-            compare(
-                f"{name} {kind} {form}", base, Run(together(base.problem, shapes, frame)), shapes, repeats
-            )
+            compare(f"{name} {kind} {form}", base, together(base.problem, shapes, frame), repeats)
             for kind, shapes in (("equal", (shape,) * count), ("mixed", mixed(shape, count)))
             for form, frame in (("packed", None), ("padded", shape))
         ]
 
 
 def compare(name: str, base: Run, problem: Problem, repeats: int) -> dict:
+    assert problem.documents is not None
     run, shapes = Run(problem), problem.documents.shapes
     whole = (base.problem.lengths,) * base.problem.batch
     row = {"name": name, "problem": str(run.problem), "error": error(run)}
