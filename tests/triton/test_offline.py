@@ -30,8 +30,8 @@ SPILLS = {
 }
 # These have no products.
 PLAIN = ("delta_of", "tally")
-# What every run of the suite compiles: every option, and the widest kernels of small windows.
-SAMPLE = ("options-bfloat16-64/", "single-bfloat16-128/")
+# What every run of the suite compiles: every option, wide heads, rings.
+SAMPLE = ("options-bfloat16-64/", "single-bfloat16-128/", "single-bfloat16-32/ring.")
 
 
 @pytest.mark.offline
