@@ -129,6 +129,9 @@ def kernels(p):
         yield "score_gradient", scores, (*inputs[:4], element, wide, wide, wide, *table)
         yield "tally", tally, (wide, wide, *table)
     if p.documents:
+        if p.documents.frame:
+            shape = (*outputs, p.heads, p.value_dim)
+            yield "blank", documents.blank_launch(p, shape, 0.0, True), (element, *table)
         return
     plain = replace(p, extra=0)
     yield (

@@ -9,7 +9,7 @@ from ..problem import Problem
 from . import documents, launches, plan, ring_launches
 from .launch import addresses_aligned, rows_aligned, strides
 from .launches import Strides
-from .tables import table
+from .tables import cleared, table
 
 
 class Inputs(NamedTuple):
@@ -41,16 +41,17 @@ def attend(problem: Problem, given: Inputs, scale: float) -> tuple[Tensor, Tenso
     out = query.new_empty((*rows, problem.value_dim))
     lse = torch.empty(rows, dtype=torch.float32, device=query.device)
     if lse.numel():
-        steps = tuple([strides(x) for x in given])
+        steps, shape = tuple([strides(x) for x in given]), plan.forward(problem)
         sweep = ring_launches.forward_launch(problem, scale, steps[:3])
         if sweep is not None and addresses_aligned(given[:3]):
             sweep(*given[:3], out, lse)
-        elif plan.forward(problem).single:
+        elif shape.single:
             launches.small_forward_launch(problem, scale, steps)(*given[:4], out, lse)
         else:
-            tiles = table(problem, query.device, documents.forward(problem))
+            tiles = table(problem, query.device, shape.rows)
             launches.forward_launch(problem, scale, steps)(*given, out, lse, *tiles)
-    return out, lse
+    cleared(problem, out, sampled=True)
+    return out, cleared(problem, lse, float("-inf"), sampled=True)
 
 
 def attend_back(
@@ -82,8 +83,7 @@ def attend_back(
             torch.empty((parts, *x.shape), dtype=torch.float32, device=x.device)
             for x in (extra_key, extra_value)
         ]
-        each = table(problem, query.device, documents.Tiling())
-        launch(query, extra_key, extra_value, aligned, lse, delta, *sums, *each)
+        launch(query, extra_key, extra_value, aligned, lse, delta, *sums, *table(problem, query.device))
         grads[4], grads[5] = (total.sum(0).to(query.dtype) for total in sums)
     return grads
 
@@ -110,9 +110,10 @@ def _main_gradients(
     else:
         launches.delta_launch(problem, strides(grad_out))(out, grad_out, grad_lse, delta)
     if sweep is None and to_query is not None:
-        tiles = table(problem, query.device, documents.query_gradient(problem))
+        tiles = table(problem, query.device, plan.query_gradient(problem).rows)
         launch = launches.query_gradient_launch(problem, scale, key_strides)
         launch(*given, grad_out, lse, delta, to_query, *tiles)
+        cleared(problem, to_query, sampled=False)
     if needs[1] or needs[2]:
         to_key = torch.empty(key.shape, dtype=key.dtype, device=key.device)
         to_value = torch.empty(value.shape, dtype=value.dtype, device=value.device)
@@ -121,8 +122,10 @@ def _main_gradients(
             sweep(*swept, lse, delta, to_key, to_value)
         else:
             launch = launches.key_gradient_launch(problem, scale, key_strides)
-            tiles = table(problem, query.device, documents.key_gradient(problem))
+            tiles = table(problem, query.device, plan.key_gradient(problem).rows, inverse=True)
             launch(query, key, value, given.bias, grad_out, lse, delta, to_key, to_value, *tiles)
+            cleared(problem, to_key, sampled=False)
+            cleared(problem, to_value, sampled=False)
     return delta, to_query, to_key, to_value
 
 
@@ -148,7 +151,7 @@ def _bias_gradient(
     for first in range(0, problem.heads, launches.bias_split(problem).heads):
         scores, tally, shape = launches.bias_gradient_launches(problem, scale, key_strides, first)
         held = torch.empty(shape, dtype=torch.float32, device=query.device)
-        tiles = table(problem, query.device, documents.bias_gradient(problem))
+        tiles = table(problem, query.device, plan.bias_gradient(problem).rows)
         scores(query, key, value, bias, grad_out, lse, delta, held, *tiles)
-        tally(held, grad_bias, *table(problem, query.device, documents.Tiling()))
+        tally(held, grad_bias, *table(problem, query.device))
     return grad_bias

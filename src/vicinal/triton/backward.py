@@ -10,11 +10,10 @@ import triton
 import triton.language as tl
 
 from .forward import box_scores
-from .places import Point, blank_of, output_extents, place_of
 from .tile import (
+    Point,
     bias_places,
     boxes,
-    clear_rows,
     columns_at,
     first_box,
     hide_box,
@@ -25,6 +24,8 @@ from .tile import (
     load_rows,
     next_box,
     offsets,
+    output_extents,
+    place_of,
     query_offsets,
     query_tile,
     rows_inside,
@@ -75,11 +76,6 @@ def query_gradient(
     PRECISION: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """One tile of `M` queries of one head against boxes of `N` keys; `grad_query` is contiguous."""
-    if LAYOUT[2]:
-        blank = blank_of(table, heads, T, H, W, M, 1, 1, 1, HEADS_FIRST)
-        if blank.here:
-            clear_rows(grad_query, blank, heads, DIM, PAD, M)
-            return
     tile = query_tile(
         tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT
     )
@@ -165,12 +161,6 @@ def key_gradient(
     `grad_key` and `grad_value` are contiguous.
     """
     kv_heads = heads // group
-    if LAYOUT[2]:
-        blank = blank_of(table, kv_heads, T, H, W, M, 1, 1, 1, HEADS_FIRST)
-        if blank.here:
-            clear_rows(grad_key, blank, kv_heads, DIM, PAD, M)
-            clear_rows(grad_value, blank, kv_heads, VALUE_DIM, VALUE_PAD, M)
-            return
     tile = key_tile(kv_heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT)
     if is_empty(tile):
         return

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from .forward import box_scores
-from .places import Point, output_extents, place_of
 from .tile import (
+    Point,
     boxes,
     columns_at,
     first_box,
@@ -19,6 +19,8 @@ from .tile import (
     load_rows,
     next_box,
     offsets,
+    output_extents,
+    place_of,
     query_offsets,
     query_tile,
     rows_inside,

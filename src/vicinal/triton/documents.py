@@ -1,17 +1,20 @@
-"""Documents of different shapes: where they lie, which tiles each has, and where there is padding."""
+"""Documents of different shapes: where they lie, which tiles each has, and what lies outside of them."""
 
+# pyright: reportAttributeAccessIssue=false
 from array import array
 from functools import lru_cache
 from itertools import pairwise
 from math import ceil, prod
-from typing import NamedTuple
+
+import triton
+import triton.language as tl
 
 from ..layout import VarlenLayout
-from ..problem import Documents, Problem
+from ..problem import Problem
 from . import plan
+from .launch import Launch
 
 Shape = tuple[int, ...]
-TOKENS = (1, 1, 1)
 # Of each of three axes: dilation, period and output stride.
 Spacing = tuple[tuple[int, int, int], ...]
 
@@ -42,46 +45,10 @@ def most_outputs(problem: Problem) -> int:
     return max(stop - start for start, stop in pairwise(outputs))
 
 
-class Tiling(NamedTuple):
-    """What the programs of a launch are.
-
-    Args:
-        boxes: extents of a tile; None for one program a document.
-        inverse: whether tiles are of keys.
-        steps: distances of the tokens that the launch writes for; None if it leaves padding alone.
-    """
-
-    boxes: Shape | None = None
-    inverse: bool = False
-    steps: Shape | None = None
-
-
-def forward(problem: Problem) -> Tiling:
-    """Programs of attention."""
-    steps = tuple(axis.output_stride for axis in plan.three_axes(problem.axes))
-    return Tiling(plan.forward(problem).rows, steps=steps)
-
-
-def query_gradient(problem: Problem) -> Tiling:
-    """Programs of the gradient of the query."""
-    return Tiling(plan.query_gradient(problem).rows, steps=TOKENS)
-
-
-def key_gradient(problem: Problem) -> Tiling:
-    """Programs of the gradients of key and value."""
-    return Tiling(plan.key_gradient(problem).rows, inverse=True, steps=TOKENS)
-
-
-def bias_gradient(problem: Problem) -> Tiling:
-    """Programs of the gradients of scores."""
-    return Tiling(plan.bias_gradient(problem).rows)
-
-
-def programs(problem: Problem, tiling: Tiling) -> int:
-    """Rows of the table of a launch."""
+def programs(problem: Problem, boxes: Shape, inverse: bool = False) -> int:
+    """Tiles of `boxes` of all documents; of keys if `inverse`."""
     assert problem.documents is not None
-    counts = _counts(problem.documents, spacing(problem), tiling)
-    return sum(tiles + stop - start for tiles, start, stop in counts)
+    return sum(_tiles(problem.documents.shapes, spacing(problem), boxes, inverse))
 
 
 def spacing(problem: Problem) -> Spacing:
@@ -90,25 +57,63 @@ def spacing(problem: Problem) -> Spacing:
     return tuple((axis.dilation, axis.period, axis.output_stride) for axis in axes)
 
 
-def rows(documents: Documents, apart: Spacing, tiling: Tiling) -> "array[int]":
-    """Eight integers of 32 bits for each program of a head: tiles, then blocks of padding to fill.
+def rows(shapes: tuple[Shape, ...], apart: Spacing, boxes: Shape | None, inverse: bool) -> "array[int]":
+    """Eight integers of 32 bits for each tile of `boxes`, or without them for each document.
 
-    `tile.place_of` reads them, and `tile.blank_of` those of padding, whose second number is negative.
+    `tile.place_of` reads them.
     """
-    shapes = documents.shapes
     steps = tuple(step for _, _, step in apart[3 - len(shapes[0]) :])
-    counts = _counts(documents, apart, tiling)
-    found, padding = array("i"), array("i")
+    counts = (1,) * len(shapes) if boxes is None else _tiles(shapes, apart, boxes, inverse)
+    found = array("i")
     for document, before in enumerate(zip(*_offsets(shapes, steps), counts, strict=False)):
-        *first, (tiles, start, stop) = before
-        row = array("i", (document, 0, *three(shapes[document]), *first, 0))
-        mine = row * tiles
-        mine[1::8] = array("i", range(tiles))
+        *first, count = before
+        mine = array("i", (document, 0, *three(shapes[document]), *first, 0)) * count
+        mine[1::8] = array("i", range(count))
         found += mine
-        mine = row * (stop - start)
-        mine[1::8] = array("i", range(-1 - start, -1 - stop, -1))
-        padding += mine
-    return found + padding
+    return found
+
+
+def is_padded(problem: Problem) -> bool:
+    """Whether something of a padded batch lies outside of the documents."""
+    documents = problem.documents
+    if documents is None or documents.frame is None:
+        return False
+    return any(shape != documents.frame for shape in documents.shapes)
+
+
+@lru_cache(4096)
+def blank_launch(problem: Problem, shape: Shape, fill: float, sampled: bool) -> Launch:
+    """Fills what lies outside of documents in a contiguous padded tensor, over outputs if `sampled`."""
+    frame = shape[1 : 1 + problem.rank]
+    steps = [axis.output_stride if sampled else 1 for axis in plan.three_axes(problem.axes)]
+    tokens, columns = 16, 128
+    numbers = (*three(frame), prod(shape[1 + problem.rank :]), fill)
+    grid = problem.batch * ceil(prod(frame) / tokens)
+    return Launch(blank, grid, numbers, (*steps, tokens, columns), num_warps=4)
+
+
+@triton.jit
+def blank(
+    x, table, T, H, W, width, fill,
+    T_STEP: tl.constexpr, H_STEP: tl.constexpr, W_STEP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Fill `M` rows of contiguous `[documents, T, H, W, width]` where they lie outside of their document."""
+    blocks = tl.cdiv(T * H * W, M)
+    document = (tl.program_id(0) // blocks).to(tl.int64)
+    token = tl.program_id(0) % blocks * M + tl.arange(0, M)
+    table += document * 8
+    inside = token // (H * W) < tl.cdiv(tl.load(table + 2), T_STEP)
+    inside = inside & (token // W % H < tl.cdiv(tl.load(table + 3), H_STEP))
+    inside = inside & (token % W < tl.cdiv(tl.load(table + 4), W_STEP))
+    outside = (token < T * H * W) & (inside == 0)
+    if tl.max(outside.to(tl.int32), 0) == 0:
+        return
+    first = x + (document * T * H * W + token) * width
+    value = tl.full([M, N], 0.0, tl.float32) + fill
+    for start in range(0, width, N):
+        column = start + tl.arange(0, N)
+        mask = outside[:, None] & (column < width)[None, :]
+        tl.store(first[:, None] + column[None, :], value.to(x.dtype.element_ty), mask=mask)
 
 
 @lru_cache(1024)
@@ -119,36 +124,13 @@ def _offsets(shapes: tuple[Shape, ...], steps: Shape) -> tuple[Shape, Shape]:
 
 
 @lru_cache(1024)
-def _counts(documents: Documents, apart: Spacing, tiling: Tiling) -> tuple[tuple[int, int, int], ...]:
-    """Of every document its tiles, and the first and last of the blocks that hold its padding.
-
-    Each dilation group has as many tiles as the largest.
-    """
+def _tiles(shapes: tuple[Shape, ...], apart: Spacing, boxes: Shape, inverse: bool) -> tuple[int, ...]:
+    """Tiles of every document: each dilation group has as many as the largest."""
     found = []
-    for shape in map(three, documents.shapes):
-        if tiling.boxes is None:
-            found.append((1, 0, 0))
-            continue
+    for shape in shapes:
         tiles = 1
-        for extent, (dilation, period, step), box in zip(shape, apart, tiling.boxes, strict=True):
-            count, groups = (extent, dilation) if tiling.inverse else (ceil(extent / step), period)
+        for extent, (dilation, period, step), box in zip(three(shape), apart, boxes, strict=True):
+            count, groups = (extent, dilation) if inverse else (ceil(extent / step), period)
             tiles *= groups * ceil(ceil(count / groups) / box)
-        found.append((tiles, *_padding(shape, documents.frame, tiling)))
+        found.append(tiles)
     return tuple(found)
-
-
-def _padding(shape: Shape, frame: Shape | None, tiling: Tiling) -> tuple[int, int]:
-    """First and last block, of as many rows as a tile has, that may hold rows outside of a document."""
-    if frame is None or tiling.steps is None or tiling.boxes is None:
-        return 0, 0
-    whole, mine = (
-        tuple(ceil(extent / step) for extent, step in zip(extents, tiling.steps, strict=True))
-        for extents in (three(frame), shape)
-    )
-    if whole == mine:
-        return 0, 0
-    block = prod(tiling.boxes)
-    # In row-major order the first row outside is the one after the last axis that is cut short.
-    cut = max(axis for axis in range(3) if mine[axis] < whole[axis])
-    first = 0 if 0 in mine else mine[cut] * prod(whole[cut + 1 :])
-    return first // block, ceil(prod(whole) / block)

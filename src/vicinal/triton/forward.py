@@ -4,11 +4,10 @@
 import triton
 import triton.language as tl
 
-from .places import Point, blank_of, first_row_again
 from .tile import (
+    Point,
     bias_places,
     boxes,
-    clear_rows,
     columns_at,
     first_box,
     hide_box,
@@ -72,16 +71,6 @@ def attend(
     `scale` holds log2(e). Strides are those of batch, three axes and heads (`n`). `out` and `lse` are
     contiguous. A `table` says which document each program works on.
     """
-    if LAYOUT[2]:
-        blank = blank_of(
-            table, heads, T, H, W, M, T_RULE.output_stride, H_RULE.output_stride, W_RULE.output_stride,
-            HEADS_FIRST,
-        )  # fmt: skip
-        if blank.here:
-            clear_rows(out, blank, heads, VALUE_DIM, VALUE_PAD, M)
-            nothing = tl.full([M], float("-inf"), tl.float32)
-            tl.store(lse + blank.row * heads + blank.head, nothing, mask=blank.outside)
-            return
     tile = query_tile(
         tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT
     )
@@ -147,7 +136,7 @@ def attend(
             scores = tl.where((token < extras)[None, :], scores, -1.0e30)
             top, total, acc = _accumulate(scores, v, rest, top, total, acc, PRECISION)
     inside = rows_inside(tile)
-    base = first_row_again(place, table, heads, HEADS_FIRST, LAYOUT) * heads + tile.head
+    base = place.first_row * heads + tile.head
     flat = offsets(row, outs, 0, 0, heads, WIDE, True)
     tl.store(lse + base + flat, (top * rest + tl.log2(total)) * 0.6931471805599453, mask=inside)
     store_rows(out + base * VALUE_DIM, flat * VALUE_DIM, acc / total[:, None], inside, VALUE_DIM, VALUE_PAD)

@@ -3,7 +3,6 @@
 No tensors and no framework: each host allocates what the kernels write, and launches.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from math import ceil, e, log2, prod
 from typing import NamedTuple
@@ -36,10 +35,9 @@ def _no_table(problem: Problem) -> tuple[None, ...]:
     return (None,) if problem.documents is None else ()
 
 
-def _placing(problem: Problem) -> tuple[int, bool, bool]:
-    """How documents lie, for kernels: their axes, whether they are packed, and whether they are padded."""
-    found = problem.documents
-    return problem.rank, found is not None and found.frame is None, found is not None and bool(found.frame)
+def _placing(problem: Problem) -> tuple[int, bool]:
+    """How documents lie, for kernels: their axes, and whether they are packed."""
+    return problem.rank, problem.documents is not None and problem.documents.frame is None
 
 
 def _precision(problem: Problem) -> str:
@@ -89,11 +87,11 @@ def _attention_layout(problem: Problem, given: Strides) -> Layout:
     return layout(problem, given[6:], given[:3])
 
 
-def _programs(problem: Problem, shape: plan.Shape, tiling: Callable[[Problem], documents.Tiling]) -> int:
-    """Programs of one head of all entries of a batch, or of all documents."""
+def _programs(problem: Problem, shape: plan.Shape, inverse: bool = False) -> int:
+    """Tiles of one head of all entries of a batch, or of all documents."""
     if problem.documents is None:
         return problem.batch * shape.tiles
-    return documents.programs(problem, tiling(problem))
+    return documents.programs(problem, shape.rows, inverse)
 
 
 def _dims(problem: Problem) -> tuple[int, ...]:
@@ -135,7 +133,7 @@ def forward_launch(problem: Problem, scale: float, given: Strides) -> Launch:
     common = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem))
     constants = (*constants, shape.heads_first, _scaled(problem, scale), *common)
-    grid = _programs(problem, shape, documents.forward) * problem.heads
+    grid = _programs(problem, shape) * problem.heads
     return Launch(forward.attend, grid, numbers, constants, **_options(shape))
 
 
@@ -176,7 +174,7 @@ def query_gradient_launch(problem: Problem, scale: float, given: Strides) -> Lau
     common = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
     flags = (shape.heads_first, _scaled(problem, scale), *common)
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem), *flags)
-    grid = _programs(problem, shape, documents.query_gradient) * problem.heads
+    grid = _programs(problem, shape) * problem.heads
     return Launch(backward.query_gradient, grid, numbers, constants, **_options(shape))
 
 
@@ -190,7 +188,7 @@ def key_gradient_launch(problem: Problem, scale: float, given: Strides) -> Launc
     common = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
     flags = (shape.heads_first, _scaled(problem, scale), *common)
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem), *flags)
-    grid = _programs(problem, shape, documents.key_gradient) * problem.kv_heads
+    grid = _programs(problem, shape, inverse=True) * problem.kv_heads
     return Launch(backward.key_gradient, grid, numbers, constants, **_options(shape))
 
 
@@ -248,9 +246,7 @@ def bias_gradient_launches(
     )
     flags = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem), *flags)
-    grid = heads * parts * shape.tiles
-    if problem.documents is not None:
-        grid = heads * _programs(problem, shape, documents.bias_gradient)
+    grid = heads * (parts * shape.tiles if problem.documents is None else _programs(problem, shape))
     scores = Launch(bias_kernels.score_gradient, grid, numbers, constants, **_options(shape))
     entries = prod(2 * size - 1 for size in problem.window)
     counts = (1, parts) if problem.documents is None else (problem.batch, 1)

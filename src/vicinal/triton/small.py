@@ -5,14 +5,15 @@ import triton
 import triton.language as tl
 
 from .forward import box_scores
-from .places import Point, output_extents
 from .tile import (
+    Point,
     columns_at,
     first_box,
     is_empty,
     lanes,
     load_rows,
     offsets,
+    output_extents,
     query_tile,
     rows_inside,
     store_rows,

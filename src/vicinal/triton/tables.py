@@ -5,25 +5,36 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..problem import Documents, Problem
+from ..problem import Problem
 from . import documents
-from .documents import Spacing, Tiling
+from .documents import Shape, Spacing
 
 
-def table(problem: Problem, device: torch.device, tiling: Tiling) -> tuple[Tensor, ...]:
+def table(
+    problem: Problem, device: torch.device, boxes: Shape | None = None, inverse: bool = False
+) -> tuple[Tensor, ...]:
     """int32 `documents.rows`, the last of a kernel's tensors; none where the problem has no documents."""
     if problem.documents is None:
         return ()
-    found = _table(problem.documents, documents.spacing(problem), tiling, device)
+    found = _table(problem.documents.shapes, documents.spacing(problem), boxes, inverse, device)
     if found.is_cuda:
         # The memory belongs to the stream that wrote it.
         found.record_stream(torch.cuda.current_stream(device))
     return (found,)
 
 
+def cleared(problem: Problem, x: Tensor, fill: float = 0.0, *, sampled: bool) -> Tensor:
+    """`x`, contiguous over tokens, or over outputs if `sampled`, filled where no document lies."""
+    if documents.is_padded(problem) and x.numel():
+        documents.blank_launch(problem, tuple(x.shape), fill, sampled)(x, *table(problem, x.device))
+    return x
+
+
 @lru_cache(1024)
-def _table(given: Documents, apart: Spacing, tiling: Tiling, device: torch.device) -> Tensor:
-    rows = documents.rows(given, apart, tiling)
+def _table(
+    shapes: tuple[Shape, ...], apart: Spacing, boxes: Shape | None, inverse: bool, device: torch.device
+) -> Tensor:
+    rows = documents.rows(shapes, apart, boxes, inverse)
     found = torch.frombuffer(rows, dtype=torch.int32) if rows else torch.empty(0, dtype=torch.int32)
     if device.type != "cuda":
         return found

@@ -9,8 +9,39 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .places import ENTRIES, Point, place_of, table_row
 from .window import hide, key_span, key_tiles, query_span, query_tiles, visible, window
+
+# How documents lie: their axes, and whether they are packed.
+ENTRIES = tl.constexpr((3, False))
+
+
+class Point(NamedTuple):
+    """One number, or block of numbers, per axis."""
+
+    t: Any
+    h: Any
+    w: Any
+
+
+class Place(NamedTuple):
+    """Where a batch entry or a document lies.
+
+    Args:
+        entry: its number.
+        lengths: its extents.
+        frame, outs: extents that lay out tensors over tokens, and those over outputs.
+        tokens, rows: steps along the first axis of these tensors to its first token, and to its first output.
+        first_token, first_row: tokens before it in a contiguous tensor, and outputs.
+    """
+
+    entry: Any
+    lengths: Any
+    frame: Any
+    outs: Any
+    tokens: Any
+    rows: Any
+    first_token: Any
+    first_row: Any
 
 
 class Tile(NamedTuple):
@@ -45,12 +76,38 @@ def _group_tile(number, tiles, groups):
 
 
 @triton.jit
-def clear_rows(
-    base, blank, heads, DIM: tl.constexpr, PAD: tl.constexpr, COUNT: tl.constexpr
+def place_of(
+    table, number, T, H, W, T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
+    LAYOUT: tl.constexpr,
 ):  # fmt: skip
-    """Zeros in padding of contiguous `[rows, heads, DIM]`."""
-    zeros = tl.zeros([COUNT, PAD], tl.float32)
-    store_rows(base + blank.head * DIM, blank.row * heads * DIM, zeros, blank.outside, DIM, PAD)
+    """The place of batch entry `number`, or of the document in that row of a `table`.
+
+    `T`, `H`, `W` are extents of the entries of a batch. A row is eight integers: the document, a tile of it,
+    its extents, and the tokens and outputs before it where documents are packed.
+    """
+    frame = Point(T, H, W)
+    if table is None:
+        entry = tl.cast(number, tl.int64)
+        lengths = frame
+    else:
+        table += tl.cast(number, tl.int64) * 8
+        entry = tl.load(table).to(tl.int64)
+        # Known numbers of missing axes save arithmetic.
+        t = 1
+        h = 1
+        if LAYOUT[0] > 2:
+            t = tl.load(table + 2)
+        if LAYOUT[0] > 1:
+            h = tl.load(table + 3)
+        lengths = Point(t, h, tl.load(table + 4))
+    if LAYOUT[1]:
+        outs = output_extents(lengths.t, lengths.h, lengths.w, T_RULE, H_RULE, W_RULE)
+        tokens, rows = tl.load(table + 5).to(tl.int64), tl.load(table + 6).to(tl.int64)
+        return Place(entry, lengths, lengths, outs, tokens, rows, tokens, rows)
+    else:
+        outs = output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
+        first_token, first_row = entry * T * H * W, entry * outs.t * outs.h * outs.w
+        return Place(entry, lengths, frame, outs, entry, entry, first_token, first_row)
 
 
 @triton.jit
@@ -81,9 +138,12 @@ def _tile(
     lengths = Point(T, H, W)
     head = number % heads
     if table is not None:
-        at = table_row(number, heads, HEADS_FIRST)
-        entry = at.number
-        head = at.head
+        # Heads change fastest, or else tiles.
+        entry = number // heads
+        if not HEADS_FIRST:
+            tiles = tl.num_programs(0) // heads
+            entry = number % tiles
+            head = number // tiles
         place = place_of(table, entry, T, H, W, T_RULE, H_RULE, W_RULE, LAYOUT)
         lengths = place.lengths
         number = tl.load(table + entry.to(tl.int64) * 8 + 1)
@@ -142,6 +202,14 @@ def is_empty(tile):
 @triton.jit
 def rows_inside(tile):
     return tile.t.inside & tile.h.inside & tile.w.inside
+
+
+@triton.jit
+def output_extents(T, H, W, T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr):
+    """Outputs per axis."""
+    return Point(
+        tl.cdiv(T, T_RULE.output_stride), tl.cdiv(H, H_RULE.output_stride), tl.cdiv(W, W_RULE.output_stride)
+    )
 
 
 @triton.jit

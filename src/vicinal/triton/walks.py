@@ -7,8 +7,8 @@ Weights are contiguous. A slot that holds no key is never read, and `dot` leaves
 import triton
 import triton.language as tl
 
-from .places import Point, output_extents
 from .tile import (
+    Point,
     bias_places,
     boxes,
     columns_at,
@@ -20,6 +20,7 @@ from .tile import (
     load_rows,
     next_box,
     offsets,
+    output_extents,
     query_tile,
     rows_inside,
     slots,
