@@ -84,8 +84,7 @@ def test_every_barrier_matters(name, number, instead):
     assert any(kind in found for found in session.findings for kind in wanted)
 
 
-@pytest.mark.parametrize("backend", checking.BACKENDS, ids=lambda backend: backend.name)
-@pytest.mark.parametrize("name", ["everything", "causal_3d", "float16"])
+@pytest.mark.parametrize(("backend", "name"), SCHEDULED, ids=lambda value: getattr(value, "name", value))
 def test_fast_math_stays_within_the_budget(backend, name):
     problem = named(name).problem
     with checking.opened() as session:
