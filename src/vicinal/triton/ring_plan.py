@@ -56,10 +56,9 @@ ORDERS: tuple[tuple[int, int, int], ...] = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
 WINDOW = 128
 # Head dimensions whose lines are copied and multiplied whole.
 DIMS = (16, 32, 64)
-# Columns whose scores fit in the registers of a warp, and those that gradients of queries, and of keys, read
-# at once.
+# Columns whose scores fit in the registers of a warp, and those that gradients read at once.
 COLUMNS = 176
-BLOCK = (128, 80)
+BLOCK = 80
 # Bytes of rings, so that several programs share a multiprocessor.
 RING_BYTES = 48 << 10
 # A large device: its multiprocessors, their shared memory in bytes, and programs that their registers hold.
@@ -71,7 +70,7 @@ PLACES = 12
 TILE_COST = 24
 COPY_COST = 0.7
 READ_COST = 0.75
-START_COST, QUERY_START_COST = 2.5, 0.5
+START_COST = 2.5
 
 
 @lru_cache(4096)
@@ -133,7 +132,7 @@ def _sweep(
     width = max(16, 1 << (depth * y * z - 1).bit_length())
     tiles = _tiles(*moving, depth, inverse)
     reach = max(stop - start for start, stop in tiles)
-    block = reach if whole else _block(tiles, max(1, BLOCK[inverse] // width))
+    block = reach if whole else _block(tiles, max(1, BLOCK // width))
     read = [(start, start + ceil((stop - start) / block) * block) for start, stop in tiles]
     # Half of the tiles find all their columns copied; a ring that serves every tile costs others their place.
     ahead = sorted(later[1] - earlier[0] for earlier, later in pairwise(read) if later[0] >= earlier[0])
@@ -141,8 +140,7 @@ def _sweep(
     counts = [_tile_count(*side, inverse) for side in sides]
     strips = counts[1] * counts[2] * prod(_groups(axis, inverse) for axis, _ in sides)
     places = MULTIPROCESSORS * max(1, min(PLACES, SHARED // (_ring_bytes(problem, slots * width) + 4096)))
-    start_cost = START_COST if whole or inverse else QUERY_START_COST
-    steps = _steps(counts[0], strips * problem.batch * problem.heads, places, start_cost)
+    steps = _steps(counts[0], strips * problem.batch * problem.heads, places)
     visited = sum(stop - start for start, stop in read) / len(read)
     copied = sum(max(later[1] - earlier[1], 0) for earlier, later in pairwise(tiles)) / len(tiles)
     cost = strips * counts[0] * ((visited + COPY_COST * copied) * width + TILE_COST)
@@ -169,7 +167,7 @@ def _block(tiles: list[tuple[int, int]], most: int) -> int:
     )
 
 
-def _steps(tiles: int, strips: int, places: int, start_cost: float) -> int:
+def _steps(tiles: int, strips: int, places: int) -> int:
     """Tiles of a program, of the `tiles` of each strip, where `places` programs run at once.
 
     The last programs run beside empty places; a short program starts too often.
@@ -177,8 +175,8 @@ def _steps(tiles: int, strips: int, places: int, start_cost: float) -> int:
 
     def time(steps: int) -> float:
         programs = strips * ceil(tiles / steps)
-        work = programs * (tiles / ceil(tiles / steps) + start_cost)
-        return steps + start_cost if programs <= places else work / places + 0.4 * steps
+        work = programs * (tiles / ceil(tiles / steps) + START_COST)
+        return max(steps + START_COST, work / places + 0.4 * steps)
 
     return min((ceil(tiles / parts) for parts in range(1, tiles + 1)), key=time)
 
