@@ -90,13 +90,14 @@ def _recorded(tensors: tuple) -> bool:
 
 
 def is_watched(tensors: tuple) -> bool:
-    """Whether anything but the kernels sees a call: derivatives, subclasses, modes, traces or a profiler.
+    """Whether more than a kernel sees a call: derivatives, subclasses, the meta device, modes, traces, profilers.
 
     Where nothing does, a call may skip PyTorch's dispatcher, which takes longer than a small kernel.
     """
+    plain = Tensor, torch.nn.Parameter
     return (
         torch.compiler.is_compiling()
-        or not all(x is None or type(x) is Tensor or type(x) is torch.nn.Parameter for x in tensors)
+        or not all(x is None or (type(x) in plain and not x.is_meta) for x in tensors)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._get_tracing_state() is not None
