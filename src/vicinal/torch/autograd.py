@@ -90,7 +90,7 @@ def _recorded(tensors: tuple) -> bool:
 
 
 def is_watched(tensors: tuple) -> bool:
-    """Whether more than a kernel sees a call: derivatives, subclasses, the meta device, modes, traces, profilers.
+    """Whether derivatives, subclasses, meta tensors, modes, traces or a profiler see a call.
 
     Where nothing does, a call may skip PyTorch's dispatcher, which takes longer than a small kernel.
     """
