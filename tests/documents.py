@@ -105,3 +105,13 @@ CASES = {
     "covering": case(((3, 3), (4, 2), (3, 3)), 5, fit="clip", extra=1),
     "half": case((9, 14, 9), 5, bias=True, dtype="bfloat16", dim=8),
 }
+
+# For kernels with tiles: several tiles on an axis, dilation groups, head dims of no power of two.
+EXTRA = {
+    "planes": case(((9, 20), (17, 8), (30, 3)), (5, 3), dilation=(1, 1), heads=4, kv_heads=2, dim=20),
+    "dilated": case(((14, 9), (15, 23), (31, 9)), (3, 2), (2, 1), (4, 3), (True, False), (2, 6), bias=True),
+    "ragged": case((25, 40, 33), 3, dilation=8, output_stride=6, value_dim=5, extra=18),
+    "long": case((100, 1, 333, 2), 31, fit="clip", heads=2, kv_heads=2, dim=16, value_dim=24),
+    "uneven": case((70, 64, 129), 60, 7, is_causal=True, extra=3),
+    "heads": case(((40, 33), (64, 17), (9, 70), (0, 9)), 7, heads=8, kv_heads=8, dim=64, value_dim=64),
+}

@@ -5,13 +5,15 @@ What MLX would launch runs here on PyTorch's tensors instead; all else is what r
 
 import sys
 from dataclasses import replace
+from unittest.mock import patch
 
 import mlx.core as mx
 import numpy as np
 import torch
 
 from tests import budget, oracle
-from tests.mlx import problems
+from tests.documents import CASES, EXTRA
+from tests.mlx import documents, problems
 from vicinal import catalog
 from vicinal.mlx import fused, ops
 from vicinal.mlx.backends.cuda import CUDA, Cuda
@@ -52,12 +54,40 @@ def check_walks(problem):
     check("mix_back", back, exact)
 
 
+def check_problem(name):
+    found = replace(catalog.named(name).problem, device="cuda")
+    problems.check(found, "cuda")
+    check_walks(found)
+
+
+def check_documents(name):
+    """Against the oracle, and that all documents are in one problem, forward and backward."""
+    case = {**CASES, **EXTRA}[name]
+    case = replace(case, dtype="float32")
+    shapes = {shape for shape in case.shapes if 0 not in shape}
+    for form in documents.FORMS.values():
+        seen = []
+        with (
+            patch.object(Cuda, "attend", _recorded(Cuda.attend, seen)),
+            patch.object(Cuda, "attend_back", _recorded(Cuda.attend_back, seen)),
+        ):
+            documents.check(form, case, backend="cuda")
+        assert len(seen) == 2 * (len(shapes) > 0)
+        assert all((problem.documents is not None) == (len(shapes) > 1) for problem in seen)
+
+
+def _recorded(method, seen):
+    def run(self, problem, *rest):
+        seen.append(problem)
+        return method(self, problem, *rest)
+
+    return run
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     fused.run = launched
     Cuda.refusal = lambda self, problem: None
     ops.device = lambda: "cuda"
-    for name in sys.argv[1:]:
-        found = replace(catalog.named(name).problem, device="cuda")
-        problems.check(found, "cuda")
-        check_walks(found)
+    for name in sys.argv[2:]:
+        {"problems": check_problem, "documents": check_documents}[sys.argv[1]](name)

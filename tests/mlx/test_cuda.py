@@ -199,9 +199,17 @@ def test_numbers_of_over_32_bits_are_compiled_in(monkeypatch):
     large = (1 << 40) + 16
     step = (large, 140, 20, 10, 1)
     launch = launches.forward_launch(problem, 0.1, (step, step, step, (), (), ()))
-    code = ahead.compiled(launch, ("float32",) * 3 + (None,) * 3 + ("float32",) * 2, 90)
+    code = ahead.compiled(launch, ("float32",) * 3 + (None,) * 4 + ("float32",) * 2, 90)
     assert large not in code.numbers
     assert re.search(rf"\b(?:{large}|{4 * large})\b", handed.texts[code.name])
+
+
+def interpret(what, *names):
+    """Check problems of the catalog, or batches of documents, in a process that interprets Triton."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.mlx.interpreted", what, *names]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 @needs_triton
@@ -211,10 +219,7 @@ def test_numbers_of_over_32_bits_are_compiled_in(monkeypatch):
     "names", [["float16", "causal_stride", "multi_query"], ["everything", "bias"]], ids=" ".join
 )
 def test_kernels_match_the_oracle(names):
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.mlx.interpreted", *names]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    interpret("problems", *names)
 
 
 @needs_triton

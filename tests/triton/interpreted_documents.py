@@ -8,18 +8,11 @@ import hypothesis
 import torch
 from hypothesis import strategies as st
 
-from tests.documents import CASES, case, cases
+from tests.documents import CASES, EXTRA, cases
 from tests.torch.documents import Packed, Padded, check
 from vicinal.torch.backends.triton import TRITON, Triton
 
 FORMS = {"packed": Packed, "padded": Padded}
-EXTRA = {
-    "planes": case(((9, 20), (17, 8), (30, 3)), (5, 3), dilation=(1, 1), heads=4, kv_heads=2, dim=20),
-    "dilated": case(((14, 9), (15, 23), (31, 9)), (3, 2), (2, 1), (4, 3), (True, False), (2, 6), bias=True),
-    "ragged": case((25, 40, 33), 3, dilation=8, output_stride=6, value_dim=5, extra=18),
-    "long": case((100, 1, 333, 2), 31, fit="clip", heads=2, kv_heads=2, dim=16, value_dim=24),
-    "uneven": case((70, 64, 129), 60, 7, is_causal=True, extra=3),
-}
 
 
 def on_triton(form, found, seed=0):

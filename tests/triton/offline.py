@@ -96,16 +96,16 @@ def kernels(p):
     out = contiguous(*outputs, p.heads, p.value_dim)
     given = (row, key, value, (1,) if p.bias else (), *extra)
     bias, more = wide if p.bias else None, element if p.extra else None
-    inputs, table = (element, element, element, bias, more, more), (torch.int32,) * bool(p.documents)
+    inputs, table = (element, element, element, bias, more, more), torch.int32 if p.documents else None
     if plan.forward(p).single:
         yield "small.attend", launches.small_forward_launch(p, 0.1, given), (*inputs[:4], element, wide)
     else:
-        yield "attend", launches.forward_launch(p, 0.1, given), (*inputs, element, wide, *table)
+        yield "attend", launches.forward_launch(p, 0.1, given), (*inputs, table, element, wide)
     back = (*given, out)
     yield "delta_of", launches.delta_launch(p, out), (element, element, wide, wide)
-    rows = (element, wide, wide, element)
-    yield "query_gradient", launches.query_gradient_launch(p, 0.1, back), (*inputs, *rows, *table)
-    yield "key_gradient", launches.key_gradient_launch(p, 0.1, back), (*inputs[:4], *rows, element, *table)
+    rows = (element, wide, wide, table, element)
+    yield "query_gradient", launches.query_gradient_launch(p, 0.1, back), (*inputs, *rows)
+    yield "key_gradient", launches.key_gradient_launch(p, 0.1, back), (*inputs[:4], *rows, element)
     steps, swept = (*given[:3], out), (element, element, element, element)
     sweeps = (
         ("ring.attend", ring_launches.forward_launch(p, 0.1, given[:3]), (*swept, wide)),
@@ -122,16 +122,16 @@ def kernels(p):
     )
     yield from (sweep for sweep in sweeps if sweep[1] is not None)
     if p.extra:
-        types = (element, element, element, element, wide, wide, wide, wide, *table)
+        types = (element, element, element, element, wide, wide, table, wide, wide)
         yield "extra_gradient", launches.extra_gradient_launch(p, 0.1, back)[0], types
     if p.bias:
         scores, tally, _ = launches.bias_gradient_launches(p, 0.1, back, 0)
-        yield "score_gradient", scores, (*inputs[:4], element, wide, wide, wide, *table)
-        yield "tally", tally, (wide, wide, *table)
+        yield "score_gradient", scores, (*inputs[:4], element, wide, wide, table, wide)
+        yield "tally", tally, (wide, table, wide)
     if p.documents:
         if p.documents.frame:
             shape = (*outputs, p.heads, p.value_dim)
-            yield "blank", documents.blank_launch(p, shape, 0.0, True), (element, *table)
+            yield "blank", documents.blank_launch(p, shape, 0.0, True), (element, table)
         return
     plain = replace(p, extra=0)
     yield (

@@ -9,6 +9,7 @@ import mlx.core as mx
 from .. import layout
 from ..arguments import Window
 from ..layout import Group, Shape, VarlenLayout
+from ..problem import Documents
 from . import ops
 from .operands import Operands
 from .ops import Call
@@ -64,12 +65,17 @@ class Placement(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Documents of one call: where their tokens and their outputs lie, and which are computed together."""
+    """Documents of one call: where their tokens and their outputs lie, and which are of one shape.
+
+    `lengths` and `documents` are those of a problem that holds them all.
+    """
 
     tokens: Placement
     outputs: Placement
     groups: tuple[Group, ...]
     steps: tuple[int, ...]
+    lengths: Shape
+    documents: Documents
 
     def operands(self, given: Operands, group: Group) -> Operands:
         """What the fixed-shape operation takes for one group."""
@@ -79,7 +85,15 @@ class Batch(NamedTuple):
         return Operands(sampled(query, self.steps), key, value, bias, *extras)
 
     def attend(self, call: Call, given: Operands, with_lse: bool) -> tuple[mx.array, mx.array | None]:
-        """Attention of all documents, those of one shape at a time, and the log-sum-exp if asked for."""
+        """Attention of all documents, and the log-sum-exp if asked for: in one launch where a backend has one
+        and there are several shapes."""
+        together = call._replace(batch=self)
+        if len(self.groups) > 1 and ops.is_together(together, given):
+            return ops.attend(together, given, with_lse)
+        return self.by_shape(call, given, with_lse)
+
+    def by_shape(self, call: Call, given: Operands, with_lse: bool) -> tuple[mx.array, mx.array | None]:
+        """The same, documents of one shape after those of another."""
         found = [
             ops.attend(call._replace(window=group.window), self.operands(given, group), with_lse)
             for group in self.groups
@@ -110,7 +124,9 @@ def _batch(
     places, steps = VarlenLayout(shapes, rank), window[4]
     outputs = layout.output_frame(places, frame, extent, steps)
     found = layout.groups(shapes, window, clip)
-    return Batch(Placement(places, frame), Placement(places.sampled(steps), outputs), found, steps)
+    lengths, documents = layout.together(shapes, frame, window, clip)
+    tokens, results = Placement(places, frame), Placement(places.sampled(steps), outputs)
+    return Batch(tokens, results, found, steps, lengths, documents)
 
 
 def sampled(query: mx.array, steps: Sequence[int]) -> mx.array:

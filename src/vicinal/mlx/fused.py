@@ -12,25 +12,27 @@ from typing import Any
 import mlx.core as mx
 
 from ..problem import Problem
-from ..triton import ahead, launches, plan
+from ..triton import ahead, documents, launches, plan
+from . import tables
 from .operands import Operands, wide
 from .order import after
 
 Result = tuple[tuple[int, ...], mx.Dtype]
-_NAMES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
+_NAMES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16", mx.int32: "int32"}
 
 
 def attend(problem: Problem, operands: Operands, scale: float) -> tuple[mx.array, mx.array]:
     """Output and log-sum-exp."""
-    given = _inputs(problem, operands)
-    shape = operands.query.shape[:-1]
-    results = (((*shape, problem.value_dim), operands.query.dtype), (shape, mx.float32))
+    given, tiles = _inputs(problem, operands), plan.forward(problem)
+    rows = (*documents.extents(problem)[1], problem.heads)
+    results = (((*rows, problem.value_dim), operands.query.dtype), (rows, mx.float32))
     steps = tuple(_strides(x) for x in given)
-    if plan.forward(problem).single:
+    if tiles.single:
         out, lse = run(launches.small_forward_launch(problem, scale, steps), given[:4], results)
     else:
-        out, lse = run(launches.forward_launch(problem, scale, steps), given, results)
-    return out, lse
+        launch = launches.forward_launch(problem, scale, steps)
+        out, lse = run(launch, (*given, _table(problem, tiles.rows)), results, _gaps(problem))
+    return out, tables.blank_outside(problem, lse)
 
 
 def attend_back(
@@ -51,10 +53,17 @@ def attend_back(
         launches.delta_launch(problem, steps[6]), (out, grad_out, grad_lse), ((lse.shape, mx.float32),)
     )
     rows = (grad_out, lse, delta)
-    launch = launches.query_gradient_launch(problem, scale, steps)
-    (grad_query,) = run(launch, (*given, *rows), (_like(query),))
-    launch = launches.key_gradient_launch(problem, scale, steps)
-    grad_key, grad_value = run(launch, (query, key, value, bias, *rows), (_like(key), _like(value)))
+    launch, table = (
+        launches.query_gradient_launch(problem, scale, steps),
+        _table(problem, plan.query_gradient(problem).rows),
+    )
+    (grad_query,) = run(launch, (*given, *rows, table), (_like(query),), _gaps(problem, True))
+    launch, table = (
+        launches.key_gradient_launch(problem, scale, steps),
+        _table(problem, plan.key_gradient(problem).rows, inverse=True),
+    )
+    inputs = (query, key, value, bias, *rows, table)
+    grad_key, grad_value = run(launch, inputs, (_like(key), _like(value)), _gaps(problem))
     grad_bias = None
     if operands.bias is not None:
         grad_bias = _bias_gradient(problem, given, rows, scale, steps).astype(operands.bias.dtype)
@@ -64,7 +73,7 @@ def attend_back(
     if extra_key is not None:
         launch, parts = launches.extra_gradient_launch(problem, scale, steps)
         results = [((parts, *x.shape), mx.float32) for x in (extra_key, extra_value)]
-        sums = run(launch, (query, extra_key, extra_value, *rows), results)
+        sums = run(launch, (query, extra_key, extra_value, *rows, _table(problem)), results)
         extras = [part.sum(0).astype(query.dtype) for part in sums]
     return Operands(grad_query, grad_key, grad_value, grad_bias, *extras)
 
@@ -119,11 +128,31 @@ def _bias_gradient(
         scores, tally, shape = launches.bias_gradient_launches(problem, scale, steps, first)
         if total is not None:
             rows = (*rows[:2], *after(rows[2:], [total]))
-        held = run(scores, (*given[:4], *rows), ((shape, mx.float32),))
-        (part,) = run(tally, held, ((bias.shape, mx.float32),), 0.0)
+        tiles = _table(problem, plan.bias_gradient(problem).rows)
+        held = run(scores, (*given[:4], *rows, tiles), ((shape, mx.float32),))
+        (part,) = run(tally, (*held, _table(problem)), ((bias.shape, mx.float32),), 0.0)
         total = part if total is None else total + part
     assert total is not None
     return total
+
+
+def _table(problem: Problem, boxes: tuple[int, ...] | None = None, inverse: bool = False) -> mx.array | None:
+    """int32 `documents.rows`, the last that kernels read; None without documents."""
+    if problem.documents is None:
+        return None
+    return _rows(problem.documents.shapes, documents.spacing(problem), boxes, inverse)
+
+
+@lru_cache(1024)
+def _rows(*tiles: Any) -> mx.array:
+    return tables.packed(documents.rows(*tiles))
+
+
+def _gaps(problem: Problem, is_query: bool = False) -> float | None:
+    """What results hold where kernels write nothing: outside of documents and, in the gradient of the query,
+    between those that have outputs."""
+    is_sampled = problem.documents is not None and any(axis.output_stride > 1 for axis in problem.axes)
+    return 0.0 if documents.is_padded(problem) or (is_query and is_sampled) else None
 
 
 def _strides(x: mx.array | None) -> tuple[int, ...]:

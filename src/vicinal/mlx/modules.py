@@ -7,10 +7,10 @@ from mlx import nn
 
 from .. import arguments
 from ..arguments import Flags, Sizes
-from . import documents
+from . import documents, tables
 from .functional import av, neighborhood_attention, qk
 from .operands import Operands
-from .varlen import Extents, extents, inside, neighborhood_attention_varlen
+from .varlen import Extents, extents, neighborhood_attention_varlen
 
 
 class _NeighborhoodAttention(nn.Module):
@@ -106,7 +106,7 @@ class _NeighborhoodAttention(nn.Module):
     def _varlen(self, x: mx.array, sizes: Extents, fit: str) -> mx.array:
         shapes, frame = extents(sizes, x.shape[0], self.rank), x.shape[1:-1]
         # Zeros, because a gradient of 0 times NaN would reach the weights of the projections.
-        x = mx.where(inside(shapes, frame, (1,) * self.rank)[..., None], x, mx.zeros_like(x))
+        x = mx.where(tables.inside(shapes, frame, (1,) * self.rank)[..., None], x, mx.zeros_like(x))
         query, key, value = self._project(x)
         if self.training and self.attn_drop_rate > 0:
             out = self._drop_varlen(Operands(query, key, value, self.rpb), shapes, fit)
@@ -114,7 +114,8 @@ class _NeighborhoodAttention(nn.Module):
             window: dict[str, Any] = {"scale": self.scale, "bias": self.rpb, "fit": fit, **self.window}
             out = neighborhood_attention_varlen(query, key, value, shapes, **window)
         out = self.proj(out.flatten(-2))
-        out = mx.where(inside(shapes, frame, self.output_stride)[..., None], out, mx.zeros_like(out))
+        mask = tables.inside(shapes, frame, self.output_stride)[..., None]
+        out = mx.where(mask, out, mx.zeros_like(out))
         return self.proj_drop(out)
 
     def _drop_varlen(self, given: Operands, shapes: tuple, fit: str) -> mx.array:

@@ -8,13 +8,13 @@ derivatives are MLX's own of `composite`, over the walks.
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
 from .. import arguments
-from ..dispatch import choose
-from ..problem import Problem
+from ..dispatch import choose, first
+from ..problem import Documents, Problem
 from ..window import Axis
 from . import batching, composite, relative
 from .batching import BIAS, ROWS, TOKENS
@@ -27,8 +27,21 @@ _PLACES = (TOKENS, TOKENS, TOKENS, BIAS, TOKENS, TOKENS)
 _NAMES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 
 
+class Batch(Protocol):
+    """Documents of different shapes in one batch; `documents.py` has it."""
+
+    lengths: tuple[int, ...]
+    documents: Documents
+
+    def by_shape(self, call: "Call", given: Operands, with_lse: bool) -> tuple[mx.array, mx.array | None]: ...
+
+
 class Call(NamedTuple):
-    """What an operator is besides its arrays; `present` says which operands of an attention there are."""
+    """What an operator is besides its arrays.
+
+    `present` says which operands of an attention there are, and `batch` where documents lie in them if they
+    are computed together.
+    """
 
     window: arguments.Window
     scale: float = 1.0
@@ -36,6 +49,7 @@ class Call(NamedTuple):
     present: tuple[bool, ...] = (True, True, True, False, False, False)
     fill: float = 0.0
     tf32: bool = False
+    batch: Batch | None = None
 
     def operands(self, given: Arrays) -> Operands:
         """The operands of an attention, None where there is none."""
@@ -57,6 +71,11 @@ def attend(call: Call, operands: Operands, with_lse: bool) -> tuple[mx.array, mx
         return backend.attend(problem, operands, call.scale, with_lse)
     out, lse = _attend(call)(*call.given(operands))
     return out, lse
+
+
+def is_together(call: Call, operands: Operands) -> bool:
+    """Whether there is a backend that computes the documents of `call.batch` together."""
+    return _attending(call, operands)[1] is not None
 
 
 def dot(call: Call, x: mx.array, y: mx.array) -> mx.array:
@@ -96,17 +115,25 @@ def _found(
     from .backends import BACKENDS
 
     problem = Problem(axes(lengths, window), *rest)
-    return problem, choose(BACKENDS, problem, wanted) if problem.batch * problem.heads else None
+    if not problem.batch * problem.heads:
+        return problem, None
+    pick = choose if problem.documents is None else first
+    return problem, pick(BACKENDS, problem, wanted)
 
 
 def _attending(call: Call, operands: Operands, gradients: bool = False) -> tuple[Problem, Any]:
+    """The problem and its backend; None where nothing is to do, and where documents go shape by shape."""
     query, key, value, bias, extra_key, _ = operands
-    batch, *_, heads, dim = query.shape
+    heads, dim = query.shape[-2:]
     extra = 0 if extra_key is None else extra_key.shape[1]
-    *lengths, kv_heads, _ = key.shape[1:]
-    sizes = (batch, heads, kv_heads, dim, value.shape[-1], _NAMES[query.dtype], device())
-    rest = ("attend", bias is not None, extra, gradients, _tf32(call, *sizes[-2:]))
-    return _found(tuple(lengths), call.window, call.backend, *sizes, *rest)
+    if call.batch is None:
+        batch, lengths, documents = query.shape[0], tuple(key.shape[1:-2]), None
+    else:
+        lengths, documents = call.batch.lengths, call.batch.documents
+        batch = len(documents.shapes)
+    sizes = (batch, heads, key.shape[-2], dim, value.shape[-1], _NAMES[query.dtype], device())
+    rest = ("attend", bias is not None, extra, gradients, _tf32(call, *sizes[-2:]), documents)
+    return _found(lengths, call.window, call.backend, *sizes, *rest)
 
 
 def _walking(
@@ -196,6 +223,20 @@ def _walks(call: Call, problem: Problem) -> composite.Walks:
     )
 
 
+def _by_walks(call: Call) -> Callable[..., Any]:
+    """Output and log-sum-exp in operations that have derivatives of any order."""
+
+    def run(*given):
+        operands = call.operands(given)
+        if call.batch is not None:
+            return call.batch.by_shape(call._replace(batch=None), operands, True)
+        walks = _walks(call, _attending(call, operands)[0])
+        out, lse = composite.attend(walks, widened(operands), call.scale)
+        return out.astype(operands.query.dtype), lse
+
+    return run
+
+
 @lru_cache(1024)
 def _attend(call: Call) -> Callable[..., Any]:
     def run(*given):
@@ -203,17 +244,11 @@ def _attend(call: Call) -> Callable[..., Any]:
         problem, backend = _attending(call, operands)
         return backend.attend(problem, operands, call.scale)
 
-    def by_walks(*given):
-        operands = call.operands(given)
-        walks = _walks(call, _attending(call, operands)[0])
-        out, lse = composite.attend(walks, widened(operands), call.scale)
-        return out.astype(operands.query.dtype), lse
-
     def back(primals, cotangents, outputs):
         return _attend_back(call)(*primals, *outputs, *cotangents)
 
     def forward(primals, moves):
-        return _tangents(by_walks, primals, moves)
+        return _tangents(_by_walks(call), primals, moves)
 
     places = call.given(_PLACES)
     return _operator(_Formula(run, back, forward, places, (TOKENS, ROWS), lambda size: _attend(call)))
@@ -232,6 +267,8 @@ def _attend_back(call: Call) -> Callable[..., Any]:
 
     def by_walks(*given):
         operands = call.operands(given[:count])
+        if call.batch is not None:
+            return mx.vjp(_by_walks(call), list(given[:count]), list(given[count:]))[1]
         walks = _walks(call, _attending(call, operands)[0])
         grad_out, grad_lse = map(wide, given[count:])
         grads = composite.attend_back(walks, widened(operands), grad_out, grad_lse, call.scale)

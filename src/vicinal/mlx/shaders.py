@@ -7,10 +7,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..metal import launches, source
+from ..layout import VarlenLayout
+from ..metal import documents, launches, source
 from ..metal.geometry import Layout
 from ..metal.launches import Launch
 from ..problem import Problem
+from . import tables
 from .operands import Operands, narrowed, wide
 
 # Geometries come as arrays, and arrays may start at any element.
@@ -23,11 +25,12 @@ _DTYPES = {"float": mx.float32, "half": mx.float16, "bfloat": mx.bfloat16}
 def attend(
     problem: Problem, operands: Operands, scale: float, most_waste: float
 ) -> tuple[mx.array, mx.array]:
-    query, *rest = _bindable(operands)
-    rows = operands.query.shape[:-1]
+    query, *rest = _bindable(problem, operands)
+    rows = (*documents.outputs(problem).extents, problem.heads)
     results = [((*rows, problem.value_dim), query.dtype), (rows, mx.float32)]
-    out, lse = _run(launches.attend(problem, most_waste), [query, *rest], results, scale)
-    return out, lse
+    launch = launches.attend(problem, most_waste)
+    out, lse = _run(launch, [query, *rest], results, scale, fill=_gaps(problem))
+    return out, tables.blank_outside(problem, lse)
 
 
 def attend_back(
@@ -40,16 +43,19 @@ def attend_back(
     scale: float,
     most_waste: float,
 ) -> Operands:
-    query, key, value, bias, extra_key, extra_value = _bindable(operands)
+    query, key, value, bias, extra_key, extra_value = _bindable(problem, operands)
+    fill = _gaps(problem)
     like = lambda *arrays: [(x.shape, x.dtype) for x in arrays]  # noqa: E731
     delta = _run(launches.delta(problem), [out, grad_out, grad_lse], like(lse))
     known = [grad_out, lse, *delta]
     grads: list[Any] = [None] * len(operands)
     arrays = [query, key, value, bias, extra_key, extra_value, *known]
     launch = launches.attend_back_query(problem, most_waste)
-    grads[:1] = _run(launch, arrays, like(operands.query), scale)
+    (grad_query,) = _run(launch, arrays, like(query), scale, fill=fill)
+    grads[0] = _spread(problem, grad_query, operands.query)
     launch = launches.attend_back_key(problem, most_waste)
-    grads[1:3] = _run(launch, [query, key, value, bias, *known], like(operands.key, operands.value), scale)
+    arrays = [query, key, value, bias, *known]
+    grads[1:3] = _run(launch, arrays, like(operands.key, operands.value), scale, fill=fill)
     if operands.bias is not None:
         result = [(operands.bias.shape, mx.float32)]
         launch = launches.attend_back_bias(problem)
@@ -57,7 +63,7 @@ def attend_back(
     if operands.extra_key is not None:
         arrays = [query, extra_key, extra_value, bias, *known]
         launch = launches.attend_back_extra(problem, most_waste)
-        grads[4:] = _run(launch, arrays, like(operands.extra_key, operands.extra_value), scale)
+        grads[4:] = _run(launch, arrays, like(operands.extra_key, operands.extra_value), scale, fill=fill)
     return narrowed(Operands(*grads), operands)
 
 
@@ -125,6 +131,35 @@ def _absent(dtype: mx.Dtype) -> mx.array:
     return mx.array([0] * FEWEST, dtype=dtype)
 
 
+@lru_cache(256)
+def _sampling(problem: Problem) -> tuple[Any, ...] | None:
+    """Index of the tokens of documents that have outputs; None where all have, or queries are sampled."""
+    steps = [axis.output_stride for axis in problem.axes]
+    if problem.documents is None or all(step == 1 for step in steps):
+        return None
+    slices = tuple(slice(None, None, step) for step in steps)
+    if problem.documents.frame is not None:
+        return (slice(None), *slices)
+    found = VarlenLayout(problem.documents.shapes, problem.rank)
+    parts = found.split(mx.arange(found.total_tokens))
+    return (tables.constant(mx.concatenate([part[slices].flatten() for part in parts])),)
+
+
+def _spread(problem: Problem, grad: mx.array, query: mx.array) -> mx.array:
+    """The gradient of all queries; zero for those that have no outputs."""
+    at = _sampling(problem)
+    if at is None:
+        return grad
+    found = mx.zeros_like(query)
+    found[at] = grad
+    return found
+
+
+def _gaps(problem: Problem) -> float | None:
+    """What results hold outside of documents and for empty ones, where kernels write nothing."""
+    return None if problem.documents is None else 0.0
+
+
 def _value(argument: str | int | bool) -> Any:
     return _DTYPES[argument] if isinstance(argument, str) else argument
 
@@ -133,12 +168,14 @@ def _name(x: mx.array) -> str:
     return str(x.dtype).rsplit(".", 1)[-1]
 
 
-def _bindable(operands: Operands) -> list[mx.array]:
+def _bindable(problem: Problem, operands: Operands) -> list[mx.array]:
     """Operands as kernels take them, the bias in float32."""
+    at = _sampling(problem)
+    query = operands.query if at is None else operands.query[at]
     bias = None if operands.bias is None else wide(operands.bias)
-    dtype = operands.query.dtype
+    dtype = query.dtype
     kinds = (dtype, dtype, dtype, mx.float32, dtype, dtype)
-    given = zip(operands._replace(bias=bias), kinds, strict=True)
+    given = zip(operands._replace(query=query, bias=bias), kinds, strict=True)
     return [_absent(kind) if x is None else x for x, kind in given]
 
 

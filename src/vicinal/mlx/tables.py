@@ -1,5 +1,6 @@
 """Windows as arrays, built once per axis. They hold values, not graphs, so any trace may read them."""
 
+from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -7,7 +8,10 @@ from typing import Any
 import mlx.core as mx
 
 from .. import spans
+from ..problem import Problem
 from ..window import Axis
+
+Shape = tuple[int, ...]
 
 
 @lru_cache(256)
@@ -44,6 +48,31 @@ def floats(data: bytes) -> mx.array:
     """Numbers of a packed table."""
     buffer: Any = memoryview(data).cast("f")
     return mx.array(buffer)
+
+
+def packed(numbers: "array[int]") -> mx.array:
+    """int32 numbers."""
+    buffer: Any = memoryview(numbers)
+    return mx.array(buffer)
+
+
+@lru_cache(256)
+def inside(shapes: tuple[Shape, ...], frame: Shape, output_stride: Shape) -> mx.array:
+    """`[batch, *outputs]` whether an output of a padded batch is one of a document of `shapes`."""
+    rank, mask = len(frame), mx.array(True)
+    for axis, (room, step) in enumerate(zip(frame, output_stride, strict=True)):
+        along = mx.arange(0, room, step) < mx.array([shape[axis] for shape in shapes], mx.int32)[:, None]
+        mask = mask & along.reshape(len(shapes), *(-1 if other == axis else 1 for other in range(rank)))
+    return constant(mask)
+
+
+def blank_outside(problem: Problem, lse: mx.array) -> mx.array:
+    """A log-sum-exp that is `-inf` outside of the documents of a padded batch."""
+    found = problem.documents
+    if found is None or found.frame is None:
+        return lse
+    mask = inside(found.shapes, found.frame, tuple(axis.output_stride for axis in problem.axes))
+    return mx.where(mask[..., None], lse, -float("inf"))
 
 
 def constant(x: mx.array) -> mx.array:

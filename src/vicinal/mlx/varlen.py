@@ -148,15 +148,6 @@ def extents(sizes: Extents, batch: int, rank: int) -> tuple[Shape, ...]:
     return found.shapes
 
 
-def inside(shapes: Sequence[Shape], frame: Sequence[int], output_stride: Sequence[int]) -> mx.array:
-    """`[batch, *outputs]` whether an output of a padded batch is one of a document of `shapes`."""
-    rank, mask = len(frame), mx.array(True)
-    for axis, (room, step) in enumerate(zip(frame, output_stride, strict=True)):
-        along = mx.arange(0, room, step) < mx.array([shape[axis] for shape in shapes], mx.int32)[:, None]
-        mask = mask & along.reshape(len(shapes), *(-1 if other == axis else 1 for other in range(rank)))
-    return mask
-
-
 def _checked(query, key, value, bias, extra_key, extra_value) -> Operands:
     extras = {"additional_keys": extra_key, "additional_values": extra_value}
     arrays(query=query, key=key, value=value, **extras)

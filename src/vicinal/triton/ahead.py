@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 
 from .launch import Launch
 
-ELEMENTS = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
+ELEMENTS = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16", "int32": "*i32"}
 # Tensors of rows, which are read and written in vectors: they begin at multiples of 16 bytes.
 ROWS = frozenset(("query", "key", "value", "extra_key", "extra_value", "out", "x", "y"))
 ROWS |= {"grad_out", "grad_query", "grad_key", "grad_value"}

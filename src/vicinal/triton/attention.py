@@ -49,7 +49,7 @@ def attend(problem: Problem, given: Inputs, scale: float) -> tuple[Tensor, Tenso
             launches.small_forward_launch(problem, scale, steps)(*given[:4], out, lse)
         else:
             tiles = table(problem, query.device, shape.rows)
-            launches.forward_launch(problem, scale, steps)(*given, out, lse, *tiles)
+            launches.forward_launch(problem, scale, steps)(*given, tiles, out, lse)
     cleared(problem, out, sampled=True)
     return out, cleared(problem, lse, float("-inf"), sampled=True)
 
@@ -83,7 +83,7 @@ def attend_back(
             torch.empty((parts, *x.shape), dtype=torch.float32, device=x.device)
             for x in (extra_key, extra_value)
         ]
-        launch(query, extra_key, extra_value, aligned, lse, delta, *sums, *table(problem, query.device))
+        launch(query, extra_key, extra_value, aligned, lse, delta, table(problem, query.device), *sums)
         grads[4], grads[5] = (total.sum(0).to(query.dtype) for total in sums)
     return grads
 
@@ -112,7 +112,7 @@ def _main_gradients(
     if sweep is None and to_query is not None:
         tiles = table(problem, query.device, plan.query_gradient(problem).rows)
         launch = launches.query_gradient_launch(problem, scale, key_strides)
-        launch(*given, grad_out, lse, delta, to_query, *tiles)
+        launch(*given, grad_out, lse, delta, tiles, to_query)
         cleared(problem, to_query, sampled=False)
     if needs[1] or needs[2]:
         to_key = torch.empty(key.shape, dtype=key.dtype, device=key.device)
@@ -123,7 +123,7 @@ def _main_gradients(
         else:
             launch = launches.key_gradient_launch(problem, scale, key_strides)
             tiles = table(problem, query.device, plan.key_gradient(problem).rows, inverse=True)
-            launch(query, key, value, given.bias, grad_out, lse, delta, to_key, to_value, *tiles)
+            launch(query, key, value, given.bias, grad_out, lse, delta, tiles, to_key, to_value)
             cleared(problem, to_key, sampled=False)
             cleared(problem, to_value, sampled=False)
     return delta, to_query, to_key, to_value
@@ -152,6 +152,6 @@ def _bias_gradient(
         scores, tally, shape = launches.bias_gradient_launches(problem, scale, key_strides, first)
         held = torch.empty(shape, dtype=torch.float32, device=query.device)
         tiles = table(problem, query.device, plan.bias_gradient(problem).rows)
-        scores(query, key, value, bias, grad_out, lse, delta, held, *tiles)
-        tally(held, grad_bias, *table(problem, query.device))
+        scores(query, key, value, bias, grad_out, lse, delta, tiles, held)
+        tally(held, table(problem, query.device), grad_bias)
     return grad_bias

@@ -65,7 +65,7 @@ def _slope(scores, scale, lse, delta, products):
 
 @triton.jit
 def query_gradient(
-    query, key, value, bias, extra_key, extra_value, grad_out, lse, delta, grad_query, table,
+    query, key, value, bias, extra_key, extra_value, grad_out, lse, delta, table, grad_query,
     scale, heads, group, T, H, W, extras,
     qb, qt, qh, qw, qn, kb, kt, kh, kw, kn, vb, vt, vh, vw, vn, ekb, eks, ekn, evb, evs, evn,
     gb, gt, gh, gw, gn,
@@ -147,7 +147,7 @@ def query_gradient(
 
 @triton.jit
 def key_gradient(
-    query, key, value, bias, grad_out, lse, delta, grad_key, grad_value, table,
+    query, key, value, bias, grad_out, lse, delta, table, grad_key, grad_value,
     scale, heads, group, T, H, W,
     qb, qt, qh, qw, qn, kb, kt, kh, kw, kn, vb, vt, vh, vw, vn, gb, gt, gh, gw, gn,
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
@@ -232,7 +232,7 @@ def key_gradient(
 
 @triton.jit
 def extra_gradient(
-    query, extra_key, extra_value, grad_out, lse, delta, grad_key, grad_value, table,
+    query, extra_key, extra_value, grad_out, lse, delta, table, grad_key, grad_value,
     scale, heads, group, T, H, W, extras, part, parts,
     qb, qt, qh, qw, qn, ekb, eks, ekn, evb, evs, evn, gb, gt, gh, gw, gn,
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,

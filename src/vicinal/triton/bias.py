@@ -31,7 +31,7 @@ from .window import window
 
 @triton.jit
 def score_gradient(
-    query, key, value, bias, grad_out, lse, delta, grad_scores, table,
+    query, key, value, bias, grad_out, lse, delta, table, grad_scores,
     scale, heads, group, T, H, W, batches, part, first_head, some_heads,
     qb, qt, qh, qw, qn, kb, kt, kh, kw, kn, vb, vt, vh, vw, vn, gb, gt, gh, gw, gn,
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
@@ -129,7 +129,7 @@ def _axis_slot(output, relative, length, RULE: tl.constexpr):
 
 @triton.jit
 def tally(
-    grad_scores, grad_bias, table,
+    grad_scores, table, grad_bias,
     T, H, W, documents, parts, first_head, some_heads,
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr, BLOCK: tl.constexpr,
     LAYOUT: tl.constexpr,

@@ -57,7 +57,7 @@ def _accumulate(scores, v, scale, top, total, out, PRECISION: tl.constexpr):
 
 @triton.jit
 def attend(
-    query, key, value, bias, extra_key, extra_value, out, lse, table,
+    query, key, value, bias, extra_key, extra_value, table, out, lse,
     scale, heads, group, T, H, W, extras,
     qb, qt, qh, qw, qn, kb, kt, kh, kw, kn, vb, vt, vh, vw, vn, ekb, eks, ekn, evb, evs, evn,
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,

@@ -30,11 +30,6 @@ def _lengths(problem: Problem) -> tuple[int, ...]:
     return documents.three(documents.extents(problem)[0][1:])
 
 
-def _no_table(problem: Problem) -> tuple[None, ...]:
-    """What stands for the table of documents, the last of a kernel's tensors, where there is none."""
-    return (None,) if problem.documents is None else ()
-
-
 def _placing(problem: Problem) -> tuple[int, bool]:
     """How documents lie, for kernels: their axes, and whether they are packed."""
     return problem.rank, problem.documents is not None and problem.documents.frame is None
@@ -126,7 +121,7 @@ def _scaled(problem: Problem, scale: float) -> bool:
 def forward_launch(problem: Problem, scale: float, given: Strides) -> Launch:
     shape = plan.forward(problem)
     numbers = (
-        *(*_no_table(problem), *_numbers(problem, scale, extra=True)),
+        *_numbers(problem, scale, extra=True),
         *(step for stride in given[:3] for step in spatial_strides(stride)),
         *(step for stride in given[4:6] for step in _extra_strides(stride)),
     )
@@ -166,7 +161,7 @@ def delta_launch(problem: Problem, given: tuple[int, ...]) -> Launch:
 def query_gradient_launch(problem: Problem, scale: float, given: Strides) -> Launch:
     shape = plan.query_gradient(problem)
     numbers = (
-        *(*_no_table(problem), *_numbers(problem, scale, extra=True)),
+        *_numbers(problem, scale, extra=True),
         *(step for stride in given[:3] for step in spatial_strides(stride)),
         *(step for stride in given[4:6] for step in _extra_strides(stride)),
         *spatial_strides(given[6]),
@@ -182,7 +177,7 @@ def query_gradient_launch(problem: Problem, scale: float, given: Strides) -> Lau
 def key_gradient_launch(problem: Problem, scale: float, given: Strides) -> Launch:
     shape = plan.key_gradient(problem)
     numbers = (
-        *(*_no_table(problem), *_numbers(problem, scale, extra=False)),
+        *_numbers(problem, scale, extra=False),
         *(step for stride in (*given[:3], given[6]) for step in spatial_strides(stride)),
     )
     common = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
@@ -201,7 +196,7 @@ def extra_gradient_launch(problem: Problem, scale: float, given: Strides) -> tup
     part = size.columns * ceil(rows / size.columns / max(1, BUSY // tiles))
     parts = ceil(rows / part)
     numbers = (
-        *(*_no_table(problem), *_numbers(problem, scale, extra=True), part, parts),
+        *(*_numbers(problem, scale, extra=True), part, parts),
         *spatial_strides(given[0]),
         *(step for stride in given[4:6] for step in _extra_strides(stride)),
         *spatial_strides(given[6]),
@@ -240,7 +235,7 @@ def bias_gradient_launches(
     heads = min(split.heads, problem.heads - first)
     parts = ceil(problem.batch / split.part)
     numbers = (
-        *(*_no_table(problem), *_numbers(problem, scale, extra=False)),
+        *_numbers(problem, scale, extra=False),
         *(problem.batch, split.part, first, heads),
         *(step for stride in (*given[:3], given[6]) for step in spatial_strides(stride)),
     )
@@ -253,7 +248,7 @@ def bias_gradient_launches(
     tally = Launch(
         bias_kernels.tally,
         heads * entries,
-        (*_no_table(problem), *_lengths(problem), *counts, first, heads),
+        (*_lengths(problem), *counts, first, heads),
         (*_rules(problem), 1024, _placing(problem)),
         num_warps=4,
     )

@@ -12,21 +12,21 @@ from .documents import Shape, Spacing
 
 def table(
     problem: Problem, device: torch.device, boxes: Shape | None = None, inverse: bool = False
-) -> tuple[Tensor, ...]:
-    """int32 `documents.rows`, the last of a kernel's tensors; none where the problem has no documents."""
+) -> Tensor | None:
+    """int32 `documents.rows`, which kernels take before what they write; None without documents."""
     if problem.documents is None:
-        return ()
+        return None
     found = _table(problem.documents.shapes, documents.spacing(problem), boxes, inverse, device)
     if found.is_cuda:
         # The memory belongs to the stream that wrote it.
         found.record_stream(torch.cuda.current_stream(device))
-    return (found,)
+    return found
 
 
 def cleared(problem: Problem, x: Tensor, fill: float = 0.0, *, sampled: bool) -> Tensor:
     """`x`, contiguous over tokens, or over outputs if `sampled`, filled where no document lies."""
     if documents.is_padded(problem) and x.numel():
-        documents.blank_launch(problem, tuple(x.shape), fill, sampled)(x, *table(problem, x.device))
+        documents.blank_launch(problem, tuple(x.shape), fill, sampled)(x, table(problem, x.device))
     return x
 
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import mlx.core as mx
 
-from ...problem import SHAPE_BY_SHAPE, Problem
+from ...problem import Problem
 from ..operands import Operands
 
 # MLX counts the threads of a launch in 32 bits; a program has at most 256.
@@ -23,8 +23,6 @@ class Cuda:
     transparent = False
 
     def refusal(self, problem: Problem) -> str | None:
-        if problem.documents is not None:
-            return SHAPE_BY_SHAPE
         from ...triton import support
 
         return support.refusal(problem) or _machine() or support.programs_refusal(problem, PROGRAMS)

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from ...problem import SHAPE_BY_SHAPE, Problem
+from ...problem import Problem
 from ..operands import Operands
 
 
@@ -20,8 +20,6 @@ class Metal:
     def refusal(self, problem: Problem) -> str | None:
         from ...metal import limits
 
-        if problem.documents is not None:
-            return SHAPE_BY_SHAPE
         # Every system that MLX runs on has bfloat.
         return limits.refusal(problem, "metal")
 
