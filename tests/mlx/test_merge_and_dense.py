@@ -7,6 +7,8 @@ import pytest
 import vicinal.mlx as na
 from tests import budget
 from tests.mlx import problems
+from tests.mlx.test_blocked import counts_memory, peak
+from vicinal.mlx import dense as module
 
 
 def dense(query, key, value, is_causal, scale, grad_out, grad_lse):
@@ -40,6 +42,12 @@ def dense(query, key, value, is_causal, scale, grad_out, grad_lse):
     ("heads", "kv_heads", "dim", "value_dim"), [(4, 2, 8, 5), (3, 3, 4, 12), (2, 1, 7, 7)]
 )
 def test_attention(dtype, is_causal, queries, keys, heads, kv_heads, dim, value_dim):
+    check(dtype, is_causal, (queries, keys), (heads, kv_heads), (dim, value_dim))
+
+
+def check(dtype, is_causal, tokens, counts, dims):
+    """Output, log-sum-exp and gradients are those of the definition."""
+    (queries, keys), (heads, kv_heads), (dim, value_dim) = tokens, counts, dims
     generator = np.random.default_rng(0)
     shapes = (2, queries, heads, dim), (2, keys, kv_heads, dim), (2, keys, kv_heads, value_dim)
     operands = [problems.random(generator, shape, dtype) for shape in shapes]
@@ -59,6 +67,50 @@ def test_attention(dtype, is_causal, queries, keys, heads, kv_heads, dim, value_
         assert grad.dtype == x.dtype
         # The gradients through output and log-sum-exp are rounded before they are added.
         budget.check(name, problems.array(grad), true, dtype, rounded_weights=True)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("budget", [1, 1 << 10])
+def test_any_piece(is_causal, budget, monkeypatch):
+    """One query at a time, and some of them."""
+    monkeypatch.setattr(module, "CPU_BUDGET", budget)
+    monkeypatch.setattr(module, "GPU_BUDGET", budget)
+    assert len(module._pieces(mx.zeros((2, 2, 2, 23, 8)), mx.zeros((2, 2, 23, 8)), budget)) > 5
+    check("float32", is_causal, (23, 23), (4, 2), (8, 5))
+    check("float16", is_causal, (23, 31), (4, 2), (8, 5))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+def test_log_sum_exp_of_large_scores(size):
+    """Scores up to thousands, of both signs, far from zero and far from one another."""
+    generator = np.random.default_rng(4)
+    query, key, value = (problems.random(generator, (1, 40, 2, 16)) for _ in range(3))
+    out, lse = na.attention(size * query, size * key, value, return_lse=True)
+    zeros = np.zeros((1, 40, 2, 16)), np.zeros((1, 40, 2))
+    exact = [size * problems.array(x) for x in (query, key)]
+    (want, want_lse), _ = dense(*exact, problems.array(value), False, 0.25, *zeros)
+    assert np.abs(problems.array(lse) - want_lse).max() < 2e-6 * max(1.0, np.abs(want_lse).max())
+    assert np.abs(problems.array(out) - want).max() < 2e-5 * max(1.0, size**2)
+
+
+@counts_memory
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_no_scores_are_kept(is_causal):
+    """Forward, with gradients, and through the window that covers all; scores are many times what is held."""
+    tokens, heads = 4000, 2
+    arrays = [mx.random.normal((1, tokens, heads, 16)) for _ in range(4)]
+    scores = 4 * heads * tokens**2
+
+    def attend(*x):
+        if is_causal:
+            return na.attention(*x[:3], True, return_lse=True)
+        return na.na1d(*x[:3], tokens, return_lse=True, backend="full")
+
+    def gradients(*x):
+        return mx.vjp(attend, list(x[:3]), [x[3], x[3][..., 0]])[1]
+
+    assert peak(attend, *arrays) < 16 * arrays[0].nbytes + 6 * module.CPU_BUDGET < scores / 2
+    assert peak(gradients, *arrays) < 16 * arrays[0].nbytes + 10 * module.CPU_BUDGET < scores / 1.5
 
 
 def parts(count):

@@ -217,10 +217,9 @@ def attention(
     if is_causal and rows > columns:
         # Queries past the last key see all keys.
         parts = [(query[:, :columns], True), (query[:, columns:], False)]
-    out = mx.concatenate([dense.attend(part, key, value, causal, scale) for part, causal in parts], 1)
-    if not return_lse:
-        return out
-    return out, mx.concatenate([dense.lse(part, key, causal, scale) for part, causal in parts], 1)
+    found = [dense.attend(part, key, value, causal, scale, return_lse) for part, causal in parts]
+    out = mx.concatenate([out for out, _ in found], 1)
+    return (out, mx.concatenate([lse for _, lse in found if lse is not None], 1)) if return_lse else out
 
 
 def arrays(**operands: mx.array | None) -> None:

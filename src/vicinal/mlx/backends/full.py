@@ -29,8 +29,8 @@ class Full:
     ) -> tuple[mx.array, mx.array | None]:
         query, key, value = _tokens(operands)
         shape = operands.query.shape[:-1]
-        out = dense.attend(query, key, value, False, scale).reshape(*shape, -1)
-        return out, dense.lse(query, key, False, scale).reshape(shape) if with_lse else None
+        out, lse = dense.attend(query, key, value, False, scale, with_lse)
+        return out.reshape(*shape, -1), None if lse is None else lse.reshape(shape)
 
 
 def _tokens(operands: Operands) -> list[mx.array]:
