@@ -1,15 +1,17 @@
 """Neighborhood attention on a CPU beside its peers: process CPU time, interleaved rounds, one process a peer.
 
     python benchmarks/cpu_peers.py [--only 2d_64,3d_16] [--peers dense,flex] [--mode forward,training]
-        [--dtype float32] [--rounds 10] [--threads 1] [--home DIR] [--build] [--out results/cpu.json]
+        [--dtype float32] [--rounds 10] [--threads 1] [--home DIR] [--build] [--packages DIR]
+        [--out results/cpu.json]
 
 Peers live in virtual environments under `--home` that share this interpreter's PyTorch: natten-mps 0.3.3
-comes from PyPI, NATTEN 0.17.5 is compiled with `--build`. What cannot be had is named in the results. A
+comes from PyPI, NATTEN 0.17.5 is compiled with `--build`. Without a network, `--packages` names a folder of
+unpacked wheels to import them from, and nothing is installed. What cannot be had is named in the results. A
 peer's output is compared with ours before it is timed; ours is checked by the test suite.
 
 A peer that takes long has fewer rounds than asked for; the results say how many. The file keeps rows of
-other problems. `ratio` is the median over rounds of the peer's time over ours in
-the same round.
+other problems of the same machine and versions. `ratio` is the median over rounds of the peer's time over
+ours in the same round. Bind the command to idle cores, as many as threads, with `taskset` or the like.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import sysconfig
 import time
 import venv
 from datetime import date
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 
@@ -227,10 +230,17 @@ PEERS = {"ours": ours, "dense": dense, "flex": flex, "natten_mps": natten_mps, "
 # The parent: installs peers, runs rounds.
 
 
+def unpacked(peer: str, packages: Path) -> str | None:
+    """Why a peer cannot be imported from a folder, or None."""
+    name, version = PINNED[peer].split("==")
+    found = [x.version for x in metadata.distributions(path=[str(packages)]) if x.metadata["Name"] == name]
+    if found == [version]:
+        return None
+    return f"{packages.name} holds {found[0] if found else 'none'} of it; {version} is wanted"
+
+
 def install(peer: str, home: Path, build: bool) -> tuple[str, str | None]:
     """The interpreter that runs a peer, and why it cannot."""
-    if peer not in PINNED:
-        return sys.executable, None
     place = home / peer
     python = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
@@ -260,10 +270,10 @@ def install(peer: str, home: Path, build: bool) -> tuple[str, str | None]:
 class Peer:
     """A worker process."""
 
-    def __init__(self, name: str, python: str, threads: int) -> None:
+    def __init__(self, name: str, python: str, threads: int, packages: Path | None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        source = Path(__file__).resolve().parent.parent / "src"
-        environment["PYTHONPATH"] = str(source)
+        path = [Path(__file__).resolve().parent.parent / "src", *([] if packages is None else [packages])]
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
         self.process = subprocess.Popen(
             [python, __file__, "--worker", name],
             stdin=subprocess.PIPE,
@@ -329,6 +339,7 @@ def machine() -> dict:
     return {
         "machine": name,
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "matrix unit": torch.cpu._is_amx_tile_supported(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": date.today().isoformat(),
@@ -348,38 +359,55 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--home", type=Path, default=Path.home() / ".cache" / "vicinal-peers")
     parser.add_argument("--build", action="store_true", help="compile NATTEN 0.17.5, in minutes")
+    parser.add_argument("--packages", type=Path, help="folder of unpacked wheels; nothing is installed")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu.json")
     arguments = parser.parse_args()
     if arguments.worker:
         worker(arguments.worker)
         return
-    peers, missing = {"ours": Peer("ours", sys.executable, arguments.threads)}, {}
-    for name in arguments.peers.split(","):
-        python, why = install(name, arguments.home, arguments.build)
+    peers, missing = {"ours": Peer("ours", sys.executable, arguments.threads, None)}, {}
+    for name in filter(None, arguments.peers.split(",")):
+        python, why, packages = sys.executable, None, arguments.packages
+        if name in PINNED and packages is not None:
+            why = unpacked(name, packages)
+        elif name in PINNED:
+            python, why = install(name, arguments.home, arguments.build)
         if why is None:
-            peers[name] = Peer(name, python, arguments.threads)
+            peers[name] = Peer(name, python, arguments.threads, packages)
         else:
-            missing[name] = why
-    kept = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
-    results = {**machine(), "threads": arguments.threads, "rounds": arguments.rounds, "missing": missing}
+            missing[name] = {"missing": why}
+    results = {**machine(), "rows": kept(arguments.out)}
     for dtype in arguments.dtype.split(","):
         for mode in arguments.mode.split(","):
             for case in arguments.only.split(","):
                 found = compare(peers, case, mode, dtype, arguments.rounds)
-                row = {"case": case, "mode": mode, "dtype": dtype}
-                kept = [x for x in kept if not row.items() <= x.items()]
-                kept.append({**row, "peers": found})
-                results["rows"] = kept
-                line = "  ".join(
-                    f"{name} {x['missing']}"
-                    if "missing" in x
-                    else f"{name} {x['cpu']:.2f} ms x{x['ratio']:.2f}"
-                    for name, x in found.items()
-                )
-                print(f"{dtype} {mode} {case}: {line}", flush=True)
+                row = {"case": case, "mode": mode, "dtype": dtype, "threads": arguments.threads}
+                others = [x for x in results["rows"] if not row.items() <= x.items()]
+                results["rows"] = [*others, {**row, "peers": {**found, **missing}}]
+                print(f"{dtype} {mode} {case}: {line({**found, **missing})}", flush=True)
                 arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     for peer in peers.values():
         peer.process.kill()
+
+
+def kept(out: Path) -> list[dict]:
+    """Rows of an earlier run."""
+    if not out.exists():
+        return []
+    before, now = json.loads(out.read_text()), machine()
+    for name in ("machine", "torch", "python"):
+        if before[name] != now[name]:
+            raise SystemExit(f"{out} is of {name} {before[name]}, this is {now[name]}; pass another --out")
+    return before["rows"]
+
+
+def line(found: dict[str, dict]) -> str:
+    """The results of a problem for people."""
+    cells = (
+        f"{name} {x['missing']}" if "missing" in x else f"{name} {x['cpu']:.2f} ms x{x['ratio']:.2f}"
+        for name, x in found.items()
+    )
+    return "  ".join(cells)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """What the strips of `blocked` choose by size is right either way."""
 
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from tests.torch.problems import array, problems, window
 from tests.torch.test_blocked import BITWISE, check, equal, flat, make, run
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import direct, forward, plan, ring, rows
+from vicinal.torch.strips import direct, forward, fresh, plan, ring, rows
 from vicinal.torch.strips.residues import residues
 
 
@@ -29,50 +32,74 @@ def _tiles(monkeypatch):
 
 
 @pytest.fixture
-def normed(monkeypatch):
-    """Norms are taken of small problems too."""
-    monkeypatch.setattr(forward, "NORMS", 0)
+def held(monkeypatch):
+    """What was found of scores without a maximum taken off, chunk by chunk."""
+    found, holds = [], forward._State.holds
+    monkeypatch.setattr(forward._State, "holds", lambda state: found.append(holds(state)) or found[-1])
+    return found
+
+
+@pytest.fixture
+def maxed(monkeypatch):
+    """No scores do without their maximum."""
+    monkeypatch.setattr(forward._State, "holds", lambda _: False)
 
 
 @pytest.mark.parametrize("case", catalog.SMALL, ids=lambda case: case.name)
-def test_norms_match_the_oracle_on_every_small_case(normed, case):
+def test_maxima_match_the_oracle_on_every_small_case(maxed, case):
     check(case.problem, scale=0.1)
 
 
 @given(problems())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_norms_with_every_option(normed, problem):
+def test_maxima_with_every_option(maxed, problem):
     check(problem, scale=0.1)
 
 
-@pytest.mark.parametrize("factor", [0.3, 1.5, 10.0])
-def test_scores_of_any_size_match_the_oracle(normed, factor):
-    """Under the bound and over it."""
+@pytest.mark.parametrize(("factor", "bare"), [(0.3, True), (1.5, True), (30.0, False), (-30.0, False)])
+def test_scores_of_any_size_match_the_oracle(held, factor, bare):
+    """Of a size that needs no maximum, and others."""
     problem = Problem((Axis(40, 7), Axis(20, 5)), 1, 2, 2, 8, 8)
     query, operands = make(problem)
     operands = operands._replace(query=operands.query * factor)
-    assert forward._calm(operands, 1.0) == (factor == 0.3)
     out, lse = BLOCKED.attend(problem, operands, 1.0)
+    assert held
+    assert all(held) == bare
     win = oracle.window(2, **window(problem))
     answer = oracle.attend(array(query) * factor, array(operands.key), array(operands.value), win, 1.0)
     budget.check("out", array(out), answer.out, "float32")
     budget.check("lse", array(lse), answer.lse, "float32")
 
 
-@pytest.mark.parametrize("size", [1e-20, 1e15, 1e30])
-def test_values_of_any_size_stay_finite(normed, size):
+@pytest.mark.parametrize("level", [-60.0, -20.0, 20.0, 40.0, 60.0])
+def test_scores_far_from_zero_match_the_oracle(level):
+    """All scores of a row are near `level`: sums of bare weights would be far too small or large."""
     problem = Problem((Axis(60, 9),), 1, 1, 1, 8, 8)
     query, operands = make(problem)
-    operands = operands._replace(value=operands.value * size)
-    out, _ = BLOCKED.attend(problem, operands, 0.3)
+    query[..., 0], operands.key[..., 0] = level, 1.0
+    out, lse = BLOCKED.attend(problem, operands, 1.0)
     win = oracle.window(1, 9)
-    answer = oracle.attend(array(query), array(operands.key), array(operands.value), win, 0.3)
+    answer = oracle.attend(array(query), array(operands.key), array(operands.value), win, 1.0)
+    budget.check("out", array(out), answer.out, "float32")
+    budget.check("lse", array(lse), answer.lse, "float32")
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e15, 1e30, 1e37])
+@pytest.mark.parametrize("level", [0.0, -20.0, 40.0])
+def test_values_of_any_size_stay_finite(size, level):
+    problem = Problem((Axis(60, 9),), 1, 1, 1, 8, 8)
+    query, operands = make(problem)
+    query[..., 0], operands.key[..., 0] = level, 1.0
+    operands = operands._replace(value=operands.value * size)
+    out, _ = BLOCKED.attend(problem, operands, 1.0)
+    win = oracle.window(1, 9)
+    answer = oracle.attend(array(query), array(operands.key), array(operands.value), win, 1.0)
     budget.check("out", array(out) / size, np.asarray(answer.out) / size, "float32")
 
 
 @pytest.mark.parametrize("field", ["query", "key", "value"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_with_its_readers(normed, field, poison):
+def test_what_is_not_finite_stays_with_its_readers(field, poison):
     problem = Problem((Axis(300, 5),), 1, 1, 1, 4, 4)
     _, operands = make(problem)
     clean = BLOCKED.attend(problem, operands, 0.4)[0]
@@ -140,3 +167,52 @@ def test_gradients_that_are_written_once_are_whole(length):
         problem = Problem((axis, replace(axis, length=40)), 1, 2, 1, 4, 4)
         torch.full((1 << 18,), float("nan"))
         check(problem)
+
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
+
+
+@LINUX
+def test_large_results_ask_for_huge_pages():
+    """Memory that is mapped anew in every call is advised to come in huge pages."""
+    for size, flagged in ((fresh.LARGE // 4, True), (1000, False)):
+        x = fresh.empty((size,), torch.float32, torch.device("cpu"))
+        middle, flags = x.data_ptr() + x.nbytes // 2, None
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            head = line.split(" ", 1)[0]
+            if "-" in head:
+                start, stop = (int(number, 16) for number in head.split("-"))
+            elif head == "VmFlags:" and start <= middle < stop:
+                flags = line.split()[1:]
+        assert flags is not None
+        assert ("hg" in flags) == flagged
+
+
+PEAK = """
+import torch
+from pathlib import Path
+from vicinal.torch import neighborhood_attention
+
+def resident(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+def step(length):
+    leaves = [torch.randn(1, length, length, 8, 64, requires_grad=True) for _ in range(3)]
+    grad = torch.randn(1, length, length, 8, 64)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    torch.autograd.grad(neighborhood_attention(*leaves, 13, backend="blocked"), leaves, grad)
+    return resident("VmHWM") - before
+
+torch.set_num_threads(1)
+step(16)
+print(step(128))
+"""
+
+
+@LINUX
+def test_training_on_128x128_takes_under_300_mib():
+    """Results and gradients are 128 MiB of it."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert 128 << 10 <= int(done.stdout) <= 300 << 10

@@ -52,11 +52,11 @@ def columns_of(part: Part, x: Tensor, batch: int) -> Tensor:
 
 
 class Call:
-    """One call on one part of its problem. `calm` says that scores need no maximum taken off."""
+    """One call on one part of its problem."""
 
-    def __init__(self, part: Part, operands: Operands, scale: float, calm: bool = False) -> None:
+    def __init__(self, part: Part, operands: Operands, scale: float) -> None:
         self.query, self.key, self.value, bias, *self.extra = operands
-        self.part, self.scale, self.calm = part, scale, calm
+        self.part, self.scale = part, scale
         self.like = Like(accumulating(self.query.dtype), self.query.device)
         self.bias = None if bias is None else bias.to(self.like.dtype) * LOG2E
         self.mask: Additive | None = None

@@ -8,57 +8,54 @@ from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Operands
-from . import direct, narrow, plan
+from . import direct, fresh, narrow, plan
 from .arena import Like, keep, sheet, trim
 from .call import LOG2E, Call, accumulating, chunk, columns_of, rows_of
 from .layout import Strips, chunks, cut, gather, scatter, tiles
 from .plan import Pass, parts
 from .scores import Additive
 
-CALM = 32
-"""Scores in base 2 up to which no maximum is taken off: weights and their sums keep to 2 ** 64."""
-NORMS = 1 << 16
-"""Elements of a query from which on norms cost less than maxima."""
+TOTALS = 2.0**-32, 2.0**64
+"""Row totals between which weights need no maximum taken off their scores: float32 holds them, their products
+with values are seen to be finite, and what underflows is no part of a sum."""
+
+WARM = 1 << 20, 64 << 20
+"""Bytes of operands that a pass over them brings nearer: less is near, and more does not stay."""
 
 
 def attend(problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
     query, value = operands.query, operands.value
-    out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
-    lse = torch.empty(query.shape[:-1], dtype=accumulating(query.dtype), device=query.device)
+    out = fresh.empty((*query.shape[:-1], value.shape[-1]), query.dtype, query.device)
+    lse = fresh.empty(query.shape[:-1], accumulating(query.dtype), query.device)
     if out.numel() == 0:
         return out, lse
     if direct.faster(problem):
         return direct.attend(problem, operands, scale)
     trim()
-    calm = _calm(operands, scale)
+    _warm(operands)
     for part in parts(problem):
-        call = Call(part, operands, scale, calm)
+        call = Call(part, operands, scale)
         run = narrow.run_pass if narrow.faster(problem) and len(part.pieces) == 1 else _pass
         for batch, slab in part.passes():
             run(call, batch, slab, (out, lse.unsqueeze(-1)))
     return out, lse
 
 
-def _calm(operands: Operands, scale: float) -> bool:
-    """Whether scores are so small, by the norms of queries and keys, that weights and their sums stay far
-    inside the range of float32 without the maximum of their row taken off.
-
-    This reads the operands in order, and so leaves them in cache for what comes, which does not.
-    """
-    query, key, value, bias = operands[:4]
-    if query.device.type != "cpu" or query.numel() < NORMS:
-        return False
-    bound = _longest(query) * _longest(key) * abs(scale)
-    if bias is not None:
-        bound += float(bias.detach().abs().max())
-    return bound * LOG2E <= CALM and isfinite(_longest(value))
+def _extremes(x: Tensor, blank: float) -> tuple[float, float]:
+    """Least and greatest number, with `blank` for what is none: that reaches its own readers whatever others
+    do."""
+    low, high = x.aminmax()
+    if isnan(low):
+        low, high = x.nan_to_num(blank, torch.inf, -torch.inf).aminmax()
+    return float(low), float(high)
 
 
-def _longest(x: Tensor) -> float:
-    """The longest row; what is not a number reaches its own readers whatever others do."""
-    norms = torch.linalg.vector_norm(x, dim=-1, dtype=accumulating(x.dtype))
-    longest = float(norms.max())
-    return float(norms.nan_to_num_(0.0, torch.inf).max()) if isnan(longest) else longest
+def _warm(operands: Operands) -> None:
+    """Read the operands in order, which leaves them in cache for passes that do not."""
+    some = operands[:3]
+    if operands.query.device.type == "cpu" and WARM[0] <= sum(x.nbytes for x in some) <= WARM[1]:
+        for x in some:
+            x.sum()
 
 
 class _State:
@@ -68,15 +65,20 @@ class _State:
     def __init__(self, out: Tensor, top: Tensor, total: Tensor) -> None:
         self.out, self.top, self.total = out, top, total
 
-    def start(self, scores: Tensor, whole: Tensor, values: Tensor, calm: bool) -> None:
-        """Take the first keys; `calm` rows keep the maximum they have. `scores`, the start of the sheet
+    def start(self, scores: Tensor, whole: Tensor, values: Tensor, bare: bool) -> None:
+        """Take the first keys; `bare` scores have no maximum taken off. `scores`, the start of the sheet
         `whole`, are spent."""
-        if not calm:
+        if not bare:
             torch.amax(scores, -1, keepdim=True, out=self.top)
             scores.sub_(self.top)
         torch.exp2(whole, out=whole)
         torch.sum(scores, -1, keepdim=True, out=self.total)
         torch.bmm(scores, values, out=self.out)
+
+    def holds(self) -> bool:
+        """Whether rows that took bare scores are as good as others."""
+        low, high = _extremes(self.total, 1.0)
+        return low >= TOTALS[0] and high <= TOTALS[1] and all(map(isfinite, _extremes(self.out, 0.0)))
 
     def absorb(self, scores: Tensor, whole: Tensor, values: Tensor) -> None:
         """Take more keys."""
@@ -115,14 +117,22 @@ def _pass(call: Call, batch: int, slab: int, results: tuple[Tensor, Tensor]) -> 
     work = part.measure(batch, slab, 0)
     queries = gather(part, work, rows_of(part, call.query, batch), "query", like)
     state, totals = _scratch(call, work)
-    if call.calm:
-        state.top.zero_()
-    for piece in range(len(part.pieces)):
-        _piece(call, batch, part.measure(batch, slab, piece), columns, queries, state)
-    _extra(call, batch, queries, state)
+    # Maxima cost as much as the other sums; most scores do without, and the others show it soon.
+    bare = len(part.pieces) == 1 and like.device.type == "cpu"
+    if not bare or not _piece(call, batch, work, columns, queries, state, True):
+        bare = False
+        for piece in range(len(part.pieces)):
+            _piece(call, batch, part.measure(batch, slab, piece), columns, queries, state, False)
+    if call.extra[0] is not None:
+        if bare:
+            state.top.zero_()
+        bare = False
+        _extra(call, batch, queries, state)
     scatter(part, work, state.out.div_(state.total), rows_of(part, results[0], batch))
     torch.log2(totals, out=totals)
-    scatter(part, work, state.total.add_(state.top).mul_(1 / LOG2E), rows_of(part, results[1], batch))
+    if not bare:
+        state.total.add_(state.top)
+    scatter(part, work, state.total.mul_(1 / LOG2E), rows_of(part, results[1], batch))
 
 
 class _Chunk(NamedTuple):
@@ -157,23 +167,31 @@ def _chunks(
 
 
 def _piece(
-    call: Call, batch: int, work: Pass, columns: tuple[Tensor, Tensor], queries: Tensor, state: _State
-) -> None:
+    call: Call,
+    batch: int,
+    work: Pass,
+    columns: tuple[Tensor, Tensor],
+    queries: Tensor,
+    state: _State,
+    bare: bool,
+) -> bool:
+    """Take the keys of a piece; False, with nothing of use in `state`, where `bare` scores do not do."""
     part, like = call.part, call.like
     keys, values = (cut(part, work, x, name, like) for x, name in zip(columns, ("key", "value"), strict=True))
     mask, scale = call.additive(work, batch), call.scale * LOG2E
     for some in _chunks(call, work, mask, queries, keys, values, state):
         mask.fill(some.scores, some.kinds)
         some.scores.baddbmm_(some.query, some.key, alpha=scale)
-        if work.slots.start == 0:
-            some.state.start(some.scores, some.whole, some.value, call.calm)
-        else:
+        if work.slots.start:
             some.state.absorb(some.scores, some.whole, some.value)
+            continue
+        some.state.start(some.scores, some.whole, some.value, bare)
+        if bare and not some.state.holds():
+            return False
+    return True
 
 
 def _extra(call: Call, batch: int, queries: Tensor, state: _State) -> None:
-    if call.extra[0] is None:
-        return
     flat = [x.view(1, -1, x.shape[-1]) for x in (queries, state.out, state.top, state.total)]
     for rows, _, (key, value) in call.extra_chunks(batch, flat[0].shape[1]):
         query, *mine = (x[:, rows] for x in flat)

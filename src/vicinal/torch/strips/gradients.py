@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backends.base import Grads, Needs, Operands
+from . import fresh
 from .call import accumulating, columns_of
 from .layout import covers
 from .plan import Part
@@ -47,7 +48,7 @@ class Gradients:
     @staticmethod
     def _blank(x: Tensor, dtype: torch.dtype, written: bool) -> Tensor:
         """Memory that is `written` throughout, or else added to."""
-        return (x.new_empty if written else x.new_zeros)(x.shape, dtype=dtype)
+        return (fresh.empty if written else fresh.zeros)(x.shape, dtype, x.device)
 
     def leave(self, part: Part, batch: int, columns: list[Tensor | None]) -> None:
         """Round the sums of a batch to the dtype of the gradients."""

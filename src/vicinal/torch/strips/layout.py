@@ -116,8 +116,26 @@ def cut(part: Part, work: Pass, x: Tensor, name: str, like: Like) -> Strips:
     its box."""
     made = strips(part, work, x.shape[-1], name, like)
     key = ("cut", work, x.shape, x.stride())
-    read(part.remember(key, lambda: _cutting(part, work, x)), x, made.rows)
+    if part.rank == 1:
+        run(part.remember(key, lambda: record(_lines(part, work, x))), made.slots, x)
+    else:
+        read(part.remember(key, lambda: _cutting(part, work, x)), x, made.rows)
     return made
+
+
+def _lines(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
+    """Strips of one axis, run by run: longer rows than an index takes."""
+    batch, dim, slots = like.shape[:-2], like.shape[-1], _read(part, work, 0)
+    made, x = blank((_body(work) + _tail(work), 1, dim)), blank(like.shape, like.stride())
+    body, end = made[: _body(work)].view(*batch, work.length, dim), 0
+    for one in sorted(runs(part.rings[0], slots)):
+        yield Step("zero_", 0, body[..., end : one.at, :])
+        yield Step(
+            "copy_", 0, body[..., one.at : one.at + one.length, :], 1, x.narrow(-2, one.column, one.length)
+        )
+        end = one.at + one.length
+    yield Step("zero_", 0, body[..., end:, :])
+    yield Step("zero_", 0, made[_body(work) :])
 
 
 def _cutting(part: Part, work: Pass, x: Tensor) -> Lookup:
@@ -302,9 +320,13 @@ def _grid(part: Part, work: Pass, x: Tensor) -> Tensor:
     return blank((*batch, *map(len, work.slab[1:]), work.places, part.share, *part.tile, x.shape[-1]))
 
 
-def _gathering(part: Part, work: Pass, x: Tensor) -> tuple[Lookup, tuple[Move, ...]]:
-    """Rows of tiles, and what to clear of tiles that are cut off or do not exist."""
+def _gathering(part: Part, work: Pass, x: Tensor) -> tuple[Lookup | None, tuple[Move, ...]]:
+    """Rows of tiles, or moves of them, and what to clear of tiles that are cut off or do not exist."""
     rank, steps = part.rank, x.stride()
+    if rank == 1:
+        pieces = _pieces(part, work, blank(x.shape, steps), _grid(part, work, x))
+        copies = (Step("copy_", 0, made, 1, source) for source, made in pieces)
+        return None, record((*copies, *_clearing(part, work, x)))
     # [*batch, *tiles of the other axes, places, share, *tile]
     ndim, batch = x.ndim + rank - 1, x.ndim - rank - 2
     outer, inner = _batch_starts(x, ndim, batch), []
@@ -344,8 +366,9 @@ def gather(part: Part, work: Pass, x: Tensor, name: str, like: Like) -> Tensor:
     made = tiles(part, work, x.shape[-1], name, like)
     key = ("gather", work, x.shape, x.stride())
     found, moves = part.remember(key, lambda: _gathering(part, work, x))
-    read(found, x, made.view(-1, x.shape[-1]))
-    run(moves, made)
+    if found is not None:
+        read(found, x, made.view(-1, x.shape[-1]))
+    run(moves, made, x)
     return made
 
 

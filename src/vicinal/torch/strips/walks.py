@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
+from . import fresh
 from .arena import Like, take, trim
 from .call import accumulating, chunk, columns_of, rows_of
 from .layout import Chunk, accumulate, chunks, cut, fold, gather, scatter, strips, tiles
@@ -82,7 +83,7 @@ def _stages(problem: Problem, x: Tensor) -> Iterator[_Stage]:
 
 
 def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float) -> Tensor:
-    weights = x.new_empty((*x.shape[:-1], prod(problem.window)))
+    weights = fresh.empty((*x.shape[:-1], prod(problem.window)), x.dtype, x.device)
     bias = None if bias is None else bias.to(accumulating(x.dtype))
     for stage in _stages(problem, x):
         part, work, batch, like = stage
@@ -120,7 +121,7 @@ def _spread(stage: _Stage, weights: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
 
 
 def mix(problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
-    out = y.new_empty((*weights.shape[:-1], y.shape[-1]))
+    out = fresh.empty((*weights.shape[:-1], y.shape[-1]), y.dtype, y.device)
     for stage in _stages(problem, y):
         part, work, _, like = stage
         values = cut(part, work, columns_of(part, y, stage.batch), "key", like)
@@ -134,7 +135,7 @@ def mix(problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
 
 def mix_back(problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
     shape = (x.shape[0], *problem.lengths, problem.kv_heads, x.shape[-1])
-    total = x.new_zeros(shape, dtype=accumulating(x.dtype))
+    total = fresh.zeros(shape, accumulating(x.dtype), x.device)
     for stage in _stages(problem, x):
         part, work, _, like = stage
         rows = gather(part, work, rows_of(part, x, stage.batch), "query", like)
