@@ -1,6 +1,5 @@
 """Tiles on overlapping strips, in plain PyTorch operations: fast on a CPU, right on any device."""
 
-import torch
 from torch import Tensor
 
 from ...problem import SHAPE_BY_SHAPE, Problem
@@ -15,13 +14,11 @@ class Blocked(Backend):
     def refusal(self, problem: Problem) -> str | None:
         return None if problem.documents is None else SHAPE_BY_SHAPE
 
-    @torch.no_grad()
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
         from ..strips import forward
 
         return forward.attend(problem, operands, scale)
 
-    @torch.no_grad()
     def attend_back(
         self,
         problem: Problem,
@@ -37,7 +34,6 @@ class Blocked(Backend):
 
         return backward.attend_back(problem, operands, out, lse, grad_out, grad_lse, scale, needs)
 
-    @torch.no_grad()
     def dot(
         self, problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float
     ) -> Tensor:
@@ -45,13 +41,11 @@ class Blocked(Backend):
 
         return walks.dot(problem, x, y, bias, scale, fill)
 
-    @torch.no_grad()
     def mix(self, problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
         from ..strips import walks
 
         return walks.mix(problem, weights, y)
 
-    @torch.no_grad()
     def mix_back(self, problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
         from ..strips import walks
 

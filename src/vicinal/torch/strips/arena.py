@@ -24,6 +24,7 @@ class _Arena(threading.local):
 
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.held = 0
         self.views: dict[tuple[str, torch.dtype, tuple[int, ...]], Tensor] = {}
         self.made: dict[Hashable, Any] = {}
 
@@ -89,7 +90,7 @@ def _rounded(size: int, shares: int) -> int:
 
 def trim() -> None:
     """Give back what this thread holds over the limit; views taken before stay valid for who has them."""
-    if len(_arena.views) + len(_arena.made) > 1024 or held() > HELD:
+    if len(_arena.views) + len(_arena.made) > 4096 or _arena.held > HELD:
         clear()
 
 
@@ -98,11 +99,12 @@ def clear() -> None:
     _arena.views.clear()
     _arena.made.clear()
     _arena.buffers.clear()
+    _arena.held = 0
 
 
 def held() -> int:
     """Bytes that this thread holds."""
-    return sum(buffer.nbytes for buffer in _arena.buffers.values())
+    return _arena.held
 
 
 def _view(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -112,6 +114,7 @@ def _view(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         for key in [key for key in _arena.views if key[:2] == (name, dtype)]:
             del _arena.views[key]
         _arena.made.clear()
+        _arena.held += size * dtype.itemsize - (0 if buffer is None else buffer.nbytes)
         # A tensor made in inference mode could not be written outside of it.
         with torch.inference_mode(False):
             buffer = _arena.buffers[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")

@@ -12,8 +12,10 @@ from . import direct
 from .arena import Like, sheet, take, trim
 from .call import LOG2E, Call, chunk, columns_of, rows_of
 from .gradients import Gradients
-from .layout import accumulate, chunks, cut, fold, gather, scatter, strips, tiles
+from .layout import accumulate, chunks, cut, fold, strips
+from .moves import Place
 from .plan import Pass, parts
+from .tiles import gather, scatter, tiles
 
 
 def attend_back(
@@ -89,7 +91,7 @@ class _Rows(NamedTuple):
 
 
 def _pass(
-    call: Call, batch: int, slab: int, saved: _Saved, grads: Gradients, columns: list[Tensor | None]
+    call: Call, batch: int, slab: int, saved: _Saved, grads: Gradients, columns: list[Place | None]
 ) -> None:
     part = call.part
     inputs = columns_of(part, call.key, batch), columns_of(part, call.value, batch)
@@ -101,7 +103,7 @@ def _pass(
         _piece(call, batch, part.measure(batch, slab, piece), inputs, rows, grads, columns)
     _extra(call, batch, rows, grads)
     if rows.grad is not None and grads.query is not None:
-        scatter(part, work, rows.grad.mul_(call.scale), rows_of(part, grads.query, batch))
+        scatter(part, work, rows.grad.mul_(call.scale), "grad_query", rows_of(part, grads.query, batch))
 
 
 def _rows(call: Call, batch: int, work: Pass, saved: _Saved, grads: Gradients) -> _Rows:
@@ -129,10 +131,10 @@ def _piece(
     call: Call,
     batch: int,
     work: Pass,
-    inputs: tuple[Tensor, Tensor],
+    inputs: tuple[Place, Place],
     rows: _Rows,
     grads: Gradients,
-    columns: list[Tensor | None],
+    columns: list[Place | None],
 ) -> None:
     part, like = call.part, call.like
     names = ("key", "value")

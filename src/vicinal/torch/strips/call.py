@@ -10,7 +10,7 @@ from torch import Tensor
 from ..backends.base import Operands
 from . import plan
 from .arena import Like
-from .moves import Geometry, blank, geometry, view
+from .moves import Geometry, Place, blank, geometry, placed
 from .plan import Part, Pass
 from .residues import columns_view, rows_view
 from .scores import Additive
@@ -31,7 +31,7 @@ def chunk(rows: int, keys: int, like: Like, buffers: int = 1) -> int:
     return max(workers * plan.CHUNK // (buffers * rows * keys * like.dtype.itemsize), 1)
 
 
-def rows_of(part: Part, x: Tensor, batch: int) -> Tensor:
+def rows_of(part: Part, x: Tensor, batch: int) -> Place:
     """`[*batch, share, *rows, dim]` of queries and what has their shape, for a batch by number."""
 
     def make() -> Geometry:
@@ -39,16 +39,16 @@ def rows_of(part: Part, x: Tensor, batch: int) -> Tensor:
             rows_view(blank(x.shape, x.stride()), part.residues, part.kv_heads)[part.batches[batch]]
         )
 
-    return view(x, part.remember(("rows", batch, x.shape, x.stride()), make))
+    return placed(x, part.remember(("rows", batch, x.shape, x.stride()), make))
 
 
-def columns_of(part: Part, x: Tensor, batch: int) -> Tensor:
+def columns_of(part: Part, x: Tensor, batch: int) -> Place:
     """`[*batch, *columns, dim]` of keys and what has their shape, for a batch by number."""
 
     def make() -> Geometry:
         return geometry(columns_view(blank(x.shape, x.stride()), part.residues)[part.batches[batch]])
 
-    return view(x, part.remember(("columns", batch, x.shape, x.stride()), make))
+    return placed(x, part.remember(("columns", batch, x.shape, x.stride()), make))
 
 
 class Call:

@@ -11,16 +11,19 @@ from ..backends.base import Operands
 from . import direct, fresh, narrow, plan
 from .arena import Like, keep, sheet, trim
 from .call import LOG2E, Call, accumulating, chunk, columns_of, rows_of
-from .layout import Strips, chunks, cut, gather, scatter, tiles
+from .layout import Strips, chunks, cut
+from .moves import Place
 from .plan import Pass, parts
 from .scores import Additive
+from .tiles import gather, scatter, tiles
 
 TOTALS = 2.0**-32, 2.0**64
 """Row totals between which weights need no maximum taken off their scores: float32 holds them, their products
 with values are seen to be finite, and what underflows is no part of a sum."""
 
-WARM = 1 << 20, 64 << 20
-"""Bytes of operands that a pass over them brings nearer: less is near, and more does not stay."""
+WARM = 1 << 18, 20 << 20
+"""Bytes of queries from and up to which reading all operands once brings them nearer: fewer are near, more do
+not stay."""
 
 
 def attend(problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
@@ -52,9 +55,9 @@ def _extremes(x: Tensor, blank: float) -> tuple[float, float]:
 
 def _warm(operands: Operands) -> None:
     """Read the operands in order, which leaves them in cache for passes that do not."""
-    some = operands[:3]
-    if operands.query.device.type == "cpu" and WARM[0] <= sum(x.nbytes for x in some) <= WARM[1]:
-        for x in some:
+    query = operands.query
+    if WARM[0] <= query.nbytes <= WARM[1] and query.device.type == "cpu":
+        for x in operands[:3]:
             x.sum()
 
 
@@ -128,11 +131,11 @@ def _pass(call: Call, batch: int, slab: int, results: tuple[Tensor, Tensor]) -> 
             state.top.zero_()
         bare = False
         _extra(call, batch, queries, state)
-    scatter(part, work, state.out.div_(state.total), rows_of(part, results[0], batch))
+    scatter(part, work, state.out.div_(state.total), "out", rows_of(part, results[0], batch))
     torch.log2(totals, out=totals)
     if not bare:
         state.total.add_(state.top)
-    scatter(part, work, state.total.mul_(1 / LOG2E), rows_of(part, results[1], batch))
+    scatter(part, work, state.total.mul_(1 / LOG2E), "total", rows_of(part, results[1], batch))
 
 
 class _Chunk(NamedTuple):
@@ -170,7 +173,7 @@ def _piece(
     call: Call,
     batch: int,
     work: Pass,
-    columns: tuple[Tensor, Tensor],
+    columns: tuple[Place, Place],
     queries: Tensor,
     state: _State,
     bare: bool,

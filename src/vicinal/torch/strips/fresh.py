@@ -1,5 +1,5 @@
-"""Memory for results. Large tensors are mapped anew in every call, and a huge page is touched first at a small
-part of the cost of the pages that it stands for."""
+"""Memory for results. Large tensors are mapped anew in every call, and a huge page is touched first at a
+small part of the cost of the pages that it stands for."""
 
 import ctypes
 import sys

@@ -10,6 +10,7 @@ from ..backends.base import Grads, Needs, Operands
 from . import fresh
 from .call import accumulating, columns_of
 from .layout import covers
+from .moves import Place, placed
 from .plan import Part
 from .scores import Additive, Tally
 
@@ -25,7 +26,7 @@ class Gradients:
         self.fresh = held == prod(operands.key.shape[1:-2]) and all(map(covers, parts))
         wanted = [x if need else None for x, need in zip(operands, needs, strict=True)]
         self.query, self.key, self.value = (
-            None if x is None else self._blank(x, x.dtype, written)
+            None if x is None else self._blank(x.shape, x.dtype, x.device, written)
             for x, written in zip(wanted[:3], (bool(parts), self.fresh, self.fresh), strict=True)
         )
         self.bias, self.extra_key, self.extra_value = (
@@ -38,23 +39,27 @@ class Gradients:
         """Whether the gradient of the scores is wanted, and not only the weights."""
         return any(x is not None for x in (self.query, self.key, self.bias, self.extra_key))
 
-    def columns(self, part: Part, batch: int) -> list[Tensor | None]:
+    def columns(self, part: Part, batch: int) -> list[Place | None]:
         """Where the gradients of keys and values are summed."""
-        found = [None if x is None else columns_of(part, x, batch) for x in (self.key, self.value)]
-        return [
-            x if x is None or x.dtype == self.dtype else self._blank(x, self.dtype, self.fresh) for x in found
-        ]
+        return [None if x is None else self._sums(columns_of(part, x, batch)) for x in (self.key, self.value)]
+
+    def _sums(self, found: Place) -> Place:
+        """`found`, or where its dtype is too narrow for sums, memory of its own."""
+        x = found.tensor
+        if x.dtype == self.dtype:
+            return found
+        return placed(self._blank(found.shape, self.dtype, x.device, self.fresh))
 
     @staticmethod
-    def _blank(x: Tensor, dtype: torch.dtype, written: bool) -> Tensor:
+    def _blank(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, written: bool) -> Tensor:
         """Memory that is `written` throughout, or else added to."""
-        return (fresh.empty if written else fresh.zeros)(x.shape, dtype, x.device)
+        return (fresh.empty if written else fresh.zeros)(shape, dtype, device)
 
-    def leave(self, part: Part, batch: int, columns: list[Tensor | None]) -> None:
+    def leave(self, part: Part, batch: int, columns: list[Place | None]) -> None:
         """Round the sums of a batch to the dtype of the gradients."""
         for x, sums in zip((self.key, self.value), columns, strict=True):
             if x is not None and sums is not None and x.dtype != self.dtype:
-                columns_of(part, x, batch).copy_(sums)
+                columns_of(part, x, batch).view().copy_(sums.tensor)
 
     def count(self, part: Part, mask: Additive, slopes: Tensor, kinds: Tensor) -> None:
         """Count gradients of scores towards the bias."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .arena import Like, keep, take
-from .moves import Move, Step, blank, record, run
+from .moves import Held, Place, Step, blank, hold, play, record, run
 from .plan import Part, Pass
 from .ring import Ring
 from .rows import Lookup, lookup, read
@@ -111,16 +111,25 @@ def _tail(work: Pass) -> int:
     return max(len(work.slots) - work.pitch, 0) if work.strips > work.runs else 0
 
 
-def cut(part: Part, work: Pass, x: Tensor, name: str, like: Like) -> Strips:
+def cut(part: Part, work: Pass, x: Place, name: str, like: Like) -> Strips:
     """Strips of `x` `[*batch, *columns, dim]` in the dtype of `like`; a slot without a column repeats one of
     its box."""
-    made = strips(part, work, x.shape[-1], name, like)
-    key = ("cut", work, x.shape, x.stride())
-    if part.rank == 1:
-        run(part.remember(key, lambda: record(_lines(part, work, x))), made.slots, x)
-    else:
-        read(part.remember(key, lambda: _cutting(part, work, x)), x, made.rows)
+    key = ("cut", work, x.shape, x.strides, name, like)
+    made, found, held = keep(key, like.device, lambda: _cut(part, work, x.view(), name, like))
+    if found is not None:
+        read(found, x, made.rows)
+    play(held, x)
     return made
+
+
+def _cut(
+    part: Part, work: Pass, x: Tensor, name: str, like: Like
+) -> tuple[Strips, Lookup | None, list[Held]]:
+    made, key = strips(part, work, x.shape[-1], name, like), ("cut", work, x.shape, x.stride())
+    if part.rank > 1:
+        return made, part.remember(key, lambda: _cutting(part, work, x)), []
+    moves = part.remember(key, lambda: record(_lines(part, work, x)))
+    return made, None, hold(moves, made.slots)
 
 
 def _lines(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
@@ -142,14 +151,14 @@ def _cutting(part: Part, work: Pass, x: Tensor) -> Lookup:
     rank, steps = part.rank, x.stride()
     # [*batch, *tiles of the other axes, length, *widths of the other axes]
     ndim, batch = x.ndim + rank - 2, x.ndim - rank - 1
-    outer = _batch_starts(x, ndim, batch)
+    outer = batch_starts(x, ndim, batch)
     for axis in range(1, rank):
         ring, count = part.rings[axis], partial(torch.arange, device=x.device)
         slots = count(len(work.slab[axis])).unsqueeze(1) * ring.step + count(ring.width)
         starts = _columns(ring, slots + _read(part, work, axis).start) * steps[batch + axis]
-        outer.append(_among(starts, ndim, axis - 2 * rank, axis - rank))
+        outer.append(among(starts, ndim, axis - 2 * rank, axis - rank))
     slots = torch.arange(work.length, device=x.device) + _read(part, work, 0).start
-    inner = _among(_columns(part.rings[0], slots) * steps[batch], ndim, -rank)
+    inner = among(_columns(part.rings[0], slots) * steps[batch], ndim, -rank)
     return lookup(outer, [inner], _tail(work) * part.width, len(part.slabs))
 
 
@@ -159,7 +168,7 @@ def _columns(ring: Ring, slots: Tensor) -> Tensor:
     return (slots + ring.width * (before.long() - after.long())).clamp_(0, ring.columns - 1)
 
 
-def _among(table: Tensor, ndim: int, *places: int) -> Tensor:
+def among(table: Tensor, ndim: int, *places: int) -> Tensor:
     """`table` with its axes at `places`, counted from the end, of `ndim`."""
     shape = [1] * ndim
     for place, extent in zip(places, table.shape, strict=True):
@@ -167,10 +176,10 @@ def _among(table: Tensor, ndim: int, *places: int) -> Tensor:
     return table.view(shape)
 
 
-def _batch_starts(x: Tensor, ndim: int, batch: int) -> list[Tensor]:
+def batch_starts(x: Tensor, ndim: int, batch: int) -> list[Tensor]:
     """First elements along each of the leading `batch` axes."""
     return [
-        _among(torch.arange(x.shape[axis], device=x.device) * x.stride(axis), ndim, axis - ndim)
+        among(torch.arange(x.shape[axis], device=x.device) * x.stride(axis), ndim, axis - ndim)
         for axis in range(batch)
     ]
 
@@ -231,16 +240,17 @@ def covers(part: Part) -> bool:
     return all(ring.columns == axis[0].length for ring, axis in zip(part.rings, found, strict=True))
 
 
-def fold(part: Part, work: Pass, made: Tensor, target: Tensor, like: Like, first: bool = False) -> None:
+def fold(part: Part, work: Pass, made: Tensor, target: Place, like: Like, first: bool = False) -> None:
     """Add strips `[slots, width, dim]` to the columns they hold in `target` `[*batch, *columns, dim]`, or be
     the `first` to write them.
 
     Strips are spent. Every sum has one order, whatever the number of threads.
     """
-    shape = _padded_shape(part, work, target)
-    key = ("fold", first, work, target.shape, target.stride())
-    moves = part.remember(key, lambda: record(_folding(part, work, target, first)))
-    run(moves, target, made, made if part.rank == 1 else take("padded", shape, like))
+    x = target.view()
+    shape = _padded_shape(part, work, x)
+    key = ("fold", first, work, target.shape, target.strides)
+    moves = part.remember(key, lambda: record(_folding(part, work, x, first)))
+    run(moves, x, made, made if part.rank == 1 else take("padded", shape, like))
 
 
 def _folding(part: Part, work: Pass, like: Tensor, first: bool) -> Iterator[Step]:
@@ -278,104 +288,6 @@ def _overlap(part: Part, made: Tensor, windows: Tensor) -> Iterator[Step]:
             source = source.narrow(part.rank + 1 + axis, at, length)
             sink = sink.narrow(part.rank + 1 + axis, at, length)
         yield Step("add_", 2, sink, 1, source)
-
-
-def _pieces(part: Part, work: Pass, x: Tensor, tiles: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Equal parts of rows `[*batch, share, *rows, dim]` and of tiles
-    `[*batch, *tiles, first tiles, share, *tile, dim]`."""
-    rank, at, steps = part.rank, x.ndim - part.rank - 1, x.stride()
-    batch, share = x.shape[: at - 1], at - 1
-    order = (*range(1, rank), 0)
-    for chosen in product(*(_stretches(part, work, axis) for axis in range(rank))):
-        counts, sizes = [len(c[1]) for c in chosen], [c[2] for c in chosen]
-        shape = (*batch, *(counts[i] for i in order), part.share, *sizes, x.shape[-1])
-        hops = [steps[at + axis] * ring.tile for axis, ring in enumerate(part.rings)]
-        strides = (*steps[:share], *(hops[i] for i in order), steps[share], *steps[at:])
-        offset = sum(c[1].start * hop for c, hop in zip(chosen, hops, strict=True))
-        piece = tiles
-        for place, axis in enumerate(order):
-            piece = piece.narrow(share + place, chosen[axis][0], counts[axis])
-            piece = piece.narrow(share + rank + 1 + axis, 0, sizes[axis])
-        yield x.as_strided(shape, strides, offset), piece
-
-
-def _stretches(part: Part, work: Pass, axis: int) -> list[tuple[int, range, int]]:
-    """Where full tiles and a cut-off last one start in a buffer, which they are, and their rows."""
-    ring, wanted = part.rings[axis], work.slab[axis]
-    full = wanted[: len(wanted) - _ragged(part, work, axis)]
-    found = [(0, full, ring.tile)] if full else []
-    if len(full) < len(wanted):
-        last = wanted[-1]
-        found.append((len(full), wanted[-1:], ring.rows - last * ring.tile))
-    return found
-
-
-def _ragged(part: Part, work: Pass, axis: int) -> bool:
-    return work.slab[axis].stop * part.rings[axis].tile > part.rings[axis].rows
-
-
-def _grid(part: Part, work: Pass, x: Tensor) -> Tensor:
-    """Blank tiles `[*batch, *tiles, first tiles, share, *tile, dim]` for rows `x`."""
-    batch = x.shape[: -part.rank - 2]
-    return blank((*batch, *map(len, work.slab[1:]), work.places, part.share, *part.tile, x.shape[-1]))
-
-
-def _gathering(part: Part, work: Pass, x: Tensor) -> tuple[Lookup | None, tuple[Move, ...]]:
-    """Rows of tiles, or moves of them, and what to clear of tiles that are cut off or do not exist."""
-    rank, steps = part.rank, x.stride()
-    if rank == 1:
-        pieces = _pieces(part, work, blank(x.shape, steps), _grid(part, work, x))
-        copies = (Step("copy_", 0, made, 1, source) for source, made in pieces)
-        return None, record((*copies, *_clearing(part, work, x)))
-    # [*batch, *tiles of the other axes, places, share, *tile]
-    ndim, batch = x.ndim + rank - 1, x.ndim - rank - 2
-    outer, inner = _batch_starts(x, ndim, batch), []
-    for axis, (ring, wanted) in enumerate(zip(part.rings, work.slab, strict=True)):
-        count = partial(torch.arange, device=x.device)
-        tiles = count(work.places if axis == 0 else len(wanted)).unsqueeze(1) + wanted.start
-        starts = (tiles * ring.tile + count(ring.tile)).clamp_(max=ring.rows - 1) * steps[batch + 1 + axis]
-        place = -rank - 2 if axis == 0 else axis - 2 * rank - 2
-        (outer if axis else inner).append(_among(starts, ndim, place, axis - rank))
-    inner.append(_among(torch.arange(part.share, device=x.device) * steps[batch], ndim, -rank - 1))
-    return lookup(outer, inner, 0, len(part.slabs)), record(_clearing(part, work, x))
-
-
-def _clearing(part: Part, work: Pass, x: Tensor) -> Iterator[Step]:
-    tiles, used = _grid(part, work, x), len(work.slab[0])
-    yield Step("zero_", 0, tiles.narrow(-part.rank - 3, used, work.places - used))
-    for axis, (ring, wanted) in enumerate(zip(part.rings, work.slab, strict=True)):
-        over = wanted.stop * ring.tile - ring.rows
-        if over > 0:
-            place = -part.rank - 3 if axis == 0 else axis - 2 * part.rank - 3
-            last = tiles.narrow(place, len(wanted) - 1, 1)
-            yield Step("zero_", 0, last.narrow(axis - part.rank - 1, ring.tile - over, over))
-
-
-def _scattering(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
-    for sink, piece in _pieces(part, work, blank(like.shape, like.stride()), _grid(part, work, like)):
-        yield Step("copy_", 0, sink, 1, piece)
-
-
-def tiles(part: Part, work: Pass, dim: int, name: str, like: Like) -> Tensor:
-    """An uninitialised buffer of tiles, `[boxes, rows, dim]`."""
-    return take(name, (work.boxes, part.rows, dim), like)
-
-
-def gather(part: Part, work: Pass, x: Tensor, name: str, like: Like) -> Tensor:
-    """Tiles `[boxes, rows, dim]` of `x` `[*batch, share, *rows, dim]`; rows that do not exist are zero."""
-    made = tiles(part, work, x.shape[-1], name, like)
-    key = ("gather", work, x.shape, x.stride())
-    found, moves = part.remember(key, lambda: _gathering(part, work, x))
-    if found is not None:
-        read(found, x, made.view(-1, x.shape[-1]))
-    run(moves, made, x)
-    return made
-
-
-def scatter(part: Part, work: Pass, made: Tensor, target: Tensor) -> None:
-    """Write tiles `[boxes, rows, dim]` to the rows of `target` `[*batch, share, *rows, dim]`."""
-    key = ("scatter", work, target.shape, target.stride())
-    run(part.remember(key, lambda: record(_scattering(part, work, target))), target, made)
 
 
 def accumulate(

@@ -10,6 +10,24 @@ Geometry = tuple[tuple[int, ...], tuple[int, ...], int]
 """Size, strides, and offset from where a tensor starts."""
 
 
+class Place(NamedTuple):
+    """Part of a tensor. Views of it are made where they are read: each costs as much as a small copy."""
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    def view(self) -> Tensor:
+        return self.tensor.as_strided(self.shape, self.strides, self.offset)
+
+
+def placed(x: Tensor, where: Geometry | None = None) -> Place:
+    """All of a tensor, or what is at `where` in it."""
+    size, strides, offset = geometry(x)
+    return Place(x, size, strides, offset) if where is None else Place(x, *where[:2], where[2] + offset)
+
+
 class Step(NamedTuple):
     """`copy_`, `add_` or `zero_` applied to a view of one tensor with a view of another; tensors go by
     number."""
@@ -60,6 +78,40 @@ def record(steps: Iterable[Step]) -> tuple[Move, ...]:
 def view(x: Tensor, where: Geometry) -> Tensor:
     size, strides, offset = where
     return x.as_strided(size, strides, offset + x.storage_offset())
+
+
+class Held(NamedTuple):
+    """A move whose first tensor is at hand: from there to `where` in another one, or the way round."""
+
+    mine: Tensor
+    where: Geometry | None
+    out: bool
+
+
+def hold(moves: tuple[Move, ...], mine: Tensor) -> list[Held]:
+    """Copies between tensor 0, at hand, and tensor 1; and what is cleared of tensor 0."""
+    found = []
+    for action, sink, into, _, outof in moves:
+        assert action != "add_"
+        out = sink == 1
+        here, there = (outof, into) if out else (into, outof)
+        assert here is not None
+        found.append(Held(view(mine, here), there, out))
+    return found
+
+
+def play(held: list[Held], other: Place) -> None:
+    x, _, _, start = other
+    for mine, where, out in held:
+        if where is None:
+            mine.zero_()
+            continue
+        size, strides, offset = where
+        there = x.as_strided(size, strides, start + offset)
+        if out:
+            there.copy_(mine)
+        else:
+            mine.copy_(there)
 
 
 def run(moves: tuple[Move, ...], *tensors: Tensor) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from ...problem import Problem
 from .arena import Like, take
 from .call import Call, chunk, columns_of, rows_of
-from .layout import chunks, cut, gather, scatter, tiles
+from .layout import chunks, cut
+from .tiles import gather, scatter, tiles
 
 NARROW = torch.bfloat16
 
@@ -52,5 +53,5 @@ def run_pass(call: Call, batch: int, slab: int, results: tuple[Tensor, Tensor]) 
         )
         out[some.all].copy_(found.squeeze(1))
         lse[some.all].copy_(level.view(-1, part.rows, 1))
-    scatter(part, work, out, rows_of(part, results[0], batch))
-    scatter(part, work, lse, rows_of(part, results[1], batch))
+    scatter(part, work, out, "out", rows_of(part, results[0], batch))
+    scatter(part, work, lse, "top", rows_of(part, results[1], batch))

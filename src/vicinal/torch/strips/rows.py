@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .arena import Like, take
+from .moves import Place
 
 KEPT = 1 << 18
 """Numbers of rows that are kept for all passes over one layout; more are added up again in each pass."""
@@ -47,12 +48,12 @@ def lookup(outer: Sequence[Tensor], inner: Sequence[Tensor], tail: int, passes: 
     return replace(found, index=_fill(found, index))
 
 
-def read(found: Lookup, x: Tensor, into: Tensor) -> None:
-    """Write the rows of `x` to `into` `[rows, dim]`, in its dtype."""
-    dim, index = x.shape[-1], found.index
+def read(found: Lookup, place: Place, into: Tensor) -> None:
+    """Write the rows of a place to `into` `[rows, dim]`, in its dtype."""
+    x, dim, index = place.tensor, place.shape[-1], found.index
     if index is None:
         index = _fill(found, take("index", (found.count,), Like(torch.int64, x.device)))
-    source = x.as_strided((found.rows, dim), (found.step, x.stride(-1)))
+    source = x.as_strided((found.rows, dim), (found.step, place.strides[-1]), place.offset)
     if x.dtype == into.dtype:
         torch.index_select(source, 0, index, out=into)
         return

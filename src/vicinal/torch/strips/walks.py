@@ -12,9 +12,10 @@ from ...problem import Problem
 from . import fresh
 from .arena import Like, take, trim
 from .call import accumulating, chunk, columns_of, rows_of
-from .layout import Chunk, accumulate, chunks, cut, fold, gather, scatter, strips, tiles
+from .layout import Chunk, accumulate, chunks, cut, fold, strips
 from .plan import Part, Pass, parts
 from .scores import Additive
+from .tiles import gather, scatter, tiles
 
 
 class _Stage(NamedTuple):
@@ -106,7 +107,7 @@ def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: floa
                 made[some].masked_fill_(blank, fill)
             else:
                 torch.gather(scores, -1, places, out=made[some])
-        scatter(part, work, made, target)
+        scatter(part, work, made, "weights", target)
     return weights
 
 
@@ -129,7 +130,7 @@ def mix(problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
         made = tiles(part, work, y.shape[-1], "out", like)
         for some, scores in _spread(stage, weights):
             torch.bmm(scores, values.boxes(some), out=made[some.all])
-        scatter(part, work, made, target)
+        scatter(part, work, made, "out", target)
     return out
 
 
