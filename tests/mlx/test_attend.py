@@ -79,19 +79,30 @@ def test_walks(problem, backend):
 
 @on_this_device
 def test_inputs_of_any_strides(backend):
-    """Heads first in memory, channels interleaved with something else, batch expanded: only values count."""
+    """Heads first in memory, channels interleaved with something else, batch expanded: only values count, of
+    operands and of what flows back."""
     problem = replace(named("whole" if backend.name == "full" else "odd_2d").problem, batch=2)
     operands = problems.operands(problem)
-    expected = problems.call(problem, operands, backend=backend.name)
-    heads_first = {n: mx.contiguous(x.swapaxes(1, -2)).swapaxes(1, -2) for n, x in operands.items()}
-    poison = {n: mx.stack([x, mx.full(x.shape, float("nan"))], -1) for n, x in operands.items()}
-    interleaved = {n: x[..., 0] for n, x in poison.items()}
+    flow = problems.random(np.random.default_rng(1), problems.call(problem, operands).shape)
+
+    def everything(operands, flow):
+        attend = lambda *x: problems.call(  # noqa: E731
+            problem, dict(zip(operands, x, strict=True)), backend=backend.name
+        )
+        (out,), grads = mx.vjp(attend, list(operands.values()), [flow])
+        return out, *grads
+
+    heads_first = lambda x: mx.contiguous(x.swapaxes(1, -2)).swapaxes(1, -2)  # noqa: E731
+    interleaved = lambda x: mx.stack([x, mx.full(x.shape, float("nan"))], -1)[..., 0]  # noqa: E731
+    wanted = everything(operands, flow)
     for strided in (heads_first, interleaved):
-        out = problems.call(problem, strided, backend=backend.name)
-        budget.check("out", problems.array(out), problems.array(expected), "float32")
+        given = {name: strided(x) for name, x in operands.items()}
+        mx.eval(given)
+        for got, want in zip(everything(given, strided(flow)), wanted, strict=True):
+            budget.check("strided", problems.array(got), problems.array(want), "float32")
     expanded = {n: mx.broadcast_to(x[:1], x.shape) for n, x in operands.items()}
-    out = problems.call(problem, expanded, backend=backend.name)
-    assert problems.same([out[0]], [out[1]])
+    for got in everything(expanded, mx.broadcast_to(flow[:1], flow.shape)):
+        assert problems.same([got[0]], [got[1]])
 
 
 @on_this_device
