@@ -12,7 +12,8 @@ from mlx.utils import tree_flatten, tree_map
 
 import vicinal.mlx as na
 from tests.documents import CASES, cases
-from tests.mlx.documents import FORMS, Packed, check
+from tests.mlx.documents import FORMS, Packed, attention, check, drawn
+from tests.mlx.test_blocked import counts_memory, peak
 
 form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
@@ -74,8 +75,50 @@ def test_maps_over_more_batches():
     x = mx.random.normal((3, 2, 13, 2, 4))
     # MLX maps no kernels but its own.
     function = lambda x: na.na1d_varlen(x, x, x, [7, 12], 5, backend="blocked")  # noqa: E731
-    for got, one in zip(mx.vmap(function)(x), x, strict=True):
-        assert mx.allclose(got, function(one), atol=1e-6)
+    for mapped in (function, mx.grad(lambda x: function(x).square().sum())):
+        for got, one in zip(mx.vmap(mapped)(x), x, strict=True):
+            assert mx.allclose(got, mapped(one), atol=1e-5)
+
+
+@form
+def test_derivatives_of_derivatives(form):
+    """A gradient of a gradient is the slope of that gradient."""
+    case = replace(CASES["everything"], dtype="float32")
+    tokens, rest, flow, _ = drawn(case, 0)
+    made = form(case)
+    names = [*tokens, *rest]
+    at = [*map(made.join, tokens.values()), *rest.values()]
+    attend = attention(made, case, names, "blocked")
+    pull = made.join(flow, outputs=True)
+    pull = mx.where(mx.isnan(pull), 0.0, pull)
+    loss = lambda *x: (attend(*x)[0].square() * pull).sum()  # noqa: E731
+    every = tuple(range(len(at)))
+    along = [mx.sin(17 * mx.where(mx.isnan(x), 0.0, x)) for x in at]
+    inner = lambda *x: sum((g * a).sum() for g, a in zip(mx.grad(loss, every)(*x), along, strict=True))  # noqa: E731
+    found = sum((g * a).sum().item() for g, a in zip(mx.grad(inner, every)(*at), along, strict=True))
+    moved = lambda t: inner(*(x + t * a for x, a in zip(at, along, strict=True))).item()  # noqa: E731
+    step = 2.0**-7
+    slope = (8 * (moved(step) - moved(-step)) - (moved(2 * step) - moved(-2 * step))) / (12 * step)
+    assert abs(found - slope) < 5e-3 * abs(slope)
+
+
+@counts_memory
+@form
+def test_memory_of_gradients_is_that_of_tokens(form):
+    """Not that times documents of different shapes."""
+    shapes = [(200 + document,) for document in range(40)]
+
+    def peak_of(count):
+        chosen = na.VarlenLayout(shapes[:count])
+        if form is Packed:
+            x = mx.random.normal((chosen.total_tokens, 2, 16))
+            attend = lambda x: na.neighborhood_attention_packed(x, x, x, chosen, 5, backend="blocked")  # noqa: E731
+        else:
+            x = mx.random.normal((count, 240, 2, 16))
+            attend = lambda x: na.na1d_varlen(x, x, x, chosen.shapes, 5, backend="blocked")  # noqa: E731
+        return peak(lambda x: mx.vjp(attend, [x], [x])[1], x)
+
+    assert peak_of(40) < 5 * peak_of(10)
 
 
 def test_layouts_travel():

@@ -1,6 +1,6 @@
 """Documents of different shapes inside one array: parts of it, and arrays put together from parts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,8 +22,12 @@ class Placement(NamedTuple):
     layout: VarlenLayout
     frame: Shape | None
 
+    def split(self, x: mx.array, groups: tuple[Group, ...]) -> Sequence[mx.array]:
+        """Documents of each group, `[documents, *shape, ...]`."""
+        return _split(self, groups)(x) if groups else ()
+
     def some(self, x: mx.array, group: Group) -> mx.array:
-        """`[documents, *shape, ...]`."""
+        """Those of one."""
         first, count = group.documents[0], len(group.documents)
         shape = self.layout.shapes[first]
         if self.frame is not None:
@@ -77,12 +81,15 @@ class Batch(NamedTuple):
     lengths: Shape
     documents: Documents
 
-    def operands(self, given: Operands, group: Group) -> Operands:
-        """What the fixed-shape operation takes for one group."""
-        query, key, value = (self.tokens.some(x, group) for x in given[:3])
-        bias = None if given.bias is None else central(given.bias, group.window[0])
-        extras = (None if x is None else members(x, group) for x in given[4:])
-        return Operands(sampled(query, self.steps), key, value, bias, *extras)
+    def operands(self, given: Operands) -> list[Operands]:
+        """What the fixed-shape operation takes for each group."""
+        found = []
+        tokens = (self.tokens.split(x, self.groups) for x in given[:3])
+        for group, query, key, value in zip(self.groups, *tokens, strict=True):
+            bias = None if given.bias is None else central(given.bias, group.window[0])
+            extras = (None if x is None else members(x, group) for x in given[4:])
+            found.append(Operands(sampled(query, self.steps), key, value, bias, *extras))
+        return found
 
     def attend(self, call: Call, given: Operands, with_lse: bool) -> tuple[mx.array, mx.array | None]:
         """Attention of all documents, and the log-sum-exp if asked for: in one launch where a backend has one
@@ -95,8 +102,8 @@ class Batch(NamedTuple):
     def by_shape(self, call: Call, given: Operands, with_lse: bool) -> tuple[mx.array, mx.array | None]:
         """The same, documents of one shape after those of another."""
         found = [
-            ops.attend(call._replace(window=group.window), self.operands(given, group), with_lse)
-            for group in self.groups
+            ops.attend(call._replace(window=group.window), mine, with_lse)
+            for group, mine in zip(self.groups, self.operands(given), strict=True)
         ]
         heads = given.query.shape[-2]
         blank = mx.zeros((heads, given.value.shape[-1]), given.query.dtype)
@@ -127,6 +134,23 @@ def _batch(
     lengths, documents = layout.together(shapes, frame, window, clip)
     tokens, results = Placement(places, frame), Placement(places.sampled(steps), outputs)
     return Batch(tokens, results, found, steps, lengths, documents)
+
+
+@lru_cache(256)
+def _split(places: Placement, groups: tuple[Group, ...]) -> Callable[[mx.array], Sequence[mx.array]]:
+    """MLX makes the gradient of a part as large as the whole, for each; here, one is put together of all."""
+
+    @mx.custom_function
+    def split(x):
+        return tuple(places.some(x, group) for group in groups)
+
+    @split.vjp
+    def back(primals, cotangents, _):
+        (x,) = ops.several(primals)
+        blank = mx.zeros(x.shape[-2:], x.dtype)
+        return places.joined(groups, ops.several(cotangents), blank)
+
+    return lambda x: ops.several(split(x))
 
 
 def sampled(query: mx.array, steps: Sequence[int]) -> mx.array:

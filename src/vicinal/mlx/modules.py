@@ -121,8 +121,8 @@ class _NeighborhoodAttention(nn.Module):
     def _drop_varlen(self, given: Operands, shapes: tuple, fit: str) -> mx.array:
         window, clip = tuple(self.window.values()), arguments.fit(fit)
         batch, parts = documents.batch(given.query, shapes, self.rank, window, clip), []
-        for group in batch.groups:
-            query, key, value = (batch.tokens.some(x, group) for x in given[:3])
+        tokens = (batch.tokens.split(x, batch.groups) for x in given[:3])
+        for group, query, key, value in zip(batch.groups, *tokens, strict=True):
             bias = None if given.bias is None else documents.central(given.bias, group.window[0])
             named: dict[str, Any] = dict(zip(self.window, group.window, strict=True))
             weights = self.attn_drop(mx.softmax(qk(query, key, scale=self.scale, bias=bias, **named), -1))

@@ -170,25 +170,25 @@ def _operator(formula: _Formula) -> Callable[..., Any]:
 
     @function.vjp
     def vjp(primals, cotangents, outputs):
-        primals = _several(primals)
-        grads = formula.back(primals, _several(cotangents), _several(outputs))
+        primals = several(primals)
+        grads = formula.back(primals, several(cotangents), several(outputs))
         return grads if len(primals) > 1 else grads[0]
 
     @function.jvp
     def jvp(primals, tangents):
-        primals = _several(primals)
-        moves = _several(tangents)
+        primals = several(primals)
+        moves = several(tangents)
         return formula.forward(primals, _filled(moves, primals))
 
     @function.vmap
     def vmap(inputs, batched):
-        inputs, batched = _several(inputs), _several(batched)
+        inputs, batched = several(inputs), several(batched)
         size = batching.extent(inputs, batched)
         folded = [
             batching.fold(x, axis, place, size)
             for x, axis, place in zip(inputs, batched, formula.places, strict=True)
         ]
-        found = _several(formula.widened(size)(*folded))
+        found = several(formula.widened(size)(*folded))
         unfolded = tuple(
             batching.unfold(x, place, size) for x, place in zip(found, formula.results, strict=True)
         )
@@ -197,8 +197,8 @@ def _operator(formula: _Formula) -> Callable[..., Any]:
     return function
 
 
-def _several(x: Any) -> tuple[Any, ...]:
-    """MLX hands a lone array, axis or tangent over bare."""
+def several(x: Any) -> tuple[Any, ...]:
+    """A tuple of what MLX hands over, which is bare if it is a lone array, axis or tangent."""
     return tuple(x) if isinstance(x, (tuple, list)) else (x,)
 
 
