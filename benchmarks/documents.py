@@ -12,9 +12,12 @@ tiles that are cut off for the pairs they hold.
 import argparse
 import json
 import random
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from math import prod
+from multiprocessing import get_context
 from unittest.mock import patch
 
 import torch
@@ -161,15 +164,21 @@ def looping():
     return patch.multiple(ring_launches, **dict.fromkeys(names, lambda *_: None))
 
 
-def measure(name: str, heads: int, dim: int, repeats: int) -> list[dict]:
+def measure(name: str, kind: str, heads: int, dim: int, repeats: int) -> list[dict]:
     shape, size, count = CASES[name]
+    shapes = (shape,) * count if kind == "equal" else mixed(shape, count)
     with looping():
         base = Run(fixed(shape, size, count, heads, dim))
         return [
             compare(f"{name} {kind} {form}", base, together(base.problem, shapes, frame), repeats)
-            for kind, shapes in (("equal", (shape,) * count), ("mixed", mixed(shape, count)))
             for form, frame in (("packed", None), ("padded", shape))
         ]
+
+
+def compile_all(cases, heads: int, dim: int) -> None:
+    """Fill Triton's cache, every case in a process of its own."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        list(pool.map(partial(measure, heads=heads, dim=dim, repeats=1), *zip(*cases, strict=True)))
 
 
 def compare(name: str, base: Run, problem: Problem, repeats: int) -> dict:
@@ -198,10 +207,12 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=21)
     options = parser.parse_args()
-    found = []
+    names = options.only.split(",") if options.only else CASES
+    cases, found = list(product(names, ("equal", "mixed"))), []
+    compile_all(cases, options.heads, options.dim)
     print("row                        forward ms   boxes   pairs | backward ms  boxes   pairs | same   error")
-    for name in options.only.split(",") if options.only else CASES:
-        for row in measure(name, options.heads, options.dim, options.repeats):
+    for case in cases:
+        for row in measure(*case, options.heads, options.dim, options.repeats):
             found.append(row)
             parts = " | ".join(
                 f"{row[part]:10.3f}  {row[f'{part}_by_boxes']:6.3f}  {row[f'{part}_by_pairs']:6.3f}"

@@ -152,17 +152,19 @@ def test_one_graph_serves_all_layouts():
     counter = CompileCounterWithBackend("inductor")
 
     @torch.compile(backend=counter, fullgraph=True, dynamic=True)
-    def step(x, layout):
-        return na.neighborhood_attention_packed(x, x, x, layout, 5) * 2
+    def step(query, key, value, layout):
+        return na.neighborhood_attention_packed(query, key, value, layout, 5) * 2
 
     for shapes in ([40, 9, 7], [14, 30], [8, 8, 100, 6], [300, 5]):
         layout = na.VarlenLayout(shapes)
-        x = noise(layout.total_tokens, 4, 32).requires_grad_()
-        out = step(x, layout)
-        (grad,) = torch.autograd.grad(out, x, torch.ones_like(out))
-        want = na.neighborhood_attention_packed(x, x, x, layout, 5) * 2
+        # Of one tensor for all three, a graph would add up the gradients without rounding between.
+        given = [noise(layout.total_tokens, 4, 32, seed=n).requires_grad_() for n in range(3)]
+        out = step(*given, layout)
+        grads = torch.autograd.grad(out, given, torch.ones_like(out))
+        want = na.neighborhood_attention_packed(*given, layout, 5) * 2
         assert torch.equal(out, want)
-        assert torch.equal(grad, torch.autograd.grad(want, x, torch.ones_like(out))[0])
+        wanted = torch.autograd.grad(want, given, torch.ones_like(out))
+        assert all(torch.equal(x, y) for x, y in zip(grads, wanted, strict=True))
     assert counter.frame_count == 1
 
 

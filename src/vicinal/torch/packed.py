@@ -6,6 +6,7 @@ for no device; what they must fulfil is checked here, where their values are kno
 tokens. The rest is as in `ops.py`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from . import documents
 from .backends.base import Operands
 from .documents import Batch
 from .ops import ATTEND, LIBRARY, RUN, WINDOW, accumulating, together
+from .strips import fresh
 
 ops = torch.ops.vicinal
 
@@ -40,7 +42,7 @@ def _attend(*args):
     if runs is not None:
         return runs.attend(found, given, scale)
     rows = (*batch.outputs.extents, query.shape[-2])
-    out = query.new_zeros((*rows, value.shape[-1]))
+    out = fresh.zeros((*rows, value.shape[-1]), query.dtype, query.device)
     lse = query.new_full(rows, -torch.inf, dtype=accumulating(query.dtype))
     for group in batch.groups:
         mine = batch.operands(given, group)
@@ -63,7 +65,7 @@ def _attend_back(*args):
     if bias is not None:
         # Its gradient is summed over groups; in 16 bits every share of it would be rounded.
         given = given._replace(bias=bias.to(accumulating(bias.dtype)))
-    grads = _gradients(given, needs)
+    grads = _gradients(given, needs, lambda x: fresh.zeros(x.shape, x.dtype, x.device))
     for group in batch.groups:
         flow = (None if x is None else batch.outputs.some(x, group) for x in saved)
         mine = batch.operands(given, group)
@@ -87,10 +89,10 @@ def _together(batch: Batch, given: Operands, window, gradients: bool, run: tuple
     return together(query, widths, batch.lengths, window, rest, run, batch.documents)
 
 
-def _gradients(given: Operands, needs) -> list[Tensor]:
-    """Zeros like the operands, and one-dimensional blanks for those that need no gradient."""
+def _gradients(given: Operands, needs, make: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """What is made of the operands, and one-dimensional blanks for those that need no gradient."""
     return [
-        x.new_zeros(x.shape) if need and x is not None else given.query.new_empty(0)
+        make(x) if need and x is not None else given.query.new_empty(0)
         for x, need in zip(given, needs, strict=True)
     ]
 
@@ -119,7 +121,7 @@ def _attend_shapes(query, key, value, bias, extra_key, extra_value, shapes, *res
 
 
 def _attend_back_shapes(*args):
-    return tuple(torch.empty_like(x) for x in _gradients(Operands(*args[:6]), args[-3]))
+    return tuple(_gradients(Operands(*args[:6]), args[-3], lambda x: x.new_empty(x.shape)))
 
 
 _KERNELS = {
