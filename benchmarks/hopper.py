@@ -1,15 +1,17 @@
 """Large windows on a Hopper GPU: time, share of dense cuDNN attention's speed, and host time a call.
 
-    python benchmarks/hopper.py [--out results.json] [--only b1,b16] [--quick] [--between]
+    python benchmarks/hopper.py [--out results.json] [--only b1,b16] [--quick] [--between | --float8]
 
 Every row is checked on sampled queries and keys in float64 before it is timed. `ratio` is the time of dense
 cuDNN attention, scaled by the visible share of its products, over the measured time: 1.0 is its speed.
-`--between` times windows between small and large with this backend and with `triton`.
+`--between` times windows between small and large with this backend and with `triton`, `--float8` the forward
+with queries and keys in float8 and in bfloat16.
 """
 
 import argparse
 import json
 import time
+from dataclasses import replace
 from itertools import product
 from math import prod
 
@@ -225,6 +227,36 @@ def compare(name: str, case: Problem) -> dict:
     return row
 
 
+def float8(name: str, case: Problem) -> dict:
+    """Times of a forward with queries and keys in float8 and in bfloat16, and how far the outputs differ.
+
+    `error` is against the same rounded operands in bfloat16, `rounding` against operands before rounding.
+    """
+    narrow = replace(case, key_dtype="float8_e4m3fn", gradients=False)
+    random = lambda heads: torch.randn(  # noqa: E731
+        case.batch, *case.lengths, heads, case.dim, device="cuda", dtype=torch.bfloat16
+    )
+    given, scale = Operands(random(case.heads), random(case.kv_heads), random(case.kv_heads)), case.dim**-0.5
+    rounded = Operands(*(x.to(torch.float8_e4m3fn) for x in given[:2]), given.value)
+    widened = Operands(*(x.to(torch.bfloat16) for x in rounded[:2]), given.value)
+    calls = {
+        "float8": lambda: HOPPER.attend(narrow, rounded, scale)[0],
+        "bfloat16": lambda: HOPPER.attend(case, given, scale)[0],
+    }
+    off = lambda x, y: ((x - y).norm() / y.norm()).item()  # noqa: E731
+    out = calls["float8"]()
+    row = {
+        "name": name,
+        "problem": str(narrow),
+        "error": off(out, HOPPER.attend(case, widened, scale)[0]),
+        "rounding": off(out, calls["bfloat16"]()),
+        **{key: milliseconds(call, 9) for key, call in calls.items()},
+    }
+    assert row["error"] < 1e-2, row
+    print("  ".join([f"{name:10}"] + [f"{key} {row[key]:.4g}" for key in list(row)[2:]]), flush=True)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -233,6 +265,7 @@ def main() -> None:
     parser.add_argument("--only", help="names of rows, separated by commas")
     parser.add_argument("--quick", action="store_true", help="without the dense baseline")
     parser.add_argument("--between", action="store_true", help="windows between small and large alone")
+    parser.add_argument("--float8", action="store_true", help="float8 queries and keys alone")
     options = parser.parse_args()
     wanted = options.only.split(",") if options.only else list(ROWS)
     versions = {
@@ -240,8 +273,11 @@ def main() -> None:
         "triton": triton.__version__,
         "cudnn": torch.backends.cudnn.version(),
     }
-    if options.between:
-        rows = [compare(name, case) for name, case in BETWEEN.items()]
+    if options.between or options.float8:
+        if options.between:
+            rows = [compare(name, case) for name, case in BETWEEN.items()]
+        else:
+            rows = [float8(name, ROWS[name]) for name in ("b1", "b16", "c1", "c16")]
         save(options.out, {"device": torch.cuda.get_device_name(), "versions": versions, "rows": rows})
         return
     rows = []

@@ -10,6 +10,8 @@ from .window import Axis
 
 # Why a backend leaves documents of different shapes to the front end, which then calls it for each shape.
 SHAPE_BY_SHAPE = "computes documents of one shape at a time"
+# Why a backend leaves float8 queries and keys to one whose matrix products take them.
+ONE_DTYPE = "takes queries and keys in the dtype of values alone"
 
 
 class Documents(NamedTuple):
@@ -44,6 +46,7 @@ class Problem:
         extra: additional key/value tokens that every query sees.
         gradients: whether a backward pass will follow.
         tf32: whether float32 products may round their inputs to TF32.
+        key_dtype: dtype of queries and keys, where it is not that of values and outputs.
         documents: what the entries of the batch hold where their shapes differ. The lengths of `axes` are
             then powers of two, or the window's extent, that no document exceeds, so that batches share plans.
     """
@@ -61,6 +64,7 @@ class Problem:
     extra: int = 0
     gradients: bool = False
     tf32: bool = False
+    key_dtype: str | None = None
     documents: Documents | None = None
 
     @property
@@ -116,7 +120,8 @@ class Problem:
         if self.documents is not None:
             frame = self.documents.frame
             parts.append("packed" if frame is None else f"padded to {_by(frame)}")
-        parts += [self.dtype + " as tf32" * self.tf32, self.device]
+        dtype = self.dtype + " as tf32" * self.tf32
+        parts += [dtype if self.key_dtype is None else f"{self.key_dtype} with {dtype}", self.device]
         if self.gradients:
             parts.append("with gradients")
         return ", ".join(parts)

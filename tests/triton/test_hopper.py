@@ -33,6 +33,9 @@ def problem(size=40, **options):
         ({"extra": 3}, "has no additional tokens"),
         ({"dim": 12}, "head dim 12 is not a multiple of 8 up to 256"),
         ({"value_dim": 264}, "value dim 264 is not a multiple of 8 up to 256"),
+        ({"key_dtype": "float8_e5m2"}, "multiplies queries and keys in float8_e4m3fn, not float8_e5m2"),
+        ({"key_dtype": "float8_e4m3fn", "gradients": True}, "has no gradients with float8"),
+        ({"key_dtype": "float8_e4m3fn", "dim": 24}, "head dim 24 is not a multiple of 16 up to 256"),
     ],
 )
 def test_refusals_name_their_reason(options, reason):

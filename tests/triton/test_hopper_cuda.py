@@ -261,6 +261,31 @@ def test_more_than_65535_batches_and_2_31_elements():
     assert all(torch.equal(x[-1:], y) for x, y in zip(grads[:3], wanted_grads[:3], strict=True))
 
 
+@pytest.mark.parametrize("scale", [0.02, -0.02])
+@pytest.mark.parametrize(
+    "case",
+    [
+        problem((300,), 65, dim=128, batch=2, heads=4, kv_heads=2),
+        problem((31, 37), (13, 16), dim=64, value_dim=128),
+        problem((24, 41), (8, 11), stride=(3, 5), causal=(True, False), dtype="float16", dim=32),
+        problem((7, 12, 11), (3, 6, 5), dim=128),
+        problem((40,), 20, dim=256, value_dim=64),
+    ],
+    ids=str,
+)
+def test_float8_scores_match_the_oracle(case, scale):
+    # The oracle sees the rounded operands; products of float8 are summed with some 14 bits.
+    case = replace(case, key_dtype="float8_e4m3fn", gradients=False)
+    given = operands(case)
+    rounded = (3 * given.query).to(torch.float8_e4m3fn), (3 * given.key).to(torch.float8_e4m3fn)
+    given = Operands(*rounded, given.value)
+    out, lse = HOPPER.attend(case, given, scale)
+    answer = exact(case, given, scale)
+    assert out.dtype == given.value.dtype
+    compare("out", out, answer.out, case.dtype)
+    assert np.abs(array(lse) - answer.lse).max() < 1e-3 * max(1, np.abs(answer.lse).max())
+
+
 def test_takes_large_windows_and_refuses_small_ones():
     assert HOPPER.refusal(problem((256, 256), 80, dim=128)) is None
     assert HOPPER.refusal(problem((56, 56), 7)).startswith("the window is small")

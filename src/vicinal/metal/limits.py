@@ -2,7 +2,7 @@
 
 from math import prod
 
-from ..problem import Problem
+from ..problem import ONE_DTYPE, Problem
 from .documents import outputs, tokens
 from .source import TYPES
 
@@ -15,6 +15,8 @@ def refusal(problem: Problem, device: str) -> str | None:
         return f"runs on {device}, not {problem.device}"
     if problem.dtype not in TYPES:
         return f"has no {problem.dtype}"
+    if problem.key_dtype is not None:
+        return ONE_DTYPE
     for dim in (problem.dim, problem.value_dim):
         if not 1 <= dim <= MOST_DIM:
             return f"head dim {dim} is {f'over {MOST_DIM}' if dim else 'under 1'}"

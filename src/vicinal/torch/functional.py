@@ -13,6 +13,7 @@ from . import ops as kernels
 ops = torch.ops.vicinal
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FLOAT8 = torch.float8_e4m3fn
 
 
 def neighborhood_attention(
@@ -40,6 +41,8 @@ def neighborhood_attention(
 
     Args:
         query: `[batch, *spatial, heads, dim]`, 1 to 3 spatial axes; float64, float32, float16 or bfloat16.
+            On Hopper GPUs query and key may be float8_e4m3fn beside a value in float16 or bfloat16, without
+            gradients, bias, additional tokens and dilation; `scale` then includes what they were divided by.
         key: `[batch, *spatial, kv_heads, dim]`. `heads` is a multiple of `kv_heads`: query head `h` uses
             key/value head `h // (heads // kv_heads)`.
         value: `[batch, *spatial, kv_heads, value_dim]`.
@@ -59,7 +62,7 @@ def neighborhood_attention(
         backend: name of the backend to use; None takes the first that does not refuse.
 
     Returns:
-        `[batch, *outputs, heads, value_dim]` in the query's dtype; with `return_lse`, a pair with the
+        `[batch, *outputs, heads, value_dim]` in the value's dtype; with `return_lse`, a pair with the
         log-sum-exp `[batch, *outputs, heads]` in float32 (float64 for float64). Both carry gradients.
 
     Raises:
@@ -69,7 +72,8 @@ def neighborhood_attention(
     Source: Hassani et al., "Neighborhood Attention Transformer" (2023) and "Generalized Neighborhood
     Attention" (2025).
     """
-    operands = checked(query, key, value, bias, additional_keys, additional_values)
+    check = _float8 if isinstance(query, Tensor) and query.dtype == FLOAT8 else checked
+    operands = check(query, key, value, bias, additional_keys, additional_values)
     query, key, value, bias, extra_key, extra_value = operands
     lengths = arguments.spatial("query", query.shape)
     extra_shapes = (None if x is None else x.shape for x in (extra_key, extra_value))
@@ -230,8 +234,19 @@ def checked(query, key, value, bias, extra_key, extra_value) -> tuple[Any, ...]:
     return query, key, value, bias, extra_key, extra_value
 
 
-def _tensors(names: tuple[str, ...], tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Tensors, None among them, that an operator can take together."""
+def _float8(query, key, value, bias, extra_key, extra_value) -> tuple[Any, ...]:
+    """Operands whose queries and keys are float8, checked."""
+    for name, x in (("bias", bias), ("additional_keys", extra_key), ("additional_values", extra_value)):
+        if x is not None:
+            raise ValueError(f"{name} does not go with a float8 query; pass None, or the query in bfloat16")
+    query, key = _tensors(("query", "key"), (query, key), (FLOAT8,))
+    (value,) = _tensors(("value",), (value,), DTYPES[2:])
+    arguments.same("device", {"query": query.device, "value": value.device})
+    return query, key, value, None, None, None
+
+
+def _tensors(names: tuple[str, ...], tensors: tuple[Any, ...], dtypes=DTYPES) -> tuple[Any, ...]:
+    """Tensors of one of `dtypes`, None among them, that an operator can take together."""
     given = [x for x in tensors if x is not None]
     for name, x in zip(names, tensors, strict=True):
         if x is None:
@@ -249,8 +264,9 @@ def _tensors(names: tuple[str, ...], tensors: tuple[Any, ...]) -> tuple[Any, ...
         tensors = tuple(x.to(narrow) if x is not None and x.dtype in DTYPES[1:] else x for x in tensors)
         given = [x for x in tensors if x is not None]
     dtype = given[0].dtype
-    if dtype not in DTYPES:
-        raise TypeError(f"{names[0]} has dtype {dtype}; pass float64, float32, float16 or bfloat16")
+    if dtype not in dtypes:
+        *others, last = (str(x).removeprefix("torch.") for x in dtypes)
+        raise TypeError(f"{names[0]} has dtype {dtype}; pass {', '.join(others)} or {last}")
     if any(x.dtype != dtype for x in given):
         arguments.same("dtype", {n: x.dtype for n, x in zip(names, tensors, strict=True) if x is not None})
     return tensors

@@ -70,14 +70,14 @@ _NAMES = {getattr(torch, name): name for name in ("float64", "float32", "float16
 
 
 def chosen(
-    operation: str, like: Tensor, widths: tuple, lengths, window, rest: tuple, run: tuple
+    operation: str, like: Tensor, widths: tuple, lengths, window, rest: tuple, run: tuple, key_dtype=None
 ) -> tuple[Problem, Backend]:
     """The problem of one call, and its backend: the one that argument or setting names, or the first.
 
     `widths` is `(heads, kv_heads, dim, value_dim)`, `rest` is `(bias, extra, gradients)`.
     """
     numbers, wanted = _asked(operation, like, like.shape[0], widths, rest, run)
-    return _chosen(tuple(lengths), tuple(map(tuple, window)), numbers, wanted)
+    return _chosen(tuple(lengths), tuple(map(tuple, window)), (*numbers, key_dtype), wanted)
 
 
 def together(
@@ -127,7 +127,8 @@ def _attend_chosen(operands: Operands, window, gradients: bool, run: tuple) -> t
     query, key, value, bias, extra_key, _ = operands
     widths = (query.shape[-2], key.shape[-2], query.shape[-1], value.shape[-1])
     rest = (bias is not None, 0 if extra_key is None else extra_key.shape[1], gradients)
-    return chosen("attend", query, widths, key.shape[1:-2], window, rest, run)
+    key_dtype = None if key.dtype == value.dtype else str(key.dtype).removeprefix("torch.")
+    return chosen("attend", value, widths, key.shape[1:-2], window, rest, run, key_dtype)
 
 
 def _dot(x, y, bias, *rest):
@@ -177,8 +178,8 @@ def _tally(weights, lengths, *window):
 
 
 def _attend_shapes(query, key, value, *_):
-    out = query.new_empty((*query.shape[:-1], value.shape[-1]))
-    return out, query.new_empty(query.shape[:-1], dtype=accumulating(query.dtype))
+    out = value.new_empty((*query.shape[:-1], value.shape[-1]))
+    return out, query.new_empty(query.shape[:-1], dtype=accumulating(value.dtype))
 
 
 def _attend_back_shapes(query, key, value, bias, extra_key, extra_value, *rest):

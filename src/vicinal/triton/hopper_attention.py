@@ -22,7 +22,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of contiguous or strided operands."""
     query, positive = _with_positive_scale(query, scale)
-    out = query.new_empty(*query.shape[:-1], problem.value_dim)
+    out = value.new_empty(*query.shape[:-1], problem.value_dim)
     lse = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
     forward_launch(problem)((mapped(query), mapped(key), mapped(value), out), (lse,), (positive * LOG2E,))
     return out, lse
@@ -65,7 +65,10 @@ def _with_positive_scale(query: Tensor, scale: float) -> tuple[Tensor, float]:
     """Queries and a positive scale with the same products: kernels take the maximum of unscaled scores."""
     if scale > 0:
         return query, scale
-    return (-query, -scale) if scale < 0 else (torch.zeros_like(query), 1.0)
+    if scale == 0:
+        return torch.zeros_like(query), 1.0
+    # Float8 has no arithmetic, but a sign bit.
+    return -query if query.itemsize > 1 else (query.view(torch.uint8) ^ 128).view(query.dtype), -scale
 
 
 def _extents(problem: Problem) -> tuple:
@@ -94,8 +97,8 @@ def forward_launch(problem: Problem) -> Launch:
     spec, programs = plans.forward(problem)
     query, out, key, value, numbers = _extents(problem)
     maps = (
-        Map(query, spec.rows, spec.dim),
-        Map(key, spec.columns, spec.dim),
+        Map(query, spec.rows, spec.dim, spec.key_bytes),
+        Map(key, spec.columns, spec.dim, spec.key_bytes),
         Map(value, spec.columns, spec.value_dim),
         Map(out, spec.rows, spec.value_dim),
     )

@@ -135,7 +135,9 @@ def _attend(
     SPEC: gl.constexpr,
 ):
     """A consumer: 64 queries against every box of keys, with an online softmax."""
-    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout(
+        [3, 0], [4, 1], [16, SPEC.width, 32 // SPEC.key_bytes]
+    )
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.value_dim, 16])
     weight_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
@@ -211,7 +213,7 @@ def _attend(
 @gluon.jit
 def _run(query, key, value, out, lse, scale2, tile, extents, heads, group, SPEC: gl.constexpr):
     queries = ht.buffers(query, 2)
-    if SPEC.dim == SPEC.value_dim:  # noqa: SIM108 kernels have no conditional expressions of buffers
+    if (SPEC.dim == SPEC.value_dim) & (SPEC.key_bytes == 2):  # noqa: SIM108 kernels have no conditional expressions of buffers
         # The queries are done with when the outputs are ready.
         outs = queries
     else:

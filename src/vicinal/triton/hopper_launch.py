@@ -18,20 +18,22 @@ Tensors = tuple[Tensor, ...]
 class Map(NamedTuple):
     """How a kernel reads or writes one tensor: extents `[batch, t, h, w, heads, dim]`, and a box of it.
 
-    `width` is the dimension of the box, padded to a power of two.
+    `width` is the dimension of the box, padded to a power of two; an element takes `size` bytes.
     """
 
     extents: tuple[int, ...]
     box: Triple
     width: int
+    size: int = 2
 
     def layout(self) -> NVMMASharedLayout:
-        return NVMMASharedLayout(swizzle_byte_width=min(128, 2 * self.width), element_bitwidth=16, rank=5)
+        swizzle = min(128, self.size * self.width)
+        return NVMMASharedLayout(swizzle_byte_width=swizzle, element_bitwidth=8 * self.size, rank=5)
 
     def descriptor(self, tensor: Tensor) -> TensorDescriptor:
         """The tensor with its batch folded into the first axis."""
         batch, t, h, w, heads, dim = self.extents
-        strides = lifted_strides(tensor)
+        strides = lifted_strides(tensor, self.size)
         return TensorDescriptor(
             tensor,
             [batch * t, h, w, heads, dim],
@@ -162,17 +164,17 @@ def _start(found: Compiled, programs: int, device: int, scratch: int | None, arg
     found.launch(*first, None, None, None, *arguments)
 
 
-# Element types of a tensor map are numbered differently in the driver's interface: float16 and bfloat16.
-HOST_TYPE = {6: 6, 10: 9}
+# Element types of a tensor map are numbered differently in the driver's interface: bytes, float16, bfloat16.
+HOST_TYPE = {0: 0, 6: 6, 10: 9}
 
 
-def lifted_strides(tensor: Tensor) -> list[int]:
+def lifted_strides(tensor: Tensor, size: int = 2) -> list[int]:
     """Strides of `[batch, t, h, w, heads]`; an axis of one element gets one that TMA takes."""
     shape, strides = list(tensor.shape[:-1]), list(tensor.stride()[:-1])
     for _ in range(6 - tensor.ndim):
         shape.insert(1, 1)
         strides.insert(1, 0)
-    return [stride if extent > 1 else 8 for extent, stride in zip(shape, strides, strict=True)]
+    return [stride if extent > 1 else 16 // size for extent, stride in zip(shape, strides, strict=True)]
 
 
 def sixteen_bytes(tensor: Tensor) -> tuple[int, ...]:
@@ -181,10 +183,10 @@ def sixteen_bytes(tensor: Tensor) -> tuple[int, ...]:
 
 
 @lru_cache(4096)
-def _strides_fit(shape: torch.Size, strides: tuple[int, ...]) -> bool:
+def _strides_fit(shape: torch.Size, strides: tuple[int, ...], size: int) -> bool:
     """Whether TMA takes the strides: multiples of 16 bytes, and a batch that folds into the first axis."""
     *outer, last = zip(shape, strides, strict=True)
-    if any(stride % 8 or stride <= 0 for extent, stride in outer if extent > 1) or (
+    if any(stride * size % 16 or stride <= 0 for extent, stride in outer if extent > 1) or (
         last[0] > 1 and last[1] != 1
     ):
         return False
@@ -194,6 +196,6 @@ def _strides_fit(shape: torch.Size, strides: tuple[int, ...]) -> bool:
 
 def mapped(tensor: Tensor) -> Tensor:
     """`tensor`, or a contiguous copy where TMA cannot address it."""
-    if tensor.data_ptr() % 16 == 0 and _strides_fit(tensor.shape, tensor.stride()):
+    if tensor.data_ptr() % 16 == 0 and _strides_fit(tensor.shape, tensor.stride(), tensor.itemsize):
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)

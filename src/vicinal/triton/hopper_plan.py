@@ -31,6 +31,7 @@ class Spec:
         split: axis along which the warpgroups share the tile.
         masked: axes on which a visited box holds columns that a row does not see.
         dim, value_dim: head dimensions, padded to a power of two.
+        key_bytes: size of an element of queries and keys.
         stages: boxes of columns in flight.
         wants_query, wants_key, wants_value: which sums gradients keep.
         has_grad_lse: whether log-sum-exps have a gradient.
@@ -45,6 +46,7 @@ class Spec:
     dim: int
     value_dim: int
     stages: int
+    key_bytes: int = BYTES
     wants_query: bool = True
     wants_key: bool = True
     wants_value: bool = True
@@ -82,6 +84,11 @@ class Spec:
 def padded(dim: int) -> int:
     """Head dimension of a box in shared memory; TMA fills what a head does not have with zeros."""
     return max(1 << (dim - 1).bit_length(), 32)
+
+
+def key_bytes(problem: Problem) -> int:
+    """Size of an element of queries and keys."""
+    return BYTES if problem.key_dtype is None else 1
 
 
 class Plan(NamedTuple):
@@ -146,9 +153,10 @@ class Kernel(NamedTuple):
 def _forward(problem: Problem) -> Plan:
     dim, value_dim = padded(problem.dim), padded(problem.value_dim)
     width = 128 if max(dim, value_dim) <= 128 else 64
+    row, out = dim * key_bytes(problem), value_dim * BYTES
     # Outputs take the place of queries where they fit.
-    fixed = 2 * ROWS * BYTES * (dim if dim == value_dim else dim + value_dim)
-    kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 3, 1.0)
+    fixed = 2 * ROWS * (row if row == out and dim == value_dim else row + out)
+    kernel = Kernel(width, fixed, width * (row + out), 3, 1.0)
     return _best(problem, kernel, problem.heads)
 
 
@@ -193,6 +201,7 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
         dim=padded(problem.dim),
         value_dim=padded(problem.value_dim),
         stages=min((SHARED - kernel.fixed) // kernel.stage, kernel.stages),
+        key_bytes=key_bytes(problem),
     )
     groups = [-(-extent // axis.dilation) for extent, axis in zip(rows, problem.axes, strict=True)]
     tiles = prod(-(-extent // count) for extent, count in zip(groups, tile, strict=True))

@@ -4,7 +4,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from math import prod
 
-from ..problem import Problem
+from ..problem import ONE_DTYPE, Problem
 
 OLDEST = (3, 4)
 # Gluon is an experimental interface; sweeps over rings are written for that of this release.
@@ -21,6 +21,8 @@ def refusal(problem: Problem) -> str | None:
         return f"counts at most {TOKENS} tokens of documents"
     if problem.dtype not in ("float16", "bfloat16", "float32"):
         return f"has no {problem.dtype}"
+    if problem.key_dtype is not None:
+        return ONE_DTYPE
     for dim in (problem.dim, problem.value_dim):
         if not 1 <= dim <= 256:
             return f"head dim {dim} is {'over 256' if dim else 'under 1'}"

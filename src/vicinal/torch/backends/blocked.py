@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ...problem import SHAPE_BY_SHAPE, Problem
+from ...problem import ONE_DTYPE, SHAPE_BY_SHAPE, Problem
 from .base import Backend, Grads, Needs, Operands
 
 
@@ -12,6 +12,8 @@ class Blocked(Backend):
     name = "blocked"
 
     def refusal(self, problem: Problem) -> str | None:
+        if problem.key_dtype is not None:
+            return ONE_DTYPE
         return None if problem.documents is None else SHAPE_BY_SHAPE
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:

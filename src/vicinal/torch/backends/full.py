@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...problem import SHAPE_BY_SHAPE, Problem
+from ...problem import ONE_DTYPE, SHAPE_BY_SHAPE, Problem
 from .. import dense
 from .base import Backend, Grads, Needs, Operands
 
@@ -18,6 +18,8 @@ class Full(Backend):
     def refusal(self, problem: Problem) -> str | None:
         if problem.documents is not None:
             return SHAPE_BY_SHAPE
+        if problem.key_dtype is not None:
+            return ONE_DTYPE
         if not problem.covers:
             return "the window does not cover every axis"
         if problem.operation != "attend":

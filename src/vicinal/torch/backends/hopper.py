@@ -72,15 +72,26 @@ def _unfit(problem: Problem) -> str | None:
             f"multiplies float16 or bfloat16, not {problem.dtype}",
         ),
         (problem.documents is not None, SHAPE_BY_SHAPE),
+        (
+            problem.key_dtype not in (None, "float8_e4m3fn"),
+            f"multiplies queries and keys in float8_e4m3fn, not {problem.key_dtype}",
+        ),
+        (problem.key_dtype is not None and problem.gradients, "has no gradients with float8"),
+        (
+            problem.key_dtype is not None and any(axis.dilation > 1 for axis in problem.axes),
+            "has no dilation with float8",
+        ),
         (problem.bias, "has no relative position bias"),
         (problem.extra > 0, "has no additional tokens"),
     )
     for holds, reason in reasons:
         if holds:
             return reason
-    for name, dim in (("head dim", problem.dim), ("value dim", problem.value_dim)):
-        if dim % 8 or not 8 <= dim <= 256:
-            return f"{name} {dim} is not a multiple of 8 up to 256"
+    # Rows of what TMA copies are multiples of 16 bytes.
+    step = 8 if problem.key_dtype is None else 16
+    for name, dim, unit in (("head dim", problem.dim, step), ("value dim", problem.value_dim, 8)):
+        if dim % unit or not unit <= dim <= 256:
+            return f"{name} {dim} is not a multiple of {unit} up to 256"
     if any(axis.dilation > 1 and axis.output_stride > 1 for axis in problem.axes):
         return "has no output stride on a dilated axis"
     return None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import spans
-from ...problem import SHAPE_BY_SHAPE, Problem
+from ...problem import ONE_DTYPE, SHAPE_BY_SHAPE, Problem
 from ...window import Axis
 from .. import composite, relative, tables
 from .base import Backend, Grads, Needs, Operands
@@ -18,6 +18,8 @@ class Reference(Backend):
     name = "reference"
 
     def refusal(self, problem: Problem) -> str | None:
+        if problem.key_dtype is not None:
+            return ONE_DTYPE
         return None if problem.documents is None else SHAPE_BY_SHAPE
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
