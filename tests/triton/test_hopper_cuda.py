@@ -1,14 +1,18 @@
 """The Hopper backend against the float64 oracle, on a GPU of compute capability 9.0."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from tests import budget, oracle
 from vicinal import Axis, Problem
+from vicinal.torch import na2d
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.hopper import HOPPER
 from vicinal.triton import hopper_plan
@@ -284,6 +288,31 @@ def test_float8_scores_match_the_oracle(case, scale):
     assert out.dtype == given.value.dtype
     compare("out", out, answer.out, case.dtype)
     assert np.abs(array(lse) - answer.lse).max() < 1e-3 * max(1, np.abs(answer.lse).max())
+
+
+def test_float8_is_captured_and_compiles_to_one_operator():
+    torch._dynamo.reset()
+    make = lambda: torch.randn(1, 40, 36, 2, 64, device="cuda")  # noqa: E731
+    query, key = (make().to(torch.float8_e4m3fn) for _ in range(2))
+    value, graphs = make().bfloat16(), []
+    attend = partial(na2d, kernel_size=(20, 18), return_lse=True)
+
+    def keep(graph, _):
+        graphs.append([n.target for n in graph.graph.nodes if n.op == "call_function"])
+        return make_boxed_func(graph.forward)
+
+    expected = attend(query, key, value)
+    compiled = torch.compile(attend, fullgraph=True, backend=aot_autograd(fw_compiler=keep))
+    found = compiled(query, key, value)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert [str(x) for x in graphs[0] if "vicinal" in str(x)] == ["vicinal.attend.default"]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = attend(query, key, value)
+    query.copy_(make().to(torch.float8_e4m3fn))
+    graph.replay()
+    wanted = attend(query, key, value)
+    assert all(torch.equal(*pair) for pair in zip(captured, wanted, strict=True))
 
 
 def test_takes_large_windows_and_refuses_small_ones():

@@ -5,25 +5,25 @@ piece of `torch.autograd.Function` that works inside one dispatch; functorch, co
 dispatcher.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import (
     _after_ADInplaceOrView_keyset,
-    _are_functorch_transforms_active,
     _AutoDispatchBelowADInplaceOrView,
 )
-from torch._C._autograd import _profiler_enabled
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction
 
 from .. import settings
 from . import composite, dense
+from . import ops as kernels
 from .composite import Pair, Parts, Walks
 from .ops import LIBRARY, SCHEMAS, accumulating
+from .watching import is_recorded, is_transformed, needs_dispatcher
 
 ops = torch.ops.vicinal
 
@@ -43,8 +43,12 @@ class Formula:
         raise NotImplementedError
 
 
-def differentiate(name: str, formula: Formula) -> None:
-    """Register `formula` for the operator `name`."""
+def differentiate(name: str, formula: Formula) -> Any:
+    """Register `formula` for the operator `name`.
+
+    Returns:
+        A function to `apply` to what computes the operator, and then to its arguments.
+    """
     operator = getattr(ops, name).default
     others = len(operator._schema.arguments) - formula.tensors
 
@@ -52,10 +56,13 @@ def differentiate(name: str, formula: Formula) -> None:
         with _AutoDispatchBelowADInplaceOrView():
             return operator.redispatch(keyset & _after_ADInplaceOrView_keyset, *args)
 
-    def forward(*args):
+    def run_recorded(keyset, *args):
         # Outer levels of functorch record what runs below this one.
         with torch.enable_grad(), _set_fwd_grad_enabled(True):
-            return run(*args)
+            return run(keyset, *args)
+
+    def forward(compute, *args):
+        return compute(*args)
 
     def setup_context(ctx, inputs, output):
         ctx.set_materialize_grads(False)
@@ -74,36 +81,13 @@ def differentiate(name: str, formula: Formula) -> None:
     function: Any = type(f"Vicinal{name.title().replace('_', '')}", (_SingleLevelFunction,), members)
 
     def autograd(keyset, *args):
-        if not _recorded(args[: formula.tensors]):
+        if not (is_transformed() or is_recorded(args[: formula.tensors])):
             return run(keyset, *args)
         with enable_single_level_autograd_function():
-            return function.apply(keyset, *args)
+            return function.apply(partial(run_recorded, keyset), *args)
 
     LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
-
-
-def _recorded(tensors: tuple) -> bool:
-    """Whether some mode of differentiation may be watching."""
-    if forward_ad._current_level >= 0 or _are_functorch_transforms_active():
-        return True
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-def is_watched(tensors: tuple) -> bool:
-    """Whether derivatives, subclasses, meta tensors, modes, traces or a profiler see a call.
-
-    Where nothing does, a call may skip PyTorch's dispatcher, which takes longer than a small kernel.
-    """
-    plain = Tensor, torch.nn.Parameter
-    return (
-        torch.compiler.is_compiling()
-        or not all(x is None or (type(x) in plain and not x.is_meta) for x in tensors)
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._is_torch_function_mode_enabled()
-        or torch._C._get_tracing_state() is not None
-        or _profiler_enabled()
-        or _recorded(tensors)
-    )
+    return function
 
 
 def keep(ctx: Any, *tensors: Tensor | None) -> None:
@@ -166,9 +150,9 @@ class Attend(Formula):
 
     def backward(self, ctx, grad_out, grad_lse):
         needs = ctx.needs_input_grad[1:7]
-        grads = ops.attend_back(
-            *ctx.saved_tensors, grad_out, grad_lse, *ctx.window, ctx.scale, needs, *ctx.run
-        )
+        given = (*ctx.saved_tensors, grad_out, grad_lse)
+        attend_back = ops.attend_back if needs_dispatcher(given) else kernels.attend_back
+        grads = attend_back(*given, *ctx.window, ctx.scale, needs, *ctx.run)
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
     def jvp(self, ctx, *tangents):
@@ -389,5 +373,4 @@ FORMULAS = {
     "dense_back": DenseBack(),
 }
 assert FORMULAS.keys() == SCHEMAS.keys()
-for _name, _formula in FORMULAS.items():
-    differentiate(_name, _formula)
+FUNCTIONS = {name: differentiate(name, formula) for name, formula in FORMULAS.items()}

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .. import arguments
 from ..arguments import Flags, Sizes
-from . import autograd, batching, composite  # noqa: F401  (registers derivatives and vmap rules)
-from . import ops as kernels
+from . import batching, composite, warm  # noqa: F401  (registers vmap rules)
+from .ops import sampled
 
 ops = torch.ops.vicinal
 
@@ -72,8 +72,28 @@ def neighborhood_attention(
     Source: Hassani et al., "Neighborhood Attention Transformer" (2023) and "Generalized Neighborhood
     Attention" (2025).
     """
+    operands = (query, key, value, bias, additional_keys, additional_values)
+    asked = (kernel_size, stride, dilation, is_causal, scale, output_stride, backend)
+    known = warm.key(operands, asked)
+    ready = warm.find(known)
+    if ready is not None:
+        out, lse = ready(*operands)
+    else:
+        operands, window, rest = _checked_call(operands, *asked)
+        if known is None or query.is_meta:
+            out, lse = ops.attend(sampled(operands[0], window[4]), *operands[1:], *window, *rest)
+        else:
+            out, lse = warm.keep(known, operands, window, rest)(*operands)
+    return (out, lse) if return_lse else out
+
+
+def _checked_call(
+    operands: tuple, kernel_size, stride, dilation, is_causal, scale, output_stride, backend
+) -> tuple[tuple[Any, ...], arguments.Window, tuple[Any, ...]]:
+    """Operands of attention, its window, and the last arguments of its operator."""
+    query = operands[0]
     check = _float8 if isinstance(query, Tensor) and query.dtype == FLOAT8 else checked
-    operands = check(query, key, value, bias, additional_keys, additional_values)
+    operands = check(*operands)
     query, key, value, bias, extra_key, extra_value = operands
     lengths = arguments.spatial("query", query.shape)
     extra_shapes = (None if x is None else x.shape for x in (extra_key, extra_value))
@@ -84,10 +104,7 @@ def neighborhood_attention(
         arguments.bias(bias.shape, query.shape[-2], window[0])
     scale = arguments.default_scale(scale, query.shape[-1])
     gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
-    query = _sampled(query, window[4])
-    attend = ops.attend if autograd.is_watched(operands) else kernels.attend
-    out, lse = attend(query, *operands[1:], *window, scale, gradients, backend, None)
-    return (out, lse) if return_lse else out
+    return operands, window, (scale, gradients, backend, None)
 
 
 def qk(
@@ -125,7 +142,7 @@ def qk(
     if bias is not None:
         arguments.bias(bias.shape, query.shape[-2], window[0])
     scale = arguments.default_scale(scale, query.shape[-1])
-    query = _sampled(query, window[4])
+    query = sampled(query, window[4])
     weights = ops.dot(query, key, bias, *window, scale, -torch.inf, backend, None)
     if extra is None:
         return weights
@@ -277,9 +294,3 @@ def _autocast(device: str) -> torch.dtype | None:
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
-
-
-def _sampled(query: Tensor, steps: tuple[int, ...]) -> Tensor:
-    if steps == (1,) * len(steps):
-        return query
-    return query[(slice(None), *(slice(None, None, step) for step in steps))]

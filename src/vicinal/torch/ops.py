@@ -16,7 +16,7 @@ from ..dispatch import choose, first
 from ..problem import Documents, Problem
 from ..window import Axis
 from . import dense, relative
-from .backends.base import Backend, Operands
+from .backends.base import Backend, Operands, Ready
 
 LIBRARY = torch.library.Library("vicinal", "DEF")
 
@@ -101,17 +101,29 @@ def _asked(operation: str, like: Tensor, batch: int, widths: tuple, rest: tuple,
     return numbers, current.backend if backend is None else backend
 
 
-def attend(query, key, value, bias, extra_key, extra_value, *rest):
-    """The operator `attend` itself, beside the dispatcher."""
+def sampled(query: Tensor, steps: tuple[int, ...]) -> Tensor:
+    """The queries that are computed: every one of `steps` along its axis."""
+    if steps == (1,) * len(steps):
+        return query
+    return query[(slice(None), *(slice(None, None, step) for step in steps))]
+
+
+def ready(operands: Operands, window, scale: float, gradients: bool, run: tuple) -> Ready:
+    """What computes the operator `attend` for operands like these."""
+    if not operands.query.shape[0] * operands.query.shape[-2]:
+        return _attend_shapes
+    found, runs = _attend_chosen(operands, window, gradients, run)
+    return runs.prepare(found, operands, scale)
+
+
+def _attend(query, key, value, bias, extra_key, extra_value, *rest):
     *window, scale, gradients, backend, tf32 = rest
     operands = Operands(query, key, value, bias, extra_key, extra_value)
-    if not query.shape[0] * query.shape[-2]:
-        return _attend_shapes(*operands, *rest)
-    found, runs = _attend_chosen(operands, window, gradients, (backend, tf32))
-    return runs.attend(found, operands, scale)
+    return ready(operands, window, scale, gradients, (backend, tf32))(*operands)
 
 
-def _attend_back(query, key, value, bias, extra_key, extra_value, out, lse, grad_out, grad_lse, *rest):
+def attend_back(query, key, value, bias, extra_key, extra_value, out, lse, grad_out, grad_lse, *rest):
+    """The operator `attend_back` beside the dispatcher, with None for a gradient that is not needed."""
     *window, scale, needs, backend, tf32 = rest
     operands = Operands(query, key, value, bias, extra_key, extra_value)
     if not query.shape[0] * query.shape[-2]:
@@ -119,8 +131,12 @@ def _attend_back(query, key, value, bias, extra_key, extra_value, out, lse, grad
         return tuple(x.zero_() for x in blank)
     found, runs = _attend_chosen(operands, window, True, (backend, tf32))
     results = out.contiguous(), lse.contiguous()
-    grads = runs.attend_back(found, operands, *results, grad_out, grad_lse, scale, tuple(needs))
-    return tuple(query.new_empty(0) if grad is None else grad for grad in grads)
+    return runs.attend_back(found, operands, *results, grad_out, grad_lse, scale, tuple(needs))
+
+
+def _attend_back(query, *args):
+    grads = attend_back(query, *args)
+    return tuple([query.new_empty(0) if grad is None else grad for grad in grads])
 
 
 def _attend_chosen(operands: Operands, window, gradients: bool, run: tuple) -> tuple[Problem, Backend]:
@@ -228,7 +244,7 @@ def _dense_back_shapes(query, key, value, *_):
 
 
 _KERNELS = {
-    "attend": (attend, _attend_shapes),
+    "attend": (_attend, _attend_shapes),
     "attend_back": (_attend_back, _attend_back_shapes),
     "dot": (_dot, _dot_shapes),
     "mix": (_mix, _mix_shapes),

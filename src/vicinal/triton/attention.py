@@ -1,5 +1,8 @@
 """Attention and its gradients on tensors: what is allocated, and which kernels run."""
 
+from collections.abc import Callable
+from functools import lru_cache
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -34,24 +37,49 @@ def inputs(problem: Problem, query, key, value, bias, extra_key, extra_value) ->
     return Inputs(rows_aligned(query), rows_aligned(key), rows_aligned(value), bias, extra_key, extra_value)
 
 
-def attend(problem: Problem, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp."""
-    query = given.query
-    rows = (*documents.extents(problem)[1], problem.heads)
-    out = query.new_empty((*rows, problem.value_dim))
-    lse = torch.empty(rows, dtype=torch.float32, device=query.device)
-    if lse.numel():
-        steps, shape = tuple([strides(x) for x in given]), plan.forward(problem)
-        sweep = ring_launches.forward_launch(problem, scale, steps[:3])
-        if sweep is not None and addresses_aligned(given[:3]):
-            sweep(*given[:3], out, lse)
-        elif shape.single:
-            launches.small_forward_launch(problem, scale, steps)(*given[:4], out, lse)
+def forward(problem: Problem, operands: tuple, scale: float) -> Callable[..., tuple[Tensor, Tensor]]:
+    """What returns output and log-sum-exp of operands with the shapes, strides and dtypes of these."""
+    given = inputs(problem, *operands)
+    run = _forward(problem, tuple([strides(x) for x in given]), scale)
+    if all(x is y for x, y in zip(given, operands, strict=True)):
+        return run
+    return lambda *others: run(*inputs(problem, *others))
+
+
+class Forward:
+    """Attention of inputs with the strides `steps`."""
+
+    def __init__(self, problem: Problem, steps: Strides, scale: float) -> None:
+        self.problem = problem
+        self.rows = (*documents.extents(problem)[1], problem.heads)
+        self.out = (*self.rows, problem.value_dim)
+        self.tiles = plan.forward(problem).rows if problem.documents is not None else None
+        self.sweep = ring_launches.forward_launch(problem, scale, steps[:3])
+        # A window that fills one box has no additional tokens and no documents.
+        self.single = plan.forward(problem).single
+        boxes = launches.small_forward_launch if self.single else launches.forward_launch
+        self.launch = boxes(problem, scale, steps) if prod(self.rows) else None
+
+    def __call__(self, query, key, value, bias, extra_key, extra_value) -> tuple[Tensor, Tensor]:
+        out = query.new_empty(self.out)
+        lse = query.new_empty(self.rows, dtype=torch.float32)
+        if self.launch is None:
+            return out, lse
+        if self.sweep is not None and addresses_aligned((query, key, value)):
+            self.sweep(query, key, value, out, lse)
+        elif self.single:
+            self.launch(query, key, value, bias, out, lse)
+        elif self.tiles is None:
+            self.launch(query, key, value, bias, extra_key, extra_value, None, out, lse)
         else:
-            tiles = table(problem, query.device, shape.rows)
-            launches.forward_launch(problem, scale, steps)(*given, tiles, out, lse)
-    cleared(problem, out, sampled=True)
-    return out, cleared(problem, lse, float("-inf"), sampled=True)
+            tiles = table(self.problem, query.device, self.tiles)
+            self.launch(query, key, value, bias, extra_key, extra_value, tiles, out, lse)
+            cleared(self.problem, out, sampled=True)
+            cleared(self.problem, lse, float("-inf"), sampled=True)
+        return out, lse
+
+
+_forward = lru_cache(4096)(Forward)
 
 
 def attend_back(
@@ -115,8 +143,8 @@ def _main_gradients(
         launch(*given, grad_out, lse, delta, tiles, to_query)
         cleared(problem, to_query, sampled=False)
     if needs[1] or needs[2]:
-        to_key = torch.empty(key.shape, dtype=key.dtype, device=key.device)
-        to_value = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+        to_key = key.new_empty(key.shape)
+        to_value = value.new_empty(value.shape)
         sweep = ring_launches.key_gradient_launch(problem, scale, steps) if even else None
         if sweep is not None:
             sweep(*swept, lse, delta, to_key, to_value)
@@ -131,7 +159,7 @@ def _main_gradients(
 
 def _blank_query(problem: Problem, query: Tensor) -> Tensor:
     """What the gradient of the query is written to; documents have queries between those of outputs."""
-    grad = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    grad = query.new_empty(query.shape)
     has_gaps = problem.documents is not None and any(axis.output_stride > 1 for axis in problem.axes)
     return grad.zero_() if has_gaps else grad
 

@@ -1,5 +1,6 @@
 """Attention and its gradients by the Hopper kernels: what is allocated, and what runs with which boxes."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 
@@ -11,21 +12,38 @@ from . import hopper_plan as plans
 from .hopper_forward import attend as attend_kernel
 from .hopper_forward import attend_groups
 from .hopper_key_gradient import differentiate_key_groups, differentiate_keys
-from .hopper_launch import GroupLaunch, Launch, Map, mapped
+from .hopper_launch import GroupLaunch, Launch, Map, mapped, strides_fit
 from .hopper_query_gradient import differentiate_queries, differentiate_query_groups
 
 LOG2E = 1.4426950408889634
 
 
-def attend(
-    problem: Problem, query: Tensor, key: Tensor, value: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of contiguous or strided operands."""
-    query, positive = _with_positive_scale(query, scale)
-    out = value.new_empty(*query.shape[:-1], problem.value_dim)
-    lse = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
-    forward_launch(problem)((mapped(query), mapped(key), mapped(value), out), (lse,), (positive * LOG2E,))
-    return out, lse
+def forward(problem: Problem, operands: tuple, scale: float) -> Callable[..., tuple[Tensor, Tensor]]:
+    """What returns output and log-sum-exp of operands with the shapes, strides and dtypes of these."""
+    launch = forward_launch(problem)
+    rows = (problem.batch, *problem.outputs, problem.heads)
+    out_shape = (*rows, problem.value_dim)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, numbers: tuple) -> tuple[Tensor, Tensor]:
+        out = value.new_empty(out_shape)
+        lse = query.new_empty(rows, dtype=torch.float32)
+        launch((query, key, value, out), (lse,), numbers)
+        return out, lse
+
+    def attend_any(query, key, value, *_):
+        query, positive = _with_positive_scale(query, scale)
+        return attend(mapped(query), mapped(key), mapped(value), (positive * LOG2E,))
+
+    if scale <= 0 or not all(map(strides_fit, operands[:3])):
+        return attend_any
+    numbers = (scale * LOG2E,)
+
+    def attend_mapped(query, key, value, *others):
+        if (query.data_ptr() | key.data_ptr() | value.data_ptr()) % 16:
+            return attend_any(query, key, value, *others)
+        return attend(query, key, value, numbers)
+
+    return attend_mapped
 
 
 def attend_back(
@@ -47,14 +65,14 @@ def attend_back(
     grad_out = torch.zeros_like(out) if grad_out is None else mapped(grad_out)
     rows = problem.batch * problem.heads * prod(problem.outputs)
     statistics = torch.empty(2, rows, dtype=torch.float32, device=out.device)
-    grad_query = torch.empty(query.shape, dtype=query.dtype, device=query.device) if needs[0] else query
+    grad_query = query.new_empty(query.shape) if needs[0] else query
     kept = (out.contiguous(), lse, lse if grad_lse is None else grad_lse.contiguous(), statistics)
     launch = query_gradient_launch(problem, needs[0], grad_lse is not None)
     launch((query, grad_out, key, value, grad_query), kept, (scale, positive * LOG2E))
     scales = (positive, positive * LOG2E)
     grads: list[Tensor | None] = [grad_query if needs[0] else None, None, None]
     if needs[1] or needs[2]:
-        grads[1], grads[2] = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (key, value))
+        grads[1], grads[2] = (x.new_empty(x.shape) for x in (key, value))
         tensors = (key, value, query, grad_out, grads[1], grads[2])
         for launch in key_gradient_launches(problem, needs[1], needs[2]):
             launch(tensors, (statistics,), scales)

@@ -11,6 +11,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import driver
 
 from .hopper_plan import Spec, Triple
+from .launch import hooks
 
 Tensors = tuple[Tensor, ...]
 
@@ -44,11 +45,10 @@ class Map(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A kernel on one device: what launches it, its first arguments, and what its tensor maps hold."""
+    """A kernel on one device: what launches it, what its tensor maps hold, and bytes that a program needs."""
 
+    kernel: Any
     launch: Any
-    function: int
-    packed: tuple
     maps: list[dict]
     scratch: int
 
@@ -148,20 +148,15 @@ def _ready(compiled: Any) -> Compiled:
     launcher, metadata = compiled.run, compiled.metadata
     inner = getclosurevars(launcher.launch).nonlocals if metadata.tensordesc_meta else {}
     launch = inner.get("launcher", launcher.launch)
-    return Compiled(
-        launch,
-        compiled.function,
-        compiled.packed_metadata,
-        metadata.tensordesc_meta,
-        metadata.global_scratch_size,
-    )
+    return Compiled(compiled, launch, metadata.tensordesc_meta, metadata.global_scratch_size)
 
 
 def _start(found: Compiled, programs: int, device: int, scratch: int | None, arguments: tuple) -> None:
     stream = driver.active.get_current_stream(device)  # pyright: ignore[reportAttributeAccessIssue]
-    # Neither cooperative nor waiting for the kernel before; no scratch for profiling, no hooks.
-    first = (programs, 1, 1, stream, found.function, False, False, scratch, None, found.packed)
-    found.launch(*first, None, None, None, *arguments)
+    kernel = found.kernel
+    # Neither cooperative nor waiting for the kernel before; no scratch for profiling.
+    first = (programs, 1, 1, stream, kernel.function, False, False, scratch, None, kernel.packed_metadata)
+    found.launch(*first, *hooks(kernel, programs, stream, arguments), *arguments)
 
 
 # Element types of a tensor map are numbered differently in the driver's interface: bytes, float16, bfloat16.
@@ -182,6 +177,11 @@ def sixteen_bytes(tensor: Tensor) -> tuple[int, ...]:
     return tuple(stride // 8 for stride in lifted_strides(tensor))
 
 
+def strides_fit(tensor: Tensor) -> bool:
+    """Whether TMA takes the strides of `tensor`."""
+    return _strides_fit(tensor.shape, tensor.stride(), tensor.itemsize)
+
+
 @lru_cache(4096)
 def _strides_fit(shape: torch.Size, strides: tuple[int, ...], size: int) -> bool:
     """Whether TMA takes the strides: multiples of 16 bytes, and a batch that folds into the first axis."""
@@ -196,6 +196,6 @@ def _strides_fit(shape: torch.Size, strides: tuple[int, ...], size: int) -> bool
 
 def mapped(tensor: Tensor) -> Tensor:
     """`tensor`, or a contiguous copy where TMA cannot address it."""
-    if tensor.data_ptr() % 16 == 0 and _strides_fit(tensor.shape, tensor.stride(), tensor.itemsize):
+    if tensor.data_ptr() % 16 == 0 and strides_fit(tensor):
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)

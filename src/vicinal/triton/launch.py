@@ -4,6 +4,7 @@ A kernel takes its tensors, then its numbers, then its compile-time constants, a
 specializes on the numbers and on which addresses are multiples of 16; the latter find the compiled kernel.
 """
 
+from itertools import chain
 from typing import Any
 
 from triton import knobs  # pyright: ignore[reportAttributeAccessIssue]
@@ -59,22 +60,25 @@ class Launch:
             if found is not None:
                 self.compiled[key] = found
             return
-        enter, leave = _hook(knobs.runtime.launch_enter_hook), _hook(knobs.runtime.launch_exit_hook)
         stream = driver.active.get_current_stream(device)  # pyright: ignore[reportAttributeAccessIssue]
-        metadata = None
-        if enter is not None:
-            metadata = found.launch_metadata((self.grid, 1, 1), stream, *tensors, *self.arguments)
-        first = (self.grid, 1, 1, stream, found.function, found.packed_metadata, metadata, enter, leave)
-        found.run(*first, *addresses, *self.arguments)
+        hooked = hooks(found, self.grid, stream, tensors, self.arguments)
+        first = (self.grid, 1, 1, stream, found.function, found.packed_metadata)
+        found.run(*first, *hooked, *addresses, *self.arguments)
 
     def warmup(self, *tensors: Any) -> Any:
         """The compiled kernel, without a launch."""
         return self.kernel.warmup(*tensors, *self.arguments, grid=(1,), **self.options)
 
 
-def _hook(hook: Any) -> Any:
-    """A hook around launches, or None for a chain of none: Triton calls even those, which takes its time."""
-    return hook if getattr(hook, "calls", True) else None
+def hooks(compiled: Any, grid: int, stream: int, *arguments: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    """What Triton's hooks around a launch are told, and the two; None for an empty one, which takes time."""
+    runtime = knobs.runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    enter = enter if getattr(enter, "calls", True) else None
+    leave = leave if getattr(leave, "calls", True) else None
+    if enter is None:
+        return None, None, leave
+    return compiled.launch_metadata((grid, 1, 1), stream, *chain(*arguments)), enter, leave
 
 
 def rows_aligned(tensor: Any) -> Any:

@@ -1,5 +1,6 @@
 """What a PyTorch backend is."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -37,6 +38,8 @@ class Grads(NamedTuple):
 
 
 Needs = tuple[bool, bool, bool, bool, bool, bool]
+# Takes the operands in their order, and returns output and log-sum-exp.
+Ready = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Backend(Protocol):
@@ -61,6 +64,10 @@ class Backend(Protocol):
     def refusal(self, problem: Problem) -> str | None: ...
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]: ...
+
+    def prepare(self, problem: Problem, operands: Operands, scale: float) -> Ready:
+        """`attend` for operands of the shapes, strides, dtypes and device of these, whatever they hold."""
+        return lambda *given: self.attend(problem, Operands(*given), scale)
 
     def attend_back(
         self,

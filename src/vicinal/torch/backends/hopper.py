@@ -7,7 +7,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from ...problem import SHAPE_BY_SHAPE, Problem
-from .base import Grads, Needs, Operands
+from .base import Grads, Needs, Operands, Ready
 
 # Computed over visible pairs. Above it, kernels with smaller tiles take less time.
 WASTE = 5.0
@@ -24,9 +24,12 @@ class Hopper:
         return _refusal(problem)
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
+        return self.prepare(problem, operands, scale)(*operands)
+
+    def prepare(self, problem: Problem, operands: Operands, scale: float) -> Ready:
         from ...triton import hopper_attention
 
-        return hopper_attention.attend(problem, operands.query, operands.key, operands.value, scale)
+        return hopper_attention.forward(problem, operands, scale)
 
     def attend_back(
         self,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from .base import Backend, Grads, Needs, Operands
+from .base import Backend, Grads, Needs, Operands, Ready
 
 PROGRAMS = 2**31 - 1
 
@@ -22,9 +22,12 @@ class Triton(Backend):
         return support.refusal(problem) or _machine() or support.programs_refusal(problem, PROGRAMS)
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
+        return self.prepare(problem, operands, scale)(*operands)
+
+    def prepare(self, problem: Problem, operands: Operands, scale: float) -> Ready:
         from ...triton import attention
 
-        return attention.attend(problem, attention.inputs(problem, *operands), scale)
+        return attention.forward(problem, operands, scale)
 
     def attend_back(
         self,
@@ -43,7 +46,7 @@ class Triton(Backend):
         grads = attention.attend_back(problem, given, out, lse, grad_out, grad_lse, scale, needs)
         if grads[3] is not None and operands.bias is not None:
             grads[3] = grads[3].to(operands.bias.dtype)
-        return Grads(*(grad if need else None for grad, need in zip(grads, needs, strict=True)))
+        return Grads(*[grad if need else None for grad, need in zip(grads, needs, strict=True)])
 
     def dot(
         self, problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float

@@ -1,0 +1,85 @@
+"""Calls like one before: from the geometry of operands to what runs, in one lookup.
+
+Checks, `Problem`, backend and plan follow from shapes, strides, dtypes, device, arguments and settings, and
+so does a `Ready` function. It takes operands of that geometry, and reads addresses and stream itself.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import settings
+from ..arguments import Window
+from . import ops
+from .autograd import FUNCTIONS
+from .backends.base import Operands, Ready
+from .watching import PLAIN, is_watched
+
+# Many more geometries than a model has; a program that never repeats one must not grow forever.
+MOST = 4096
+_known: dict[tuple, Ready] = {}
+
+
+def key(operands: tuple[Tensor | None, ...], asked: tuple[Any, ...]) -> tuple | None:
+    """What decides about a call, or None where something else has a say, which sees it, or casts operands.
+
+    `asked` are the arguments as they came. Equal numbers of other types are other arguments.
+    """
+    if is_watched() or torch._C._is_any_autocast_enabled():
+        return None
+    gradients = False
+    geometry: list[Any] = []
+    for x in operands:
+        if x is None:
+            geometry.append(None)
+        elif type(x) in PLAIN:
+            geometry += (x.shape, x.stride(), x.dtype, x.device)
+            gradients = gradients or x.requires_grad
+        else:
+            return None
+    kinds: tuple = tuple(map(type, asked))
+    if tuple in kinds or list in kinds:
+        asked = tuple([tuple(x) if type(x) in (tuple, list) else (x,) for x in asked])
+        kinds += tuple([tuple(map(type, entries)) for entries in asked])
+    current = settings.current()
+    gradients = gradients and torch.is_grad_enabled()
+    return (*geometry, asked, kinds, gradients, current.backend, current.tf32)
+
+
+def find(key: tuple | None) -> Ready | None:
+    """What `keep` was given for `key`, if so."""
+    try:
+        return None if key is None else _known.get(key)
+    except TypeError:
+        # Checks refuse an argument that no dictionary takes.
+        return None
+
+
+def keep(key: tuple, operands: tuple[Any, ...], window: Window, rest: tuple) -> Ready:
+    """What computes attention of operands like these; `find` answers with it from now on.
+
+    `rest` are the last arguments of the operator `attend`.
+    """
+    steps = window[4]
+    scale, gradients, *run = rest
+    given = Operands(ops.sampled(operands[0], steps), *operands[1:])
+    ready = ops.ready(given, window, scale, gradients, tuple(run))
+    if gradients:
+        ready = _recorded(ready, (*window, *rest))
+    if any(step > 1 for step in steps):
+        ready = _of_samples(ready, steps)
+    if len(_known) >= MOST:
+        _known.clear()
+    _known[key] = ready
+    return ready
+
+
+def _recorded(ready: Ready, rest: tuple) -> Ready:
+    compute = lambda *given: ready(*given[:6])  # noqa: E731
+    function = FUNCTIONS["attend"]
+    return lambda *operands: function.apply(compute, *operands, *rest)
+
+
+def _of_samples(ready: Ready, steps: tuple[int, ...]) -> Ready:
+    return lambda query, *others: ready(ops.sampled(query, steps), *others)

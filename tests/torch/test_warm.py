@@ -1,0 +1,178 @@
+"""A call like one before answers as the first did, and whoever watches, casts or refuses still does."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vicinal import UnsupportedProblem, using
+from vicinal.torch import na1d, na2d, warm
+
+
+@pytest.fixture(autouse=True)
+def _known(monkeypatch):
+    monkeypatch.setattr(warm, "_known", {})
+
+
+def operands(*shape, **options):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape or (2, 7, 6, 2, 8), generator=generator, **options) for _ in range(3)]
+
+
+class Names(TorchDispatchMode):
+    """Operators that pass through the dispatcher."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_one_entry_serves_equal_calls_bit_for_bit():
+    first, second = operands(), [x + 1 for x in operands()]
+    cold = na2d(*second, 3)
+    warm._known.clear()
+    na2d(*first, 3)
+    assert torch.equal(na2d(*second, 3), cold)
+    assert torch.equal(na2d(*second, kernel_size=3, stride=1), cold)
+    assert len(warm._known) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ({"kernel_size": 3.0}, TypeError),
+        ({"kernel_size": (3, 3.0)}, TypeError),
+        ({"kernel_size": [3, np.int64(3)]}, TypeError),
+        ({"kernel_size": np.array([3, 3])}, TypeError),
+        ({"kernel_size": {3: 3}}, TypeError),
+        ({"stride": True}, TypeError),
+        ({"dilation": (1, True)}, TypeError),
+        ({"is_causal": 0}, TypeError),
+        ({"scale": True}, TypeError),
+        ({"backend": "nowhere"}, ValueError),
+    ],
+    ids=str,
+)
+def test_equal_numbers_of_other_types_are_refused_after_good_ones(asked, error):
+    given = operands()
+    for size in (3, (3, 3), [3, 3]):
+        na2d(*given, size, scale=1.0)
+    count = len(warm._known)
+    for _ in range(2):
+        with pytest.raises(error):
+            na2d(*given, **{"kernel_size": 3, "scale": 1.0, **asked})
+    assert len(warm._known) == count
+
+
+def test_every_part_of_a_call_counts():
+    query, key, value = operands()
+    want = na2d(query, key, value, 3)
+    for options in ({"stride": 2}, {"dilation": 2}, {"is_causal": True}, {"is_causal": (True, False)}):
+        assert not torch.equal(na2d(query, key, value, 3, **options), want)
+    assert not torch.equal(na2d(query, key, value, 3, scale=1.0), want)
+    assert torch.equal(na2d(query, key, value, 3), want)
+    assert na2d(query, key, value, 3, output_stride=2).shape[1:3] == (4, 3)
+    assert na2d(query, key, value, 3, output_stride=2).shape[1:3] == (4, 3)
+    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key, value)]
+    torch.testing.assert_close(na2d(*turned, 3), want)
+    assert na2d(*(x.double() for x in (query, key, value)), 3).dtype == torch.float64
+    with pytest.raises(ValueError, match="key has dtype"):
+        na2d(query, key.double(), value, 3)
+    with pytest.raises(ValueError, match="batch"):
+        na2d(query, key[:1], value[:1], 3)
+
+
+def test_settings_in_force_count():
+    given = operands()
+    want = na2d(*given, 3)
+    for _ in range(2):
+        with using(backend="full"), pytest.raises(UnsupportedProblem):
+            na2d(*given, 3)
+        with using(backend="reference"):
+            torch.testing.assert_close(na2d(*given, 3), want)
+
+
+def test_watchers_see_the_operator():
+    given = operands()
+    na2d(*given, 3)
+    with Names() as names:
+        na2d(*given, 3)
+    assert names.seen == ["vicinal.attend.default"]
+    with profile() as profiled:
+        na2d(*given, 3)
+    assert any(event.name == "vicinal::attend" for event in profiled.events() or ())
+
+
+def test_meta_tensors_keep_nothing():
+    given = [x.to("meta") for x in operands()]
+    assert na2d(*given, 3).is_meta
+    assert not warm._known
+
+
+def test_autocast_casts():
+    given = operands()
+    na2d(*given, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert na2d(*given, 3).dtype == torch.bfloat16
+    assert na2d(*given, 3).dtype == torch.float32
+
+
+def test_transforms_see_through():
+    query, key, value = operands()
+    na2d(query, key, value, 3)
+    many = torch.stack([query, query + 1])
+    mapped = torch.func.vmap(lambda x: na2d(x, key, value, 3))(many)
+    torch.testing.assert_close(mapped[1], na2d(query + 1, key, value, 3))
+    attend = lambda x: na2d(x, key, value, 3)  # noqa: E731
+    _, tangent = torch.func.jvp(attend, (query,), (torch.ones_like(query),))
+    _, pull = torch.func.vjp(attend, query)
+    back = pull(torch.ones_like(query))[0]
+    torch.testing.assert_close(tangent.sum(), back.sum(), rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_come_only_where_they_are_wanted():
+    query, key, value = operands(dtype=torch.float64)
+    plain = na2d(query, key, value, 3)
+    leaf = query.clone().requires_grad_()
+    cotangent = torch.randn_like(plain)
+    found = []
+    for _ in range(2):
+        out = na2d(leaf, key, value, 3)
+        torch.testing.assert_close(out, plain)
+        (grad,) = torch.autograd.grad(out, leaf, cotangent, create_graph=True)
+        found += [grad, *torch.autograd.grad(grad.square().sum(), leaf)]
+        with torch.no_grad():
+            assert not na2d(leaf, key, value, 3).requires_grad
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
+    out, lse = na2d(leaf, key, value, 3, output_stride=2, return_lse=True)
+    assert torch.autograd.grad(out.sum() + lse.sum(), leaf)[0].shape == query.shape
+
+
+def test_threads_share_what_is_kept():
+    shapes = [(1, length, 2, 8) for length in range(5, 45)]
+    given = {shape: operands(*shape) for shape in shapes}
+    want = {shape: na1d(*given[shape], 5, backend="reference") for shape in shapes}
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda shape: (shape, na1d(*given[shape], 5)), shapes * 20))
+    for shape, out in found:
+        torch.testing.assert_close(out, want[shape])
+
+
+def test_what_is_kept_has_an_end(monkeypatch):
+    monkeypatch.setattr(warm, "MOST", 3)
+    for length in range(5, 25):
+        na1d(*operands(1, length, 1, 4), 3)
+        assert len(warm._known) <= 3
+
+
+def test_an_empty_batch_stays_empty():
+    for _ in range(2):
+        assert na1d(*operands(0, 9, 2, 8), 3).shape == (0, 9, 2, 8)
