@@ -1,0 +1,87 @@
+"""The Hopper kernels with random delays at every barrier: a race would change what they compute; needs a GPU.
+
+    python -m tests.triton.delays MODE REPEATS
+
+Prints a digest of all results, one line for each problem and repetition. Modes: `plain` is the kernels as
+they are; `delayed` sleeps before every wait and arrival, in every partition; `torn` besides says that a box
+is there before it is, which is the fault that delays must show.
+"""
+
+import hashlib
+import sys
+from types import ModuleType
+
+import torch
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+
+from tests.triton import sanitize
+from vicinal.torch.backends.hopper import HOPPER
+from vicinal.triton import hopper_forward, hopper_key_gradient, hopper_query_gradient, hopper_tile
+
+# Up to about two microseconds, by the clock, the multiprocessor and the warp.
+SLEEP = gl.constexpr(
+    "{ .reg .u32 a, b; mov.u32 a, %clock; mov.u32 b, %smid; mad.lo.u32 a, b, 2654435761, a;"
+    "mov.u32 b, %warpid; mad.lo.u32 a, b, 40503, a; mul.lo.u32 a, a, 2246822519; shr.u32 a, a, 21;"
+    "nanosleep.u32 a; mov.u32 $0, $1; }"
+)
+
+
+@gluon.jit
+def _sleep():
+    gl.inline_asm_elementwise(SLEEP, "=r,r", [gl.to_tensor(0)], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def wait(bar, phase, pred=True):
+    _sleep()
+    mbarrier.wait(bar, phase, pred)
+    _sleep()
+
+
+@gluon.jit
+def arrive(bar, count: gl.constexpr = 1, pred=True):
+    _sleep()
+    mbarrier.arrive(bar, count=count, pred=pred)
+
+
+@gluon.jit
+def torn_fill(descriptor, into, stage, plane, at, head):
+    """As `hopper_tile.fill`, but the barrier is not the copy's."""
+    bars = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+    spare = bars.index(0)
+    mbarrier.init(spare, count=1)
+    mbarrier.arrive(into.full.index(stage), count=1)
+    mbarrier.expect(spare, descriptor.block_type.nbytes)
+    _sleep()
+    at = [plane + at[0], at[1], at[2], head, 0]
+    tma.async_copy_global_to_shared(descriptor, at, spare, into.buffers.index(stage))
+    mbarrier.wait(spare, 0)
+    mbarrier.invalidate(spare)
+
+
+def change(mode):
+    """Put delays in the place of barriers."""
+    slow: ModuleType = ModuleType("slow")
+    slow.__dict__.update({name: getattr(mbarrier, name) for name in mbarrier.__all__})
+    slow.__dict__.update(wait=wait, arrive=arrive)
+    for module in (hopper_tile, hopper_forward, hopper_query_gradient, hopper_key_gradient):
+        module.mbarrier = slow
+    if mode == "torn":
+        hopper_tile.fill = torn_fill
+
+
+def main(mode, repeats):
+    if mode != "plain":
+        change(mode)
+    for problem in sanitize.PROBLEMS["hopper"]:
+        for _ in range(repeats):
+            digest = hashlib.sha256()
+            for x in sanitize.run(HOPPER, problem):
+                digest.update(x.view(torch.uint8).cpu().numpy().tobytes())
+            print(digest.hexdigest(), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
