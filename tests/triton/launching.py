@@ -12,6 +12,7 @@ from triton.runtime import driver
 
 from tests.triton import offline
 from vicinal import Axis
+from vicinal.triton import support
 
 CALLS = []
 
@@ -26,8 +27,22 @@ class Recorder:
         CALLS.append([plain(argument) for argument in arguments])
 
 
+class CudaLauncher:
+    """The same by the name and with the attributes of Triton's own, which wraps a function in C."""
+
+    global_scratch_size = profile_scratch_size = 0
+    launch_cooperative_grid = launch_pdl = False
+
+    def __init__(self, *_):
+        self.launch = Recorder()
+
+    def __call__(self, x, y, z, stream, function, *arguments):
+        self.launch(x, y, z, stream, function, False, False, None, None, *arguments)
+
+
 class RecordingDevice(offline.AbsentDevice):
-    launcher_cls = Recorder
+    # The launches know the wrapper of one release.
+    launcher_cls = CudaLauncher if support.installed() == support.GLUON else Recorder
     utils = SimpleNamespace(
         load_binary=lambda *_: (1, 2, 32, 0, 1024),
         get_device_properties=lambda _: {"max_shared_mem": 232448},

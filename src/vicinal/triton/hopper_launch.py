@@ -1,7 +1,6 @@
 """Launching the Hopper kernels with little host work: one launch per geometry, one tensor map per buffer."""
 
 from functools import lru_cache
-from inspect import getclosurevars
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import driver
 
 from .hopper_plan import Spec, Triple
-from .launch import hooks
+from .launch import hooks, in_c
 
 Tensors = tuple[Tensor, ...]
 
@@ -45,10 +44,14 @@ class Map(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A kernel on one device: what launches it, what its tensor maps hold, and bytes that a program needs."""
+    """A kernel on one device: what launches it, and its last arguments.
+
+    `maps` are what its tensor maps hold, `scratch` the bytes that a program needs.
+    """
 
     kernel: Any
     launch: Any
+    last: tuple
     maps: list[dict]
     scratch: int
 
@@ -86,7 +89,8 @@ class Launch:
     def _run(self, device: int, tensors: Tensors, addressed: Tensors, numbers: tuple) -> None:
         found = self.compiled.get(device)
         if found is None:
-            found = self.compiled[device] = _ready(self.warmup(tensors, addressed, numbers))
+            last = (*self.numbers, self.spec)
+            found = self.compiled[device] = _ready(self.warmup(tensors, addressed, numbers), last)
         arguments = []
         for index, tensor in enumerate(tensors):
             key = (device, tensor.data_ptr(), tensor.stride())
@@ -94,7 +98,7 @@ class Launch:
             arguments += self._encode(index, tensor, found.maps[index], key) if known is None else known
         for tensor in addressed:
             arguments.append(tensor.data_ptr())
-        _start(found, self.programs, device, None, (*arguments, *numbers, *self.numbers, self.spec))
+        _start(found, self.programs, device, None, (*arguments, *numbers, *found.last))
 
     def _encode(self, index: int, tensor: Tensor, metadata: dict, key: tuple) -> tuple:
         """The tensor map of a buffer, and the extents and strides that the kernel's signature repeats."""
@@ -126,14 +130,14 @@ class GroupLaunch(Launch):
     """A kernel that describes dilation groups itself: it takes addresses, and strides as its last numbers."""
 
     def _run(self, device: int, tensors: Tensors, addressed: Tensors, numbers: tuple) -> None:
-        key = (device, *(tensor.stride() for tensor in tensors))
+        key = (device, *[tensor.stride() for tensor in tensors])
         found = self.compiled.get(key)
         if found is None:
-            found = self.compiled[key] = _ready(self.warmup(tensors, addressed, numbers))
-        size = found.scratch * self.programs
-        scratch = torch.empty(size, dtype=torch.uint8, device=tensors[0].device)
+            last = (*self.numbers, *map(sixteen_bytes, tensors), self.spec)
+            found = self.compiled[key] = _ready(self.warmup(tensors, addressed, numbers), last)
+        scratch = tensors[0].new_empty(found.scratch * self.programs, dtype=torch.uint8)
         addresses = [tensor.data_ptr() for tensor in (*tensors, *addressed)]
-        arguments = (*addresses, *numbers, *self.numbers, *map(sixteen_bytes, tensors), self.spec)
+        arguments = (*addresses, *numbers, *found.last)
         _start(found, self.programs, device, scratch.data_ptr(), arguments)
 
     def warmup(self, tensors: tuple[Any, ...], addressed: tuple[Any, ...], numbers: tuple) -> Any:
@@ -143,12 +147,10 @@ class GroupLaunch(Launch):
         return self.kernel.warmup(*arguments, grid=(self.programs,), num_warps=4)
 
 
-def _ready(compiled: Any) -> Compiled:
+def _ready(compiled: Any, last: tuple) -> Compiled:
     """Load a kernel. Its launcher encodes tensor maps in every call; the function inside takes them made."""
-    launcher, metadata = compiled.run, compiled.metadata
-    inner = getclosurevars(launcher.launch).nonlocals if metadata.tensordesc_meta else {}
-    launch = inner.get("launcher", launcher.launch)
-    return Compiled(compiled, launch, metadata.tensordesc_meta, metadata.global_scratch_size)
+    metadata = compiled.metadata
+    return Compiled(compiled, in_c(compiled), last, metadata.tensordesc_meta, metadata.global_scratch_size)
 
 
 def _start(found: Compiled, programs: int, device: int, scratch: int | None, arguments: tuple) -> None:

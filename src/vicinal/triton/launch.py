@@ -4,11 +4,22 @@ A kernel takes its tensors, then its numbers, then its compile-time constants, a
 specializes on the numbers and on which addresses are multiples of 16; the latter find the compiled kernel.
 """
 
+from inspect import getclosurevars
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from triton import knobs  # pyright: ignore[reportAttributeAccessIssue]
 from triton.runtime import driver
+
+from .support import GLUON, installed
+
+
+class Started(NamedTuple):
+    """What starts a compiled kernel, and what it takes between the kernel's function and its metadata."""
+
+    kernel: Any
+    start: Any
+    flags: tuple
 
 
 class Launch:
@@ -29,7 +40,7 @@ class Launch:
         self.grid = grid
         self.arguments = (*numbers, *constants)
         self.options = options
-        self.compiled: dict[tuple, Any] = {}
+        self.compiled: dict[tuple, Started] = {}
 
     def __call__(self, *tensors: Any) -> None:
         """Run on the current stream of the first tensor's device; for PyTorch's tensors."""
@@ -56,18 +67,36 @@ class Launch:
         found = self.compiled.get(key)
         if found is None:
             # The interpreter compiles nothing and returns None.
-            found = self.kernel[(self.grid,)](*tensors, *self.arguments, **self.options)
-            if found is not None:
-                self.compiled[key] = found
+            compiled = self.kernel[(self.grid,)](*tensors, *self.arguments, **self.options)
+            if compiled is not None:
+                self.compiled[key] = _started(compiled)
             return
         stream = driver.active.get_current_stream(device)  # pyright: ignore[reportAttributeAccessIssue]
-        hooked = hooks(found, self.grid, stream, tensors, self.arguments)
-        first = (self.grid, 1, 1, stream, found.function, found.packed_metadata)
-        found.run(*first, *hooked, *addresses, *self.arguments)
+        kernel, start, flags = found
+        first = (self.grid, 1, 1, stream, kernel.function, *flags, kernel.packed_metadata)
+        hooked = hooks(kernel, self.grid, stream, tensors, self.arguments)
+        start(*first, *hooked, *addresses, *self.arguments)
 
     def warmup(self, *tensors: Any) -> Any:
         """The compiled kernel, without a launch."""
         return self.kernel.warmup(*tensors, *self.arguments, grid=(1,), **self.options)
+
+
+def _started(compiled: Any) -> Started:
+    """Triton's launcher for a GPU of NVIDIA only adds constants to what a function in C takes."""
+    launcher = compiled.run
+    is_plain = type(launcher).__name__ == "CudaLauncher" and installed() == GLUON
+    if not is_plain or launcher.global_scratch_size or launcher.profile_scratch_size:
+        return Started(compiled, launcher, ())
+    flags = (launcher.launch_cooperative_grid, launcher.launch_pdl, None, None)
+    return Started(compiled, in_c(compiled), flags)
+
+
+def in_c(compiled: Any) -> Any:
+    """The function in C that Triton 3.6 launches with. It takes tensor maps made, and memory for scratch."""
+    launch = compiled.run.launch
+    inner = getclosurevars(launch).nonlocals if compiled.metadata.tensordesc_meta else {}
+    return inner.get("launcher", launch)
 
 
 def hooks(compiled: Any, grid: int, stream: int, *arguments: tuple[Any, ...]) -> tuple[Any, Any, Any]:
