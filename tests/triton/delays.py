@@ -1,14 +1,16 @@
 """The Hopper kernels with random delays at every barrier: a race would change what they compute; needs a GPU.
 
-    python -m tests.triton.delays MODE REPEATS
+    python -m tests.triton.delays [MODE]
 
-Prints a digest of all results, one line for each problem and repetition. Modes: `plain` is the kernels as
-they are; `delayed` sleeps before every wait and arrival, in every partition; `torn` besides says that a box
-is there before it is, which is the fault that delays must show.
+Without a mode, runs all and compares what they print, a digest of all results for each problem and
+repetition. `plain` is the kernels as they are; `delayed` sleeps before every wait and arrival, in every
+partition; `torn` besides says that a box is there before it is, the fault that delays must show.
 """
 
 import hashlib
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
 import torch
@@ -72,16 +74,40 @@ def change(mode):
         hopper_tile.fill = torn_fill
 
 
-def main(mode, repeats):
+REPEATS = 8
+
+
+def run(mode):
     if mode != "plain":
         change(mode)
     for problem in sanitize.PROBLEMS["hopper"]:
-        for _ in range(repeats):
+        for _ in range(REPEATS):
             digest = hashlib.sha256()
             for x in sanitize.run(HOPPER, problem):
                 digest.update(x.view(torch.uint8).cpu().numpy().tobytes())
             print(digest.hexdigest(), flush=True)
 
 
+def digests(mode):
+    """What a process of its own prints, in one list for each problem."""
+    command = [sys.executable, "-m", "tests.triton.delays", mode]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return [lines[first : first + REPEATS] for first in range(0, len(lines), REPEATS)]
+
+
+def main():
+    """Number of faults: problems with results that delays change, or for which they miss the planted one."""
+    with ThreadPoolExecutor(3) as pool:
+        plain, delayed, torn = pool.map(digests, ("plain", "delayed", "torn"))
+    assert len(plain) == len(delayed) == len(torn) == len(sanitize.PROBLEMS["hopper"])
+    changed = sum(len({*one, *other}) != 1 for one, other in zip(plain, delayed, strict=True))
+    missed = sum({*one} == {*other} for one, other in zip(plain, torn, strict=True))
+    print(f"delays: {changed} of {len(plain)} problems changed; {missed} did not change with a planted fault")
+    return changed + missed
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    if sys.argv[1:]:
+        run(sys.argv[1])
+    else:
+        sys.exit(main())

@@ -7,6 +7,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import torch
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -67,6 +68,19 @@ def main():
     assert len(CALLS) >= 16
     for first, again in list(pairwise(CALLS))[::2]:
         assert first == again
+    if support.installed() == support.GLUON:
+        check_hooks(launch, tensors)
+
+
+def check_hooks(launch, tensors):
+    """A repeated launch names itself to a hook that was added since."""
+    for hooks in (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook):
+        hooks.add(print)
+        launch(*tensors)
+        assert hooks in CALLS[-1]
+        hooks.remove(print)
+        launch(*tensors)
+        assert hooks not in CALLS[-1]
 
 
 if __name__ == "__main__":

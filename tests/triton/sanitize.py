@@ -30,8 +30,8 @@ HARD = Axis(11, 3, 2, 3, True, 2)
 
 def problem(*axes, **options):
     heads, dim = options.setdefault("heads", 2), options.setdefault("dim", 32)
-    given = {"kv_heads": heads, "value_dim": dim, "dtype": "float16", **options}
-    return Problem(axes, device="cuda", gradients=True, **given)
+    given = {"kv_heads": heads, "value_dim": dim, "dtype": "float16", "gradients": True, **options}
+    return Problem(axes, device="cuda", **given)
 
 
 # Ragged everywhere: a wrong bound shows where an axis, a dilation group or a head dimension ends.
@@ -64,21 +64,22 @@ PROBLEMS = {
         problem(Axis(15, 5, 1, 2), Axis(17, 8, 2, 1, True), dim=96, dtype="bfloat16"),
         problem(Axis(140, 50, 1, 1, False, 3), dim=32),
         problem(Axis(19, 8), Axis(18, 9), dim=256),
+        problem(Axis(150, 70), dim=64, key_dtype="float8_e4m3fn", gradients=False),
     ),
 }
 
 
 def operands(p):
     generator = torch.Generator().manual_seed(0)
-    dtype = getattr(torch, p.dtype)
+    own, of_keys = getattr(torch, p.dtype), getattr(torch, p.key_dtype or p.dtype)
 
-    def make(*shape):
+    def make(*shape, dtype=own):
         return torch.randn(shape, generator=generator).to(dtype).cuda()
 
     extra = [make(p.batch, p.extra, p.kv_heads, d) if p.extra else None for d in (p.dim, p.value_dim)]
     return Operands(
-        make(p.batch, *p.outputs, p.heads, p.dim),
-        make(p.batch, *p.lengths, p.kv_heads, p.dim),
+        make(p.batch, *p.outputs, p.heads, p.dim, dtype=of_keys),
+        make(p.batch, *p.lengths, p.kv_heads, p.dim, dtype=of_keys),
         make(p.batch, *p.lengths, p.kv_heads, p.value_dim),
         make(p.heads, *(2 * size - 1 for size in p.window)) if p.bias else None,
         *extra,
@@ -89,6 +90,8 @@ def run(backend, p):
     """Launch every kernel of a problem; returns what they wrote."""
     given = operands(p)
     out, lse = backend.attend(p, given, 0.2)
+    if not p.gradients:
+        return [out, lse]
     needs = (True,) * 3 + (p.bias, p.extra > 0, p.extra > 0)
     grads = backend.attend_back(p, given, out, lse, out.clone(), lse.clone(), 0.2, needs)
     found = [out, lse, *(x for x in grads if x is not None)]
@@ -156,7 +159,17 @@ def run_planted(tool):
 def finished(tool, arguments):
     """Exit status of this module under a tool."""
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    options = ["--tool", tool, "--error-exitcode", str(FAULT), "--print-limit", "20"]
+    # Importing PyTorch takes long where many processes do it at once.
+    options = [
+        "--tool",
+        tool,
+        "--launch-timeout",
+        "300",
+        "--error-exitcode",
+        str(FAULT),
+        "--print-limit",
+        "20",
+    ]
     command = ["compute-sanitizer", *options, sys.executable, "-m", "tests.triton.sanitize"]
     start = time.perf_counter()
     command += map(str, arguments)
