@@ -119,9 +119,18 @@ def test_meta_tensors_keep_nothing():
 def test_autocast_casts():
     given = operands()
     na2d(*given, 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert na2d(*given, 3).dtype == torch.bfloat16
+    narrow = [x.bfloat16() for x in given]
+    want = na2d(*narrow, 3)
+    count = len(warm._known)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert na2d(*given, 3).dtype == torch.bfloat16
+            assert torch.equal(na2d(*narrow, 3), want)
+        with torch.autocast("cpu", torch.float16):
+            assert na2d(*narrow, 3).dtype == torch.float16
     assert na2d(*given, 3).dtype == torch.float32
+    # What autocast leaves as it is.
+    assert len(warm._known) == count + 1
 
 
 def test_transforms_see_through():

@@ -9,6 +9,7 @@ from .. import arguments
 from ..arguments import Flags, Sizes
 from . import batching, composite, warm  # noqa: F401  (registers vmap rules)
 from .ops import sampled
+from .watching import autocast_dtype
 
 ops = torch.ops.vicinal
 
@@ -79,8 +80,10 @@ def neighborhood_attention(
     if ready is not None:
         out, lse = ready(*operands)
     else:
+        given = operands
         operands, window, rest = _checked_call(operands, *asked)
-        if known is None or query.is_meta:
+        is_cast = any(x is not y for x, y in zip(operands, given, strict=True))
+        if known is None or query.is_meta or is_cast:
             out, lse = ops.attend(sampled(operands[0], window[4]), *operands[1:], *window, *rest)
         else:
             out, lse = warm.keep(known, operands, window, rest)(*operands)
@@ -244,7 +247,7 @@ def checked(query, key, value, bias, extra_key, extra_value) -> tuple[Any, ...]:
     if bias is not None:
         if not isinstance(bias, Tensor):
             raise TypeError(f"bias is of type {type(bias).__name__}; pass a tensor")
-        if bias.dtype not in (query.dtype, torch.float32) and _autocast(query.device.type) is not None:
+        if bias.dtype not in (query.dtype, torch.float32) and autocast_dtype(query.device.type) is not None:
             bias = bias.to(query.dtype)
         arguments.one_of("bias dtype", bias.dtype, (query.dtype, torch.float32))
         arguments.same("device", {"query": query.device, "bias": bias.device})
@@ -276,7 +279,7 @@ def _tensors(names: tuple[str, ...], tensors: tuple[Any, ...], dtypes=DTYPES) ->
     device = given[0].device
     if any(x.device != device for x in given):
         arguments.same("device", {n: x.device for n, x in zip(names, tensors, strict=True) if x is not None})
-    narrow = _autocast(device.type)
+    narrow = autocast_dtype(device.type)
     if narrow is not None:
         tensors = tuple(x.to(narrow) if x is not None and x.dtype in DTYPES[1:] else x for x in tensors)
         given = [x for x in tensors if x is not None]
@@ -287,10 +290,3 @@ def _tensors(names: tuple[str, ...], tensors: tuple[Any, ...], dtypes=DTYPES) ->
     if any(x.dtype != dtype for x in given):
         arguments.same("dtype", {n: x.dtype for n, x in zip(names, tensors, strict=True) if x is not None})
     return tensors
-
-
-def _autocast(device: str) -> torch.dtype | None:
-    """The dtype that autocast wants on `device` here, if any."""
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return None

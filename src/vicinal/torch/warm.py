@@ -14,7 +14,7 @@ from ..arguments import Window
 from . import ops
 from .autograd import FUNCTIONS
 from .backends.base import Operands, Ready
-from .watching import PLAIN, is_watched
+from .watching import PLAIN, autocast_dtype, is_watched
 
 # Many more geometries than a model has; a program that never repeats one must not grow forever.
 MOST = 4096
@@ -22,11 +22,11 @@ _known: dict[tuple, Ready] = {}
 
 
 def key(operands: tuple[Tensor | None, ...], asked: tuple[Any, ...]) -> tuple | None:
-    """What decides about a call, or None where something else has a say, which sees it, or casts operands.
+    """What decides about a call, or None where something else sees it too.
 
     `asked` are the arguments as they came. Equal numbers of other types are other arguments.
     """
-    if is_watched() or torch._C._is_any_autocast_enabled():
+    if is_watched():
         return None
     gradients = False
     geometry: list[Any] = []
@@ -44,7 +44,8 @@ def key(operands: tuple[Tensor | None, ...], asked: tuple[Any, ...]) -> tuple | 
         kinds += tuple([tuple(map(type, entries)) for entries in asked])
     current = settings.current()
     gradients = gradients and torch.is_grad_enabled()
-    return (*geometry, asked, kinds, gradients, current.backend, current.tf32)
+    narrow = None if operands[0] is None else autocast_dtype(operands[0].device.type)
+    return (*geometry, asked, kinds, gradients, narrow, current.backend, current.tf32)
 
 
 def find(key: tuple | None) -> Ready | None:

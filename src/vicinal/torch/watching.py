@@ -1,4 +1,4 @@
-"""Who sees a call besides its caller: recording, transforms, modes, traces, a compiler, a profiler.
+"""Who sees a call besides its caller: recording, transforms, modes, traces, a compiler, a profiler; or casts.
 
 Where nobody does, a call may skip PyTorch's dispatcher, which takes longer than a small kernel.
 """
@@ -34,6 +34,13 @@ def is_watched() -> bool:
         or _profiler_enabled()
         or is_transformed()
     )
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype that autocast wants on `device` here, if any."""
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
 
 
 def needs_dispatcher(tensors: tuple[Tensor | None, ...]) -> bool:
