@@ -17,15 +17,15 @@ FORMS = {"packed": Packed, "padded": Padded}
 
 def on_triton(form, found, seed=0):
     """`check`, and that it was documents that the backend was called for, or one shape."""
-    attend, problems = Triton.attend, []
+    prepare, problems = Triton.prepare, []
 
     def recorded(self, problem, *rest):
         problems.append(problem)
-        return attend(self, problem, *rest)
+        return prepare(self, problem, *rest)
 
     with (
         patch.object(Triton, "refusal", lambda self, problem: None),
-        patch.object(Triton, "attend", recorded),
+        patch.object(Triton, "prepare", recorded),
     ):
         check(FORMS[form], found, seed, "triton", rounded=found.dtype != "float32")
     shapes = {shape for shape in found.shapes if 0 not in shape}
