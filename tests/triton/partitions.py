@@ -1,6 +1,4 @@
-"""Controls for racecheck: kernels of two partitions, in Gluon, that share nothing but what Triton gives them.
-
-    python -m tests.triton.partitions
+"""A control for racecheck: a kernel of two partitions, in Gluon, that share nothing.
 
 Triton starts partitions through shared memory: warps of the first write which function the others run, and
 its arguments, between barriers of all warps.
@@ -29,7 +27,3 @@ def main():
     out = torch.empty(160, dtype=torch.int32, device="cuda")
     count[(1,)](out, num_warps=4)
     assert torch.equal(out.cpu(), torch.arange(160, dtype=torch.int32)), "partitions computed something else"
-
-
-if __name__ == "__main__":
-    main()
