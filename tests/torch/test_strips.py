@@ -16,7 +16,7 @@ from tests.torch.problems import array, problems, window
 from tests.torch.test_blocked import BITWISE, check, equal, flat, make, run
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import direct, forward, fresh, plan, ring, rows
+from vicinal.torch.strips import arena, direct, forward, fresh, plan, ring, rows
 from vicinal.torch.strips.residues import residues
 
 
@@ -216,3 +216,35 @@ def test_training_on_128x128_takes_under_300_mib():
     """Results and gradients are 128 MiB of it."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     assert 128 << 10 <= int(done.stdout) <= 300 << 10
+
+
+@pytest.mark.parametrize("case", catalog.SMALL, ids=lambda case: case.name)
+def test_scratch_may_hold_anything_before(case):
+    """What is not written is not read, not even to be hidden: nothing hides a NaN."""
+    arena.clear()
+    _, operands = make(case.problem)
+    before = flat(*run(case.problem, operands)[:3])
+    for buffer in arena._arena.buffers.values():
+        buffer.fill_(float("nan") if buffer.is_floating_point() else 0)
+    assert arena._arena.buffers
+    assert equal(before, flat(*run(case.problem, operands)[:3]))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("size", [1, 1001, 32769, 100_003])
+def test_shares_of_a_sheet_are_whole_vectors(monkeypatch, workers, size):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: workers)
+    part, whole = arena.sheet("sheet", (size,), arena.Like(torch.float32, torch.device("cpu")))
+    shares = min(workers, -(-whole.numel() // arena.SHARE))
+    assert whole.numel() % (shares * arena.VECTOR) == 0
+    assert part.data_ptr() == whole.data_ptr()
+    assert size <= whole.numel() < size + 2 * workers * arena.VECTOR
+
+
+def test_what_a_thread_holds_over_its_limit_is_given_back():
+    arena.clear()
+    arena.take("large", (arena.HELD // 4 + 1,), arena.Like(torch.float32, torch.device("cpu")))
+    assert arena.held() > arena.HELD
+    problem = Problem((Axis(30, 5),), 1, 1, 1, 4, 4)
+    run(problem, make(problem)[1])
+    assert 0 < arena.held() < arena.HELD
