@@ -199,7 +199,7 @@ def parts(problem: Problem, back: bool = False) -> tuple[Part, ...]:
     itemsize = 8 if problem.dtype == "float64" else 4
     tile = _tile(problem, back).rows
     per_axis = [
-        list(zip(residues(axis), rings(axis, side), strict=True))
+        list(zip(residues(axis), rings(axis, side, problem.rank == 1), strict=True))
         for axis, side in zip(problem.axes, tile, strict=True)
     ]
     share = problem.heads // problem.kv_heads
@@ -276,7 +276,9 @@ def _tile(problem: Problem, back: bool) -> tiling.Plan:
     options = []
     for rows in product(*sides):
         axes = zip(problem.axes, rows, strict=True)
-        widths = tuple(max(ring.width for ring in rings(axis, side)) for axis, side in axes)
+        widths = tuple(
+            max(ring.width for ring in rings(axis, side, problem.rank == 1)) for axis, side in axes
+        )
         height = share * prod(rows)
         least = rows == tuple(side[0] for side in sides)
         if least or (height <= 512 and height * prod(widths) <= SCORES):
@@ -305,7 +307,7 @@ def _cost(
 ) -> float:
     """Nanoseconds for one key/value head on one core; what matters is the ratio between tiles."""
     height, width = share * prod(rows), prod(columns)
-    first = max(rings(problem.axes[0], rows[0]), key=lambda ring: ring.tiles)
+    first = max(rings(problem.axes[0], rows[0], problem.rank == 1), key=lambda ring: ring.tiles)
     tiles = counts.tiles
     product = product_cost(problem, height, width)
     # Backward, five products for two, and strips that are read and written where forward writes tiles.

@@ -20,8 +20,11 @@ from ...window import Axis
 from .residues import Residue, residues
 
 CPU = torch.device("cpu")
-VECTOR = 16
-"""Keys that matrix products take at a time: a box a little wider, but whole, is faster."""
+WHOLES = 16, 32
+"""Keys that matrix products take at a time, and the share of a box that it may grow by to be whole, and so
+faster."""
+HALVES = 8, 6
+"""The same of the short boxes of a single axis."""
 
 
 class Ring(NamedTuple):
@@ -45,13 +48,13 @@ class Ring(NamedTuple):
 
 
 @lru_cache(4096)
-def rings(axis: Axis, tile: int) -> tuple[Ring, ...]:
-    """One ring for each of the axis' residues."""
+def rings(axis: Axis, tile: int, alone: bool = False) -> tuple[Ring, ...]:
+    """One ring for each of the axis' residues; `alone` where no other axis multiplies the keys of a box."""
     pace = axis.output_stride // gcd(axis.dilation, axis.output_stride)
-    return tuple(_ring(residue, tile, pace) for residue in residues(axis))
+    return tuple(_ring(residue, tile, pace, alone) for residue in residues(axis))
 
 
-def _ring(residue: Residue, tile: int, pace: int) -> Ring:
+def _ring(residue: Residue, tile: int, pace: int, alone: bool) -> Ring:
     """The narrowest ring; a row moves its window by `pace` columns."""
     rows, columns = len(residue.rows), len(residue.columns)
     tile = min(tile, rows)
@@ -68,9 +71,10 @@ def _ring(residue: Residue, tile: int, pace: int) -> Ring:
             narrow = middle + 1
         else:
             wide = middle
-    whole = -(-wide // VECTOR) * VECTOR
-    if whole <= min(wide + wide // 32, columns) and shift(whole) is not None:
-        wide = whole
+    for unit, share in (HALVES, WHOLES) if alone else (WHOLES,):
+        whole = -(-wide // unit) * unit
+        if whole <= min(wide + wide // share, columns) and shift(whole) is not None:
+            wide = whole
     found = shift(wide)
     assert found is not None
     return Ring(rows, columns, tile, len(starts), step, found, wide)
