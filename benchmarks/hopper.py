@@ -3,28 +3,33 @@
     python benchmarks/hopper.py [--out results.json] [--only b1,b16] [--quick] [--between | --float8]
 
 Every row is checked on sampled queries and keys in float64 before it is timed. `ratio` is the time of dense
-cuDNN attention, scaled by the visible share of its products, over the measured time: 1.0 is its speed.
-`--between` times windows between small and large with this backend and with `triton`, `--float8` the forward
-with queries and keys in float8 and in bfloat16.
+cuDNN attention, scaled by the visible share of its products, over the measured time: 1.0 is its speed. `kept`
+is the useful products a second of a row with an option over those of the row without it. `--between` times,
+in microseconds of graph replays, windows between small and large, and close to the whole axis, with `hopper`,
+with `triton` and with dense attention without a mask; `--float8` the forward with queries and keys in float8
+and in bfloat16.
 """
 
 import argparse
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from math import prod
 
 import torch
 import triton
+from run import Graph
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from vicinal import Axis, Problem
+from vicinal.torch import dense as whole
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.hopper import HOPPER
 from vicinal.torch.backends.triton import TRITON
-from vicinal.triton import hopper_plan
+from vicinal.triton import crossover
 
 NEEDS = (True,) * 3 + (False,) * 3
 
@@ -42,30 +47,52 @@ def problem(lengths, size, stride=1, dilation=1, causal=False, **options) -> Pro
 
 
 LINE, PLANE, VIDEO = (32768,), (256, 256), (30, 48, 80)
+SHAPES = {"a": (LINE, 2048), "b": (PLANE, 80), "c": (VIDEO, (18, 24, 24))}
+OPTIONS = {
+    "causal": {"causal": True},
+    "fp16": {"dtype": "float16"},
+    "grouped 24/8": {"kv_heads": 8},
+    "dim 64": {"dim": 64},
+    "dim 96": {"dim": 96},
+    "dim 256": {"dim": 256, "heads": 12},
+}
 ROWS = {
-    "a1": problem(LINE, 2048),
+    "a1": problem(*SHAPES["a"]),
     "a256": problem(LINE, 2048, 256),
-    "b1": problem(PLANE, 80),
+    "b1": problem(*SHAPES["b"]),
     "b16": problem(PLANE, 80, 16),
-    "c1": problem(VIDEO, (18, 24, 24)),
+    "c1": problem(*SHAPES["c"]),
     "c16": problem(VIDEO, (18, 24, 24), (16, 8, 8)),
-    "a1 causal": problem(LINE, 2048, causal=True),
-    "b1 causal": problem(PLANE, 80, causal=True),
+    **{
+        f"{shape}1 {option}": problem(*SHAPES[shape], **changed)
+        for shape, (option, changed) in product(SHAPES, OPTIONS.items())
+    },
     "c1 causal in time": problem(VIDEO, (18, 24, 24), causal=(True, False, False)),
-    "b1 fp16": problem(PLANE, 80, dtype="float16"),
-    "b1 grouped 24/8": problem(PLANE, 80, kv_heads=8),
-    "b1 dim 64": problem(PLANE, 80, dim=64),
     "b16 dim 64": problem(PLANE, 80, 16, dim=64),
-    "b1 dim 96": problem(PLANE, 80, dim=96),
-    "b1 dim 256": problem(PLANE, 80, dim=256, heads=12),
+    "a1 K=1024": problem(LINE, 1024),
+    "a1 K=1024 dilation 2": problem(LINE, 1024, dilation=2),
     "b1 K=40": problem(PLANE, 40),
     "b1 K=40 dilation 2": problem(PLANE, 40, dilation=2),
-    "b1 K=27 dilation 3": problem(PLANE, 27, dilation=3),
+    "c1 K=9x12x12": problem(VIDEO, (9, 12, 12)),
+    "c1 K=9x12x12 dilation 2": problem(VIDEO, (9, 12, 12), dilation=2),
 }
+NEAR = (
+    *(((14, 14), 7), ((14, 14), 13), ((16, 16), 15), ((32, 32), 13), ((32, 32), 25), ((32, 32), 31)),
+    *(((64, 64), 13), ((64, 64), 21), ((64, 64), 33), ((64, 64), 61)),
+    *(((512,), 501), ((2048,), 255), ((2048,), 2001), ((8, 16, 16), (7, 13, 13))),
+)
 BETWEEN = {
-    f"{side}x{side} K={size} dim {dim}": problem((side, side), size, dim=dim, heads=8, batch=65536 // side**2)
-    for size, dim, side in product((7, 9, 13, 21), (64, 128), (64, 256))
+    f"{'x'.join(map(str, lengths))} K={size} dim {dim}": problem(
+        lengths, size, dim=dim, heads=16, batch=max(1, 16384 // prod(lengths))
+    )
+    for dim, (lengths, size) in product((32, 64, 128), NEAR)
 }
+
+
+def plain(name: str) -> str:
+    """The row without the option of `name`, which may be that row itself."""
+    shape, _, option = name.partition(" ")
+    return name.removesuffix(" dilation 2") if option.startswith("K=") else shape
 
 
 def milliseconds(call, repeats: int) -> float:
@@ -206,24 +233,26 @@ def measure(name: str, case: Problem, quick: bool) -> dict:
 
 
 def compare(name: str, case: Problem) -> dict:
-    """Times of this backend over `triton`'s, whatever either refuses."""
-    random = lambda heads: torch.randn(  # noqa: E731
-        case.batch, *case.lengths, heads, case.dim, device="cuda", dtype=getattr(torch, case.dtype)
-    )
-    given = Operands(random(case.heads), random(case.kv_heads), random(case.kv_heads))
-    row = {"name": name, "problem": str(case), "waste": hopper_plan.waste(case)}
-    outs = []
+    """Times of this backend, whatever it refuses, of `triton`'s, and of dense attention without a mask."""
+    make = lambda: torch.randn(case.batch, *case.lengths, case.heads, case.dim, device="cuda").bfloat16()  # noqa: E731
+    given, grad, scale = Operands(make(), make(), make()), make(), case.dim**-0.5
+    row = {"name": name, "problem": str(case), "slowdown": crossover.slowdown(case)}
+    row["refusal"] = HOPPER.refusal(case)
+    found = {}
     for backend in (HOPPER, TRITON):
-        out, lse = backend.attend(case, given, case.dim**-0.5)
-        outs.append(out)
-        arguments = case, given, out, lse, out, None, case.dim**-0.5, NEEDS
-        call, back = backend.attend, backend.attend_back
-        row[f"{backend.name}_forward"] = milliseconds(lambda: call(case, given, case.dim**-0.5), 9)  # noqa: B023
-        row[f"{backend.name}_backward"] = milliseconds(lambda: back(*arguments), 9)  # noqa: B023
-    error = (outs[0] - outs[1]).norm() / outs[1].norm()
+        call, back = partial(backend.attend, case, given, scale), partial(backend.attend_back, case, given)
+        found[backend.name] = out, lse = call()
+        row[f"{backend.name}_forward"] = Graph(call, [()]).microseconds()
+        row[f"{backend.name}_backward"] = Graph(back, [(out, lse, grad, None, scale, NEEDS)]).microseconds()
+    error = (found["hopper"][0] - found["triton"][0]).norm() / found["triton"][0].norm()
     assert error < 1e-2, f"{name}: the backends differ by {error:.2e}"
-    parts = [f"{key} {row[key]:.3f}" for key in list(row)[2:]]
-    print(f"{name:22}", "  ".join(parts), flush=True)
+    tokens = [x.flatten(1, case.rank) for x in (*given[:3], grad)]
+    call = partial(whole.attend, *tokens[:3], False, scale)
+    row["dense_forward"] = Graph(call, [()]).microseconds()
+    back = partial(whole.attend_back, *tokens[:3], *call(), tokens[3], None, False, scale)
+    row["dense_backward"] = Graph(back, [()]).microseconds()
+    parts = [f"{key} {row[key]:.1f}" for key in list(row)[4:]]
+    print(f"{name:26} slowdown {row['slowdown']:.2f}", "  ".join(parts), flush=True)
     return row
 
 
@@ -286,6 +315,10 @@ def main() -> None:
         row = measure(name, ROWS[name], options.quick)
         rows.append(row)
         torch.cuda.empty_cache()
+        without = next((other for other in rows if other["name"] == plain(name)), row)
+        for measured in ("forward_tflops", "backward_tflops"):
+            if measured in row and measured in without:
+                row[measured.replace("tflops", "kept")] = row[measured] / without[measured]
         if row.get("failed"):
             print(f"{name:20} WRONG: relative error {row['error']:.3g}", flush=True)
             continue

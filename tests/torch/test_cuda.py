@@ -142,7 +142,7 @@ def packed_of(_):
     return attend
 
 
-LARGE = Problem((Axis(40, 20), Axis(36, 18, 2)), heads=4, kv_heads=2, dim=64, value_dim=64)
+LARGE = Problem((Axis(40, 20), Axis(36, 18, 2)), heads=4, kv_heads=2, dim=128, value_dim=128)
 SMALL_WINDOW = Problem((Axis(20, 7), Axis(17, 5, 1, 2)), batch=2, heads=4, kv_heads=4)
 PATHS = {
     "full": (attention_of, named("whole").problem),

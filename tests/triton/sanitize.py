@@ -138,7 +138,7 @@ def run_share(first, step, *without):
             print(f"left out: {reason}")
             continue
         # A small problem that tiles waste is what is wanted here.
-        assert reason is None or reason.startswith("the window is small"), (p, reason)
+        assert reason is None or "`triton`" in reason, (p, reason)
         start = time.perf_counter()
         assert all(x.isfinite().all() for x in (y.cpu() for y in run(backend, p))), p
         print(f"{name}: {p} in {time.perf_counter() - start:.1f} s", flush=True)

@@ -1,8 +1,10 @@
 """What the Hopper backend refuses, and that its tiles visit every visible pair, without a GPU or Triton."""
 
 import sys
+from dataclasses import replace
 from importlib import util
 from itertools import product
+from math import inf, prod
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 
 import vicinal
 from vicinal import Axis, Problem
+from vicinal.torch.backends import hopper
 from vicinal.torch.backends.hopper import HOPPER
-from vicinal.triton import hopper_plan
+from vicinal.triton import crossover, hopper_plan
 
 FOLDER = Path(vicinal.__file__).parent / "triton"
 
@@ -47,9 +50,41 @@ def test_refuses_output_stride_on_a_dilated_axis():
     assert HOPPER.refusal(case) == "has no output stride on a dilated axis"
 
 
-def test_waste_tells_small_windows():
-    assert hopper_plan.waste(problem(40)) < 2
-    assert hopper_plan.waste(problem(5)) > 5
+# Lengths, window, head dimension, and time over that of `triton` on an H200: forward, and with gradients.
+MEASURED = (
+    ((14, 14), 7, 32, 3.57, 2.73),
+    ((14, 14), 13, 32, 1.37, 1.41),
+    ((14, 14), 13, 64, 0.66, 0.93),
+    ((32, 32), 13, 64, 1.51, 1.11),
+    ((64, 64), 61, 32, 0.81, 0.81),
+    ((64, 64), 61, 128, 0.53, 0.63),
+    ((2048,), 1025, 64, 1.03, 0.91),
+    ((512,), 501, 32, 1.14, 1.08),
+    ((8, 16, 16), 7, 128, 0.56, 0.66),
+)
+
+
+@pytest.mark.parametrize(("lengths", "size", "dim", "forward", "both"), MEASURED)
+def test_predicts_what_was_measured(lengths, size, dim, forward, both):
+    sizes = (7, 13, 13) if len(lengths) == 3 else (size,) * len(lengths)
+    axes = tuple(Axis(*numbers) for numbers in zip(lengths, sizes, strict=True))
+    batch = 16384 // prod(lengths)
+    case = Problem(axes, batch, 16, 16, dim, dim, "bfloat16", "cuda")
+    for gradients, measured in ((False, forward), (True, both)):
+        found = crossover.slowdown(replace(case, gradients=gradients))
+        if found == inf:
+            assert measured > 1.1, gradients
+        else:
+            assert found == pytest.approx(measured, rel=0.2), gradients
+
+
+def test_windows_that_triton_is_faster_at_are_refused(monkeypatch):
+    monkeypatch.setattr(hopper, "_missing", lambda: None)
+    hopper._refusal.cache_clear()
+    assert HOPPER.refusal(problem(40, dim=128, value_dim=128)) is None
+    assert HOPPER.refusal(problem(5)) == "the window is small: `triton` sweeps over it"
+    assert "times as long as `triton`" in HOPPER.refusal(problem(14))
+    hopper._refusal.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -100,24 +100,18 @@ class Plan(NamedTuple):
 
 def forward(problem: Problem) -> Plan:
     """Boxes of the forward."""
-    return _forward(_geometry(problem))
-
-
-def waste(problem: Problem) -> float:
-    """Pairs that the forward computes over pairs that are visible."""
-    problem, spec = _geometry(problem), forward(problem).spec
-    return _counts(problem, spec.tile, spec.split, spec.columns, False)[0] * ROWS * spec.width / problem.pairs
+    return _forward(three_axes(problem))
 
 
 def query_gradient(problem: Problem, wants_query: bool, has_grad_lse: bool) -> Plan:
     """Boxes of the gradient of queries."""
-    spec, programs = _query_gradient(_geometry(problem))
+    spec, programs = _query_gradient(three_axes(problem))
     return Plan(replace(spec, wants_query=wants_query, has_grad_lse=has_grad_lse), programs)
 
 
 def key_gradients(problem: Problem, wants_key: bool, wants_value: bool) -> list[tuple[Spec, int]]:
     """Gradients of keys and values: a kernel for both, or one each where registers hold only one sum."""
-    spec, programs = _key_gradient(_geometry(problem))
+    spec, programs = _key_gradient(three_axes(problem))
     both = wants_key and wants_value
     if both and spec.dim + spec.value_dim > 256:
         wanted = ((True, False), (False, True))
@@ -127,7 +121,7 @@ def key_gradients(problem: Problem, wants_key: bool, wants_value: bool) -> list[
 
 
 @lru_cache(1024)
-def _geometry(problem: Problem) -> Problem:
+def three_axes(problem: Problem) -> Problem:
     """The problem with three axes, as kernels see it."""
     return replace(problem, axes=(Axis(1, 1),) * (3 - problem.rank) + problem.axes)
 

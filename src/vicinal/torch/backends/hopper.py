@@ -9,8 +9,8 @@ from torch import Tensor
 from ...problem import SHAPE_BY_SHAPE, Problem
 from .base import Grads, Needs, Operands, Ready
 
-# Computed over visible pairs. Above it, kernels with smaller tiles take less time.
-WASTE = 5.0
+# Predicted time over that of `triton`, above which it is left to that; predictions are off by a tenth.
+SLOWDOWN = 1.1
 # Gluon is an experimental interface; these releases have the one that the kernels are written for.
 VERSIONS = ("3.6",)
 
@@ -62,7 +62,7 @@ class Hopper:
 
 @lru_cache(1024)
 def _refusal(problem: Problem) -> str | None:
-    return _unfit(problem) or _missing() or _small(problem)
+    return _unfit(problem) or _missing() or _slower(problem)
 
 
 def _unfit(problem: Problem) -> str | None:
@@ -119,13 +119,17 @@ def _missing() -> str | None:
     return None if capability == (9, 0) else "compute capability is {}.{}, not 9.0".format(*capability)
 
 
-def _small(problem: Problem) -> str | None:
-    """Windows that a tile is too large for."""
-    from ...triton import hopper_plan
+def _slower(problem: Problem) -> str | None:
+    """Windows that a tile is too large for, where `triton` computes the problem too."""
+    from ...triton import crossover
 
-    waste = hopper_plan.waste(problem)
-    if waste > WASTE:
-        return f"the window is small: tiles would compute {waste:.1f} pairs for each visible one"
+    if problem.key_dtype is not None:
+        return None
+    slowdown = crossover.slowdown(problem)
+    if slowdown == float("inf"):
+        return "the window is small: `triton` sweeps over it"
+    if slowdown > SLOWDOWN:
+        return f"is predicted to take {slowdown:.2f} times as long as `triton`, whose tiles are smaller"
     return None
 
 
