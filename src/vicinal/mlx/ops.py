@@ -110,11 +110,15 @@ def axes(lengths: tuple[int, ...], window: arguments.Window) -> tuple[Axis, ...]
 # problems.
 @lru_cache(4096)
 def _found(
-    lengths: tuple[int, ...], window: arguments.Window, wanted: str | None, *rest: Any
+    lengths: tuple[int, ...],
+    window: arguments.Window,
+    wanted: str | None,
+    documents: Documents | None,
+    *rest: Any,
 ) -> tuple[Problem, Any]:
     from .backends import BACKENDS
 
-    problem = Problem(axes(lengths, window), *rest)
+    problem = Problem(axes(lengths, window), *rest, documents=documents)
     if not problem.batch * problem.heads:
         return problem, None
     pick = choose if problem.documents is None else first
@@ -132,8 +136,8 @@ def _attending(call: Call, operands: Operands, gradients: bool = False) -> tuple
         lengths, documents = call.batch.lengths, call.batch.documents
         batch = len(documents.shapes)
     sizes = (batch, heads, key.shape[-2], dim, value.shape[-1], _NAMES[query.dtype], device())
-    rest = ("attend", bias is not None, extra, gradients, _tf32(call, *sizes[-2:]), documents)
-    return _found(lengths, call.window, call.backend, *sizes, *rest)
+    rest = ("attend", bias is not None, extra, gradients, _tf32(call, *sizes[-2:]))
+    return _found(lengths, call.window, call.backend, documents, *sizes, *rest)
 
 
 def _walking(
@@ -142,7 +146,7 @@ def _walking(
     dim = like.shape[-1]
     sizes = (like.shape[0], heads, kv_heads, dim, dim, _NAMES[like.dtype], device())
     rest = (operation, False, 0, False, _tf32(call, *sizes[-2:]))
-    return _found(tuple(lengths), call.window, call.backend, *sizes, *rest)
+    return _found(tuple(lengths), call.window, call.backend, None, *sizes, *rest)
 
 
 def _tf32(call: Call, dtype: str, where: str) -> bool:
