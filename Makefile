@@ -79,6 +79,7 @@ gpu-bench: $(READY)
 	$(PY) benchmarks/run.py --backend triton --flex --out benchmarks/results/triton.json
 	$(PY) benchmarks/hopper.py --out benchmarks/results/hopper.json
 	$(PY) benchmarks/documents.py --out benchmarks/results/documents.json
+	$(PY) benchmarks/host.py --out benchmarks/results/host.json
 
 # Programs written for NATTEN, in an environment with their own releases; each in a process of its own, because
 # some keep out modules that others want, and one wants another release of a package than the rest.
