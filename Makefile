@@ -71,7 +71,7 @@ mac-selftest: $(READY)
 gpu-check: $(READY)
 	$(RUN_TESTS) --dist loadgroup --maxschedchunk 1 -m cuda
 
-# compute-sanitizer finds the faults planted for it, and none in any family of kernels.
+# compute-sanitizer on faults planted for it, and on every family of kernels; README says what it reports.
 gpu-sanitize: $(READY)
 	$(PY) -m tests.triton.sanitize
 
