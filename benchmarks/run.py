@@ -141,8 +141,11 @@ def dense_times(p, seconds=0.5):
 
 def flex_times(p):
     """Forward and backward of compiled FlexAttention with the same mask, for windows without dilation."""
+    from torch._functorch import config
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+    # Repeated backward passes keep the buffers of the first.
+    config.donated_buffer = False
     tokens, axes = prod(p.lengths), p.axes
     starts = [torch.tensor([a.keys(i)[0] for i in range(a.length)], device="cuda") for a in axes]
 

@@ -13,6 +13,9 @@ from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.triton import TRITON
 
+# What stands in slots without a key; no product of the tests is as large.
+HOLE = -1000.0
+
 
 def sampled(problem):
     return (slice(None), *(slice(None, None, axis.output_stride) for axis in problem.axes))
@@ -54,14 +57,14 @@ def check_walks(problem, seed=0, scale=0.3):
     rounded = problem.dtype != "float32"
     bias = None if given.bias is None else make.array(given.bias)
     walk = replace(problem, operation="dot", extra=0)
-    weights = TRITON.dot(walk, given.query, given.key, given.bias, scale, -3.0)
+    weights = TRITON.dot(walk, given.query, given.key, given.bias, scale, HOLE)
     exact = oracle.dot(
-        make.array(tensors["query"])[sampled(problem)], make.array(given.key), win, scale, bias, -3.0
+        make.array(tensors["query"])[sampled(problem)], make.array(given.key), win, scale, bias, HOLE
     )
     budget.check("dot", make.array(weights), exact, problem.dtype, rounded)
     walk = replace(walk, operation="mix", dim=problem.value_dim, bias=False)
     # A slot without a key is never read: its NaN reaches no result.
-    holes = make.array(weights) == -3.0
+    holes = make.array(weights) == HOLE
     poisoned = weights.masked_fill(torch.from_numpy(holes), float("nan"))
     clean = make.array(weights.masked_fill(torch.from_numpy(holes), 0.0))
     mixed = TRITON.mix(walk, poisoned, given.value)

@@ -1,5 +1,8 @@
 """Sweeps over rings on a GPU, against float64 arithmetic."""
 
+from dataclasses import replace
+from math import prod
+
 import pytest
 import torch
 
@@ -104,3 +107,40 @@ def test_only_what_is_needed():
         some = TRITON.attend_back(found, operands, out, lse, grad, None, 0.2, needs)
         assert [x is not None for x in some] == list(needs)
         assert torch.allclose(some[index].float(), whole[index].float(), atol=2e-2)
+
+
+def walks(found, backend, x, y, weights):
+    """`dot`, `mix` and `mix_back` of a backend."""
+    each = {name: replace(found, operation=name) for name in ("dot", "mix", "mix_back")}
+    return {
+        "dot": backend.dot(each["dot"], x, y, None, 0.3, 7.0),
+        "mix": backend.mix(each["mix"], weights, y),
+        "mix_back": backend.mix_back(each["mix_back"], weights, x),
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dim", [16, 32, 64])
+@pytest.mark.parametrize("name", WINDOWS)
+def test_walks(name, dim, dtype):
+    from vicinal.triton import ring_plan
+
+    found = problem(WINDOWS[name], dim, dtype=dtype)
+    kinds = ("dot", "mix", "mix_back")
+    assert all(ring_plan.walk(replace(found, operation=kind)) for kind in kinds)
+    given = [noise((2, *extents, 3, dim), seed=i) for i, extents in enumerate((found.outputs, found.lengths))]
+    given += [noise((2, *found.outputs, 3, prod(found.window)), seed=2)]
+    rows = [x.to(getattr(torch, dtype)) for x in given]
+    exact = walks(replace(found, dtype="float64"), REFERENCE, *(x.double() for x in rows))
+    first = walks(found, TRITON, *rows)
+    assert_near(first, exact, dtype)
+    for result, x in walks(found, TRITON, *rows).items():
+        assert torch.equal(x, first[result]), result
+
+
+def test_walks_of_grouped_heads():
+    found = problem(WINDOWS["plane"], heads=4, kv_heads=2)
+    rows = [noise((2, *found.lengths, heads, 32), torch.bfloat16, heads) for heads in (4, 2)]
+    rows += [noise((2, *found.lengths, 4, 49), torch.bfloat16)]
+    exact = walks(replace(found, dtype="float64"), REFERENCE, *(x.double() for x in rows))
+    assert_near(walks(found, TRITON, *rows), exact, "bfloat16")

@@ -14,30 +14,58 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
 from .window import key_span, key_tiles, query_span, query_tiles, visible
 
-ROWS = gl.constexpr(16)
 # Finite, and what a product adds to it is lost: a hidden score keeps this value whatever its key holds.
 HIDDEN = gl.constexpr(-1.0e30)
 LOG2_E = gl.constexpr(1.4426950408889634)
 LN_2 = gl.constexpr(0.6931471805599453)
-_MMA = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[1, 1], instr_shape=[16, 8])
-MMA = gl.constexpr(_MMA)
-LEFT = gl.constexpr(gl.DotOperandLayout(0, _MMA, 2))
-RIGHT = gl.constexpr(gl.DotOperandLayout(1, _MMA, 2))
-ROW = gl.constexpr(gl.SliceLayout(1, _MMA))
-COLUMN = gl.constexpr(gl.SliceLayout(0, _MMA))
-NUMBERS = gl.constexpr(gl.BlockedLayout([1], [32], [1], [0]))
 
 
 @gluon.constexpr_function
-def lines(dim):
+def count(sides):
+    """Rows of a tile."""
+    return sides[0] * sides[1] * sides[2]
+
+
+@gluon.constexpr_function
+def products(sides):
+    """Layout of products, of which every warp computes 16 rows."""
+    return gl.NVMMADistributedLayout([2, 0], [count(sides) // 16, 1], [16, 8])
+
+
+@gluon.constexpr_function
+def factor(sides, side):
+    """Layout of the left (0) or right (1) factor of a product."""
+    return gl.DotOperandLayout(side, products(sides), 2)
+
+
+@gluon.constexpr_function
+def beside(sides):
+    """Layout of one number for each row of a product."""
+    return gl.SliceLayout(1, products(sides))
+
+
+@gluon.constexpr_function
+def above(sides):
+    """Layout of one number for each column of a product."""
+    return gl.SliceLayout(0, products(sides))
+
+
+@gluon.constexpr_function
+def numbers(sides):
+    """Layout of numbers to copy."""
+    return gl.BlockedLayout([1], [32], [count(sides) // 16], [0])
+
+
+@gluon.constexpr_function
+def lines(dim, sides):
     """Layout of `[rows, dim]` in registers: 16 bytes a thread."""
-    return gl.BlockedLayout([1, 8], [256 // dim, dim // 8], [1, 1], [1, 0])
+    return gl.BlockedLayout([1, 8], [256 // dim, dim // 8], [count(sides) // 16, 1], [1, 0])
 
 
 @gluon.constexpr_function
-def tokens(dim):
+def tokens(dim, sides):
     """Layout of `[rows]` beside `lines`."""
-    return gl.SliceLayout(1, gl.BlockedLayout([1, 8], [256 // dim, dim // 8], [1, 1], [1, 0]))
+    return gl.SliceLayout(1, lines(dim, sides))
 
 
 @gluon.constexpr_function
@@ -155,7 +183,7 @@ def column_lane(flat, SPEC: gl.constexpr, axis: gl.constexpr):
 @gluon.jit
 def rows_of(tile, work, extents, LAYOUT: gl.constexpr, SPEC: gl.constexpr, axis: gl.constexpr):
     """Span of the rows on one axis, in a layout of rows."""
-    lane = row_lane(gl.arange(0, ROWS, layout=LAYOUT), SPEC, axis)
+    lane = row_lane(gl.arange(0, count(SPEC.rows), layout=LAYOUT), SPEC, axis)
     return span(tile, work.groups[axis], extents[axis], lane, SPEC, axis)
 
 
@@ -170,12 +198,17 @@ def pitch(SPEC: gl.constexpr, axis: gl.constexpr):
 
 
 @gluon.jit
+def still_seen(y, z, LAYOUT: gl.constexpr, SPEC: gl.constexpr):
+    """`[rows, columns of a chunk]`: whether axes 1 and 2 let a row see it."""
+    flat = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, LAYOUT))
+    seen = visible(y.low + column_lane(flat, SPEC, 1), y) & visible(z.low + column_lane(flat, SPEC, 2), z)
+    return seen & (flat < SPEC.columns[0] * SPEC.columns[1] * SPEC.columns[2])[None, :]
+
+
+@gluon.jit
 def still_hidden(y, z, SPEC: gl.constexpr):
     """`[rows, columns of a chunk]`: 0, or HIDDEN where axes 1 and 2 alone say that a row does not see it."""
-    flat = gl.arange(0, SPEC.width, layout=COLUMN)
-    seen = visible(y.low + column_lane(flat, SPEC, 1), y) & visible(z.low + column_lane(flat, SPEC, 2), z)
-    seen = seen & (flat < SPEC.columns[0] * SPEC.columns[1] * SPEC.columns[2])[None, :]
-    return gl.where(seen, 0.0, HIDDEN)
+    return gl.where(still_seen(y, z, products(SPEC.rows), SPEC), 0.0, HIDDEN)
 
 
 @gluon.jit
@@ -187,7 +220,7 @@ def hidden(still, chunk, x, SPEC: gl.constexpr):
         )
         return gl.where(inside[:, None], still, HIDDEN)
     else:
-        flat = gl.arange(0, SPEC.width, layout=COLUMN)
+        flat = gl.arange(0, SPEC.width, layout=above(SPEC.rows))
         return gl.where(visible(chunk * SPEC.columns[0] + column_lane(flat, SPEC, 0), x), still, HIDDEN)
 
 
@@ -207,10 +240,11 @@ class Source(NamedTuple):
 
 @gluon.jit
 def source(base, strides, y, z, LAYOUT: gl.constexpr, SPEC: gl.constexpr):
-    """Columns past the end repeat the last one."""
+    """Columns past the end repeat the last one; a group without columns repeats its first token."""
     flat = gl.arange(0, SPEC.width, layout=LAYOUT)
-    at_y = y.origin + gl.minimum(y.low + column_lane(flat, SPEC, 1), y.count - 1) * pitch(SPEC, 1)
-    at_z = z.origin + gl.minimum(z.low + column_lane(flat, SPEC, 2), z.count - 1) * pitch(SPEC, 2)
+    last_y, last_z = gl.maximum(y.count - 1, 0), gl.maximum(z.count - 1, 0)
+    at_y = y.origin + gl.minimum(y.low + column_lane(flat, SPEC, 1), last_y) * pitch(SPEC, 1)
+    at_z = z.origin + gl.minimum(z.low + column_lane(flat, SPEC, 2), last_z) * pitch(SPEC, 2)
     return Source(base, at_y * strides[1] + at_z * strides[2], strides[0])
 
 
@@ -226,10 +260,10 @@ def addresses(chunk, columns, x, LAYOUT: gl.constexpr, SPEC: gl.constexpr):
 
 
 @gluon.jit
-def copy_lines(ring, slot, at):
+def copy_lines(ring, slot, at, SPEC: gl.constexpr):
     """Start copying `[rows, dim]` at addresses in the layout of `tokens` into a slot of a ring."""
     DIM: gl.constexpr = ring.shape[2]
-    dims = gl.arange(0, DIM, layout=gl.SliceLayout(0, lines(DIM)))
+    dims = gl.arange(0, DIM, layout=gl.SliceLayout(0, lines(DIM, SPEC.rows)))
     async_copy.async_copy_global_to_shared(ring.index(slot), at[:, None] + dims[None, :])
 
 
@@ -239,11 +273,11 @@ def _copy_chunk(ring, chunk, columns, x, SPEC: gl.constexpr):
     slot = ring.index(chunk % SPEC.slots)
     if len(ring.shape) == 3:
         DIM: gl.constexpr = ring.shape[2]
-        at = addresses(chunk, columns, x, tokens(DIM), SPEC)
-        dims = gl.arange(0, DIM, layout=gl.SliceLayout(0, lines(DIM)))
+        at = addresses(chunk, columns, x, tokens(DIM, SPEC.rows), SPEC)
+        dims = gl.arange(0, DIM, layout=gl.SliceLayout(0, lines(DIM, SPEC.rows)))
         async_copy.async_copy_global_to_shared(slot, at[:, None] + dims[None, :])
     else:
-        async_copy.async_copy_global_to_shared(slot, addresses(chunk, columns, x, NUMBERS, SPEC))
+        async_copy.async_copy_global_to_shared(slot, addresses(chunk, columns, x, numbers(SPEC.rows), SPEC))
 
 
 @gluon.jit
@@ -288,17 +322,17 @@ def held(tile, x, work, extents, SPEC: gl.constexpr):
 
     Computed anew, for Triton 3.6 drops a value that a loop carries for the bounds of an inner loop alone.
     """
-    before = rows_of(tile - 1, work, extents, ROW, SPEC, 0)
+    before = rows_of(tile - 1, work, extents, beside(SPEC.rows), SPEC, 0)
     copied = gl.minimum(first_chunk(before, SPEC) + SPEC.slots, stop_chunk(x, SPEC))
     return gl.where(tile == work.tile, first_chunk(x, SPEC), copied)
 
 
 @gluon.jit
-def store_lines(base, tile, still, flat, rows):
+def store_lines(base, tile, still, flat, rows, SPEC: gl.constexpr):
     """Store `[ROWS, dim]`, in the layout of products, where spans and strides of tokens say."""
     DIM: gl.constexpr = rows.shape[1]
-    dims = gl.arange(0, DIM, layout=gl.SliceLayout(0, lines(DIM)))
-    held = gl.convert_layout(rows.to(base.dtype.element_ty), lines(DIM))
+    dims = gl.arange(0, DIM, layout=gl.SliceLayout(0, lines(DIM, SPEC.rows)))
+    held = gl.convert_layout(rows.to(base.dtype.element_ty), lines(DIM, SPEC.rows))
     at = row_offsets(tile, still, flat) * DIM
     inside = tile.inside & still[0].inside & still[1].inside
     gl.store(base + at[:, None] + dims[None, :], held, mask=inside[:, None])
@@ -312,16 +346,16 @@ def slot_after(slot, step, SPEC: gl.constexpr):
 
 
 @gluon.jit
-def score(left, ring, slot, start):
+def score(left, ring, slot, start, SPEC: gl.constexpr):
     """`start` plus the products of `[ROWS, dim]` with the columns in a slot."""
-    return mma_v2(left, ring.index(slot).permute((1, 0)).load(RIGHT), start)
+    return mma_v2(left, ring.index(slot).permute((1, 0)).load(factor(SPEC.rows, 1)), start)
 
 
 @gluon.jit
-def add(weights, ring, slot, total):
+def add(weights, ring, slot, total, SPEC: gl.constexpr):
     """`total` plus the columns in a slot, weighted."""
-    columns = ring.index(slot).load(RIGHT)
-    return mma_v2(gl.convert_layout(weights.to(columns.dtype), LEFT), columns, total)
+    columns = ring.index(slot).load(factor(SPEC.rows, 1))
+    return mma_v2(gl.convert_layout(weights.to(columns.dtype), factor(SPEC.rows, 0)), columns, total)
 
 
 @gluon.jit

@@ -9,22 +9,22 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 from .ring import (
-    COLUMN,
-    LEFT,
     LN_2,
     LOG2_E,
-    MMA,
-    NUMBERS,
-    ROW,
-    ROWS,
+    above,
     add,
+    beside,
     copy_lines,
+    count,
+    factor,
     fill,
     first_chunk,
     held,
     hidden,
     lines,
+    numbers,
     numbers_ring,
+    products,
     ring_of,
     row_offsets,
     rows_of,
@@ -52,10 +52,11 @@ def query_gradient(
     VALUE_DIM: gl.constexpr = SPEC.value_dim
     BLOCK: gl.constexpr = SPEC.block
     WIDTH: gl.constexpr = SPEC.width
+    ROWS: gl.constexpr = count(SPEC.rows)
     extents = (X, Y, Z)
     work = strip(heads, extents, SPEC)
-    still = still_rows(work, extents, ROW, SPEC)
-    begin = rows_of(work.tile, work, extents, ROW, SPEC, 0)
+    still = still_rows(work, extents, beside(SPEC.rows), SPEC)
+    begin = rows_of(work.tile, work, extents, beside(SPEC.rows), SPEC, 0)
     if begin.empty | still[0].empty | still[1].empty:
         return
     kv_head = work.head // group
@@ -67,58 +68,70 @@ def query_gradient(
     lse += flat
     delta += flat
     sources = (
-        source(key + work.batch * kb + kv_head * kn, (kx, ky, kz), still[0], still[1], tokens(DIM), SPEC),
         source(
-            value + work.batch * vb + kv_head * vn, (vx, vy, vz), still[0], still[1], tokens(VALUE_DIM), SPEC
+            key + work.batch * kb + kv_head * kn,
+            (kx, ky, kz),
+            still[0],
+            still[1],
+            tokens(DIM, SPEC.rows),
+            SPEC,
+        ),
+        source(
+            value + work.batch * vb + kv_head * vn,
+            (vx, vy, vz),
+            still[0],
+            still[1],
+            tokens(VALUE_DIM, SPEC.rows),
+            SPEC,
         ),
     )
     unseen = still_hidden(still[0], still[1], SPEC)
-    in_still = still_rows(work, extents, tokens(DIM), SPEC)
-    out_still = still_rows(work, extents, tokens(VALUE_DIM), SPEC)
+    in_still = still_rows(work, extents, tokens(DIM, SPEC.rows), SPEC)
+    out_still = still_rows(work, extents, tokens(VALUE_DIM, SPEC.rows), SPEC)
     queries, slopes = ring_of(query, 1, ROWS, DIM), ring_of(grad_out, 1, ROWS, VALUE_DIM)
     outs = ring_of(out, 1, ROWS, VALUE_DIM)
     keys, values = ring_of(key, SPEC.slots, WIDTH, DIM), ring_of(value, SPEC.slots, WIDTH, VALUE_DIM)
-    lead = rows_of(work.tile, work, extents, tokens(DIM), SPEC, 0)
-    copy_lines(queries, 0, query + row_offsets(lead, in_still, (qx, qy, qz)))
-    value_lead = rows_of(work.tile, work, extents, tokens(VALUE_DIM), SPEC, 0)
-    copy_lines(slopes, 0, grad_out + row_offsets(value_lead, out_still, (gx, gy, gz)))
-    copy_lines(outs, 0, out + row_offsets(value_lead, out_still, (fx, fy, fz)) * VALUE_DIM)
+    lead = rows_of(work.tile, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
+    copy_lines(queries, 0, query + row_offsets(lead, in_still, (qx, qy, qz)), SPEC)
+    value_lead = rows_of(work.tile, work, extents, tokens(VALUE_DIM, SPEC.rows), SPEC, 0)
+    copy_lines(slopes, 0, grad_out + row_offsets(value_lead, out_still, (gx, gy, gz)), SPEC)
+    copy_lines(outs, 0, out + row_offsets(value_lead, out_still, (fx, fy, fz)) * VALUE_DIM, SPEC)
     coming = gl.load(lse + row_offsets(begin, still, (fx, fy, fz)))
     for tile in range(work.tile, work.stop):
-        x = rows_of(tile, work, extents, ROW, SPEC, 0)
+        x = rows_of(tile, work, extents, beside(SPEC.rows), SPEC, 0)
         low, stop = first_chunk(x, SPEC), stop_chunk(x, SPEC)
         fill((keys, values), sources, held(tile, x, work, extents, SPEC), stop, x, SPEC)
         async_copy.commit_group()
-        ahead = rows_of(tile + 1, work, extents, tokens(DIM), SPEC, 0)
-        value_ahead = rows_of(tile + 1, work, extents, tokens(VALUE_DIM), SPEC, 0)
+        ahead = rows_of(tile + 1, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
+        value_ahead = rows_of(tile + 1, work, extents, tokens(VALUE_DIM, SPEC.rows), SPEC, 0)
         fill((keys, values), sources, stop, gl.minimum(stop_chunk(ahead, SPEC), low + SPEC.slots), x, SPEC)
         async_copy.commit_group()
         level = coming * LOG2_E
-        after = rows_of(tile + 1, work, extents, ROW, SPEC, 0)
+        after = rows_of(tile + 1, work, extents, beside(SPEC.rows), SPEC, 0)
         coming = gl.load(lse + row_offsets(after, still, (fx, fy, fz)))
         async_copy.wait_group(1)
-        q, g = queries.index(0).load(LEFT), slopes.index(0).load(LEFT)
-        o = outs.index(0).load(lines(VALUE_DIM)).to(gl.float32)
-        mean = gl.sum(o * slopes.index(0).load(lines(VALUE_DIM)).to(gl.float32), 1)
-        copy_lines(queries, 0, query + row_offsets(ahead, in_still, (qx, qy, qz)))
-        copy_lines(slopes, 0, grad_out + row_offsets(value_ahead, out_still, (gx, gy, gz)))
-        copy_lines(outs, 0, out + row_offsets(value_ahead, out_still, (fx, fy, fz)) * VALUE_DIM)
-        mean = gl.convert_layout(mean, ROW)
+        q, g = queries.index(0).load(factor(SPEC.rows, 0)), slopes.index(0).load(factor(SPEC.rows, 0))
+        o = outs.index(0).load(lines(VALUE_DIM, SPEC.rows)).to(gl.float32)
+        mean = gl.sum(o * slopes.index(0).load(lines(VALUE_DIM, SPEC.rows)).to(gl.float32), 1)
+        copy_lines(queries, 0, query + row_offsets(ahead, in_still, (qx, qy, qz)), SPEC)
+        copy_lines(slopes, 0, grad_out + row_offsets(value_ahead, out_still, (gx, gy, gz)), SPEC)
+        copy_lines(outs, 0, out + row_offsets(value_ahead, out_still, (fx, fy, fz)) * VALUE_DIM, SPEC)
+        mean = gl.convert_layout(mean, beside(SPEC.rows))
         at = row_offsets(x, still, (fx, fy, fz))
         if grad_lse is not None:
             mean -= gl.load(grad_lse + flat + at)
         gl.store(delta + at, mean, mask=x.inside & still[0].inside & still[1].inside)
-        less = gl.zeros([ROWS, WIDTH], gl.float32, MMA) - mean[:, None]
-        acc = gl.zeros([ROWS, DIM], gl.float32, MMA)
+        less = gl.zeros([ROWS, WIDTH], gl.float32, products(SPEC.rows)) - mean[:, None]
+        acc = gl.zeros([ROWS, DIM], gl.float32, products(SPEC.rows))
         for first in range(low, stop, BLOCK):
             place = first % SPEC.slots
             for step in gl.static_range(BLOCK):
                 slot = slot_after(place, step, SPEC)
-                scores = score(q, keys, slot, hidden(unseen, first + step, x, SPEC))
+                scores = score(q, keys, slot, hidden(unseen, first + step, x, SPEC), SPEC)
                 weights = gl.exp2(scores * scale - level[:, None])
-                acc = add(weights * score(g, values, slot, less), keys, slot, acc)
-        here = rows_of(tile, work, extents, tokens(DIM), SPEC, 0)
-        store_lines(grad_query, here, in_still, (fx, fy, fz), acc * (scale * LN_2))
+                acc = add(weights * score(g, values, slot, less, SPEC), keys, slot, acc, SPEC)
+        here = rows_of(tile, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
+        store_lines(grad_query, here, in_still, (fx, fy, fz), acc * (scale * LN_2), SPEC)
 
 
 @gluon.jit
@@ -134,32 +147,40 @@ def key_gradient(
     VALUE_DIM: gl.constexpr = SPEC.value_dim
     BLOCK: gl.constexpr = SPEC.block
     WIDTH: gl.constexpr = SPEC.width
+    ROWS: gl.constexpr = count(SPEC.rows)
     extents = (X, Y, Z)
     work = strip(heads, extents, SPEC)
-    still = still_rows(work, extents, ROW, SPEC)
-    begin = rows_of(work.tile, work, extents, ROW, SPEC, 0)
+    still = still_rows(work, extents, beside(SPEC.rows), SPEC)
+    begin = rows_of(work.tile, work, extents, beside(SPEC.rows), SPEC, 0)
     if begin.empty | still[0].empty | still[1].empty:
         return
     key += work.batch * kb + work.head * kn
     value += work.batch * vb + work.head * vn
     flat = work.batch * fb + work.head
     sources = (
-        source(query + work.batch * qb + work.head * qn, (qx, qy, qz), still[0], still[1], tokens(DIM), SPEC),
+        source(
+            query + work.batch * qb + work.head * qn,
+            (qx, qy, qz),
+            still[0],
+            still[1],
+            tokens(DIM, SPEC.rows),
+            SPEC,
+        ),
         source(
             grad_out + work.batch * gb + work.head * gn,
             (gx, gy, gz),
             still[0],
             still[1],
-            tokens(VALUE_DIM),
+            tokens(VALUE_DIM, SPEC.rows),
             SPEC,
         ),
-        source(lse + flat, (fx, fy, fz), still[0], still[1], NUMBERS, SPEC),
-        source(delta + flat, (fx, fy, fz), still[0], still[1], NUMBERS, SPEC),
+        source(lse + flat, (fx, fy, fz), still[0], still[1], numbers(SPEC.rows), SPEC),
+        source(delta + flat, (fx, fy, fz), still[0], still[1], numbers(SPEC.rows), SPEC),
     )
     unseen = still_hidden(still[0], still[1], SPEC)
-    nothing = gl.zeros([ROWS, WIDTH], gl.float32, MMA)
-    in_still = still_rows(work, extents, tokens(DIM), SPEC)
-    out_still = still_rows(work, extents, tokens(VALUE_DIM), SPEC)
+    nothing = gl.zeros([ROWS, WIDTH], gl.float32, products(SPEC.rows))
+    in_still = still_rows(work, extents, tokens(DIM, SPEC.rows), SPEC)
+    out_still = still_rows(work, extents, tokens(VALUE_DIM, SPEC.rows), SPEC)
     keys, values = ring_of(key, 1, ROWS, DIM), ring_of(value, 1, ROWS, VALUE_DIM)
     rings = (
         ring_of(query, SPEC.slots, WIDTH, DIM),
@@ -167,44 +188,50 @@ def key_gradient(
         numbers_ring(SPEC.slots, WIDTH),
         numbers_ring(SPEC.slots, WIDTH),
     )
-    lead = rows_of(work.tile, work, extents, tokens(DIM), SPEC, 0)
-    copy_lines(keys, 0, key + row_offsets(lead, in_still, (kx, ky, kz)))
-    value_lead = rows_of(work.tile, work, extents, tokens(VALUE_DIM), SPEC, 0)
-    copy_lines(values, 0, value + row_offsets(value_lead, out_still, (vx, vy, vz)))
+    lead = rows_of(work.tile, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
+    copy_lines(keys, 0, key + row_offsets(lead, in_still, (kx, ky, kz)), SPEC)
+    value_lead = rows_of(work.tile, work, extents, tokens(VALUE_DIM, SPEC.rows), SPEC, 0)
+    copy_lines(values, 0, value + row_offsets(value_lead, out_still, (vx, vy, vz)), SPEC)
     for tile in range(work.tile, work.stop):
-        x = rows_of(tile, work, extents, ROW, SPEC, 0)
+        x = rows_of(tile, work, extents, beside(SPEC.rows), SPEC, 0)
         low, stop = first_chunk(x, SPEC), stop_chunk(x, SPEC)
         fill(rings, sources, held(tile, x, work, extents, SPEC), stop, x, SPEC)
         async_copy.commit_group()
-        ahead = rows_of(tile + 1, work, extents, tokens(DIM), SPEC, 0)
-        value_ahead = rows_of(tile + 1, work, extents, tokens(VALUE_DIM), SPEC, 0)
+        ahead = rows_of(tile + 1, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
+        value_ahead = rows_of(tile + 1, work, extents, tokens(VALUE_DIM, SPEC.rows), SPEC, 0)
         fill(rings, sources, stop, gl.minimum(stop_chunk(ahead, SPEC), low + SPEC.slots), x, SPEC)
         async_copy.commit_group()
         async_copy.wait_group(1)
-        k, v = keys.index(0).load(LEFT), values.index(0).load(LEFT)
-        copy_lines(keys, 0, key + row_offsets(ahead, in_still, (kx, ky, kz)))
-        copy_lines(values, 0, value + row_offsets(value_ahead, out_still, (vx, vy, vz)))
-        acc_key = gl.zeros([ROWS, DIM], gl.float32, MMA)
-        acc_value = gl.zeros([ROWS, VALUE_DIM], gl.float32, MMA)
+        k, v = keys.index(0).load(factor(SPEC.rows, 0)), values.index(0).load(factor(SPEC.rows, 0))
+        copy_lines(keys, 0, key + row_offsets(ahead, in_still, (kx, ky, kz)), SPEC)
+        copy_lines(values, 0, value + row_offsets(value_ahead, out_still, (vx, vy, vz)), SPEC)
+        acc_key = gl.zeros([ROWS, DIM], gl.float32, products(SPEC.rows))
+        acc_value = gl.zeros([ROWS, VALUE_DIM], gl.float32, products(SPEC.rows))
         for first in range(low, stop, BLOCK):
             place = first % SPEC.slots
             for step in gl.static_range(BLOCK):
                 slot = slot_after(place, step, SPEC)
-                scores = score(k, rings[0], slot, hidden(unseen, first + step, x, SPEC))
-                level = rings[2].index(slot).load(COLUMN) * LOG2_E
+                scores = score(k, rings[0], slot, hidden(unseen, first + step, x, SPEC), SPEC)
+                level = rings[2].index(slot).load(above(SPEC.rows)) * LOG2_E
                 weights = gl.exp2(scores * scale - level[None, :])
-                acc_value = add(weights, rings[1], slot, acc_value)
-                less = nothing - rings[3].index(slot).load(COLUMN)[None, :]
-                acc_key = add(weights * score(v, rings[1], slot, less), rings[0], slot, acc_key)
-        here = rows_of(tile, work, extents, tokens(DIM), SPEC, 0)
+                acc_value = add(weights, rings[1], slot, acc_value, SPEC)
+                less = nothing - rings[3].index(slot).load(above(SPEC.rows))[None, :]
+                acc_key = add(weights * score(v, rings[1], slot, less, SPEC), rings[0], slot, acc_key, SPEC)
+        here = rows_of(tile, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
         store_lines(
             grad_key + (work.batch * rb + work.head) * DIM,
             here,
             in_still,
             (rx, ry, rz),
             acc_key * (scale * LN_2),
+            SPEC,
         )
-        here = rows_of(tile, work, extents, tokens(VALUE_DIM), SPEC, 0)
+        here = rows_of(tile, work, extents, tokens(VALUE_DIM, SPEC.rows), SPEC, 0)
         store_lines(
-            grad_value + (work.batch * rb + work.head) * VALUE_DIM, here, out_still, (rx, ry, rz), acc_value
+            grad_value + (work.batch * rb + work.head) * VALUE_DIM,
+            here,
+            out_still,
+            (rx, ry, rz),
+            acc_value,
+            SPEC,
         )

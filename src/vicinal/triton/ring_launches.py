@@ -20,6 +20,8 @@ from .support import GLUON, installed
 # A scale below this could bring a hidden score back among the others.
 LEAST_SCALE = 1e-10
 PROGRAMS = 2**31 - 1
+# The largest offset inside one batch entry.
+LARGEST = 2**31 - 1
 
 
 @lru_cache(1)
@@ -82,7 +84,7 @@ def forward_launch(problem: Problem, scale: float, given: Strides) -> Launch | N
         *_flat(sweep, problem, problem.outputs, problem.heads),
     )
     grid = sweep.programs * problem.batch * problem.heads
-    return Launch(ring_forward.attend, grid, numbers, (sweep.spec,), num_warps=1)
+    return Launch(ring_forward.attend, grid, numbers, (sweep.spec,), num_warps=prod(sweep.spec.rows) // 16)
 
 
 @lru_cache(4096)
@@ -100,7 +102,9 @@ def query_gradient_launch(problem: Problem, scale: float, given: Strides) -> Lau
         *_flat(sweep, problem, problem.outputs, problem.heads),
     )
     grid = sweep.programs * problem.batch * problem.heads
-    return Launch(ring_backward.query_gradient, grid, numbers, (sweep.spec,), num_warps=1)
+    return Launch(
+        ring_backward.query_gradient, grid, numbers, (sweep.spec,), num_warps=prod(sweep.spec.rows) // 16
+    )
 
 
 @lru_cache(4096)
@@ -119,4 +123,32 @@ def key_gradient_launch(problem: Problem, scale: float, given: Strides) -> Launc
         *_flat(sweep, problem, problem.lengths, problem.heads),
     )
     grid = sweep.programs * problem.batch * problem.heads
-    return Launch(ring_backward.key_gradient, grid, numbers, (sweep.spec,), num_warps=1)
+    return Launch(
+        ring_backward.key_gradient, grid, numbers, (sweep.spec,), num_warps=prod(sweep.spec.rows) // 16
+    )
+
+
+@lru_cache(4096)
+def walk_launch(problem: Problem, scale: float | None, *given: tuple[int, ...]) -> Launch | None:
+    """The walk `problem.operation`, whose tensors besides weights have the strides `given`."""
+    sweep = ring_plan.walk(problem)
+    weights = prod(problem.outputs) * problem.heads * prod(problem.window)
+    inverse = problem.operation == "mix_back"
+    rows, columns = (given, ()) if inverse else (given[:-1], given[-1:])
+    if sweep is None or weights > LARGEST or not _fits(sweep, problem, 1.0, rows, columns):
+        return None
+    from . import ring_walks
+
+    kernel = {"dot": ring_walks.dot, "mix": ring_walks.mix, "mix_back": ring_walks.mix_back}
+    sizes = (*(1,) * (3 - problem.rank), *problem.window)
+    slots = [prod(sizes[axis + 1 :]) for axis in sweep.order]
+    numbers = (
+        *(() if scale is None else (scale,)),
+        *((problem.heads,) if inverse else (problem.heads, problem.heads // problem.kv_heads)),
+        *_numbers(sweep, problem, *((x, True) for x in rows), *((x, False) for x in columns)),
+        *_flat(sweep, problem, problem.outputs, problem.heads),
+        *(_flat(sweep, problem, problem.lengths, problem.heads) if inverse else ()),
+    )
+    grid = sweep.programs * problem.batch * problem.heads
+    constants = (sweep.spec, tuple(slots))
+    return Launch(kernel[problem.operation], grid, numbers, constants, num_warps=prod(sweep.spec.rows) // 16)

@@ -1,6 +1,7 @@
 """Boxes of the sweeps over small windows, from exact counts and a cost model; nothing is timed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise, product
 from math import ceil, prod
@@ -91,6 +92,13 @@ def key_gradient(problem: Problem) -> Sweep | None:
     return _best(problem, True, False)
 
 
+@lru_cache(4096)
+def walk(problem: Problem) -> Sweep | None:
+    """The sweep of the walk `problem.operation`; its `dim` is that of the vectors."""
+    dim = problem.dim if problem.operation == "dot" else problem.value_dim
+    return _best(replace(problem, dim=dim, value_dim=dim), problem.operation == "mix_back", False)
+
+
 def _best(problem: Problem, inverse: bool, whole: bool) -> Sweep | None:
     if not _computes(problem) or (inverse and problem.heads != problem.kv_heads):
         return None
@@ -107,18 +115,18 @@ def _computes(problem: Problem) -> bool:
     return problem.dtype in ("float16", "bfloat16") and dims
 
 
-def _sweeps(problem: Problem, inverse: bool, whole: bool) -> Iterator[tuple[float, Sweep]]:
+def _sweeps(problem: Problem, inverse: bool, whole: bool, count: int = ROWS) -> Iterator[tuple[float, Sweep]]:
     """Every sweep that fits, with its cost."""
     axes = three_axes(problem.axes)
     extents = [axis.length if inverse else axis.outputs for axis in axes]
-    for along, rows, depth in product(range(3), tiling.boxes(ROWS, 3, extents), DEPTHS):
+    for along, rows, depth in product(range(3), tiling.boxes(count, 3, extents), DEPTHS):
         if axes[along].length > 1 or prod(problem.lengths) == 1:
             order = ORDERS[along]
             x, y, z = ((axes[axis], rows[axis]) for axis in order)
             cost, spec, programs = _sweep(problem, x, (y, z), depth, inverse, whole)
             if (
                 spec.width * spec.block <= COLUMNS
-                and _ring_bytes(problem, spec.slots * spec.width) <= RING_BYTES
+                and _ring_bytes(problem, spec.slots * spec.width) <= RING_BYTES * count // 16
             ):
                 yield cost, Sweep(spec, order, programs)
 

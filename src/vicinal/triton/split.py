@@ -5,8 +5,8 @@ from math import prod
 from torch import Tensor
 
 from ..problem import Problem
-from .launch import rows_aligned
-from .launches import walk_launch
+from . import launches, ring_launches
+from .launch import addresses_aligned, rows_aligned
 
 
 def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float) -> Tensor:
@@ -17,7 +17,12 @@ def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: floa
     weights = x.new_full(shape, fill) if holes else x.new_empty(shape)
     if weights.numel():
         bias = None if bias is None else bias.float().contiguous()
-        walk_launch(problem, scale, x.stride(), y.stride())(x, y, bias, weights)
+        steps = (problem, scale, x.stride(), y.stride())
+        sweep = ring_launches.walk_launch(*steps)
+        if sweep is not None and addresses_aligned((x, y)):
+            sweep(x, y, weights)
+        else:
+            launches.walk_launch(*steps)(x, y, bias, weights)
     return weights
 
 
@@ -26,7 +31,7 @@ def mix(problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
     weights, y = weights.contiguous(), rows_aligned(y)
     out = y.new_empty((*weights.shape[:-1], y.shape[-1]))
     if out.numel():
-        walk_launch(problem, None, y.stride())(weights, y, out)
+        _walk(problem, weights, y, out)
     return out
 
 
@@ -35,5 +40,12 @@ def mix_back(problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
     weights, x = weights.contiguous(), rows_aligned(x)
     out = x.new_empty((x.shape[0], *problem.lengths, problem.kv_heads, x.shape[-1]))
     if out.numel():
-        walk_launch(problem, None, x.stride())(weights, x, out)
+        _walk(problem, weights, x, out)
     return out
+
+
+def _walk(problem: Problem, weights: Tensor, rows: Tensor, out: Tensor) -> None:
+    """Run `mix` or `mix_back`."""
+    steps = (problem, None, rows.stride())
+    sweep = ring_launches.walk_launch(*steps) if addresses_aligned((rows,)) else None
+    (launches.walk_launch(*steps) if sweep is None else sweep)(weights, rows, out)

@@ -1,0 +1,271 @@
+"""The walks of the split operations on rings, over weights `[batch, *outputs, heads, slots]`.
+
+Weights are contiguous, and their rows odd: they move in a layout of their own, in which a warp touches few
+rows at once. `f` are strides of their rows, `PITCH` those of slots, both in the sweep's order of axes. A slot
+that holds no key is neither read nor written.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+
+from .ring import (
+    add,
+    beside,
+    column_lane,
+    copy_lines,
+    count,
+    factor,
+    fill,
+    first_chunk,
+    held,
+    products,
+    ring_of,
+    row_offsets,
+    rows_of,
+    score,
+    slot_after,
+    source,
+    still_rows,
+    still_seen,
+    stop_chunk,
+    store_lines,
+    strip,
+    tokens,
+)
+from .window import window
+
+# Farther than any column is from a row that sees it.
+FAR = gl.constexpr(1 << 30)
+
+
+@gluon.constexpr_function
+def across(width, sides):
+    """Layout of `[ROWS, width]` weights in registers: neighboring threads hold neighboring slots of a row."""
+    return gl.BlockedLayout([1, 1], [32 // min(width, 32), min(width, 32)], [count(sides) // 16, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def along(sides):
+    """The same where rows are keys: they are what holds neighboring slots."""
+    return gl.BlockedLayout([1, 1], [16, 2], [count(sides) // 16, 1], [0, 1])
+
+
+@gluon.jit
+def _distances(x, still, SPEC: gl.constexpr, LAYOUT: gl.constexpr):
+    """`[ROWS, columns of chunk 0]`: how far along axis 0 a column lies after the first that a row sees.
+
+    A row sees those of chunk `c` that, `c` chunks farther, lie at less than `x.stop - x.start`.
+    """
+    lane = column_lane(gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, LAYOUT)), SPEC, 0)
+    return gl.where(still, lane[None, :] - x.start[:, None], FAR)
+
+
+@gluon.jit
+def _seen(distances, chunk, x, SPEC: gl.constexpr):
+    count = (x.stop - x.start).to(gl.uint32, bitcast=True)
+    return (distances + chunk * SPEC.columns[0]).to(gl.uint32, bitcast=True) < count[:, None]
+
+
+@gluon.jit
+def _query_slots(x, still, flat, SPEC: gl.constexpr, PITCH: gl.constexpr, LAYOUT: gl.constexpr):
+    """`[ROWS, columns of chunk 0]`: offsets of weights, where rows are queries."""
+    COUNT: gl.constexpr = SPEC.rules[0].size * SPEC.rules[1].size * SPEC.rules[2].size
+    y, z = still
+    column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, LAYOUT))
+    slot = column_lane(column, SPEC, 0) * PITCH[0]
+    slot += (y.low + column_lane(column, SPEC, 1)) * PITCH[1]
+    slot += (z.low + column_lane(column, SPEC, 2)) * PITCH[2]
+    first = x.start * PITCH[0] + y.start * PITCH[1] + z.start * PITCH[2]
+    return (row_offsets(x, still, flat) * COUNT - first)[:, None] + slot[None, :]
+
+
+@gluon.jit
+def _viewed(at, span, stride, SPEC: gl.constexpr, PITCH: gl.constexpr, axis: gl.constexpr):
+    """Offset of the first weight of the query at column `at`, less that of its key, on one axis."""
+    RULE: gl.constexpr = SPEC.rules[axis]
+    COUNT: gl.constexpr = SPEC.rules[0].size * SPEC.rules[1].size * SPEC.rules[2].size
+    start = window(span.base + at * RULE.step, span.tokens, RULE).start
+    return (span.origin + at * RULE.period) * (stride * COUNT) - start * PITCH[axis]
+
+
+@gluon.jit
+def _key_slots(y, z, flat, SPEC: gl.constexpr, PITCH: gl.constexpr, LAYOUT: gl.constexpr):
+    """`[ROWS, columns of a chunk]`: what axes 1 and 2 add to offsets of weights, where rows are keys."""
+    column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, LAYOUT))
+    at_y = gl.minimum(y.low + column_lane(column, SPEC, 1), y.count - 1)
+    at_z = gl.minimum(z.low + column_lane(column, SPEC, 2), z.count - 1)
+    slots = _viewed(at_y, y, flat[1], SPEC, PITCH, 1) + _viewed(at_z, z, flat[2], SPEC, PITCH, 2)
+    return (y.place * PITCH[1] + z.place * PITCH[2])[:, None] + slots[None, :]
+
+
+@gluon.jit
+def dot(
+    x, y, weights,
+    scale, heads, group, X, Y, Z,
+    xb, xx, xy, xz, xn, yb, yx, yy, yz, yn, fb, fx, fy, fz,
+    SPEC: gl.constexpr, PITCH: gl.constexpr,
+):  # fmt: skip
+    """`weights[i, s] = scale * x[i] . y[key s of i]`."""
+    DIM: gl.constexpr = SPEC.dim
+    BLOCK: gl.constexpr = SPEC.block
+    WIDTH: gl.constexpr = SPEC.width
+    ROWS: gl.constexpr = count(SPEC.rows)
+    LAYOUT: gl.constexpr = across(WIDTH, SPEC.rows)
+    BESIDE: gl.constexpr = gl.SliceLayout(1, LAYOUT)
+    COUNT: gl.constexpr = SPEC.rules[0].size * SPEC.rules[1].size * SPEC.rules[2].size
+    extents = (X, Y, Z)
+    work = strip(heads, extents, SPEC)
+    still = still_rows(work, extents, beside(SPEC.rows), SPEC)
+    begin = rows_of(work.tile, work, extents, beside(SPEC.rows), SPEC, 0)
+    if begin.empty | still[0].empty | still[1].empty:
+        return
+    x += work.batch * xb + work.head * xn
+    weights += (work.batch * fb + work.head) * COUNT
+    columns = y + work.batch * yb + work.head // group * yn
+    sources = (source(columns, (yx, yy, yz), still[0], still[1], tokens(DIM, SPEC.rows), SPEC),)
+    in_still = still_rows(work, extents, tokens(DIM, SPEC.rows), SPEC)
+    to_still = still_rows(work, extents, BESIDE, SPEC)
+    seen = still_seen(to_still[0], to_still[1], LAYOUT, SPEC)
+    seen = seen & (to_still[0].inside & to_still[1].inside)[:, None]
+    nothing = gl.zeros([ROWS, WIDTH], gl.float32, products(SPEC.rows))
+    rows, ring = ring_of(x, 1, ROWS, DIM), ring_of(y, SPEC.slots, WIDTH, DIM)
+    lead = rows_of(work.tile, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
+    copy_lines(rows, 0, x + row_offsets(lead, in_still, (xx, xy, xz)), SPEC)
+    for tile in range(work.tile, work.stop):
+        here = rows_of(tile, work, extents, beside(SPEC.rows), SPEC, 0)
+        low, stop = first_chunk(here, SPEC), stop_chunk(here, SPEC)
+        fill((ring,), sources, held(tile, here, work, extents, SPEC), stop, here, SPEC)
+        async_copy.commit_group()
+        ahead = rows_of(tile + 1, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
+        fill((ring,), sources, stop, gl.minimum(stop_chunk(ahead, SPEC), low + SPEC.slots), here, SPEC)
+        async_copy.commit_group()
+        to = rows_of(tile, work, extents, BESIDE, SPEC, 0)
+        far = _distances(to, seen & to.inside[:, None], SPEC, LAYOUT)
+        at = weights + _query_slots(to, to_still, (fx, fy, fz), SPEC, PITCH, LAYOUT)
+        async_copy.wait_group(1)
+        left = rows.index(0).load(factor(SPEC.rows, 0))
+        copy_lines(rows, 0, x + row_offsets(ahead, in_still, (xx, xy, xz)), SPEC)
+        for first in range(low, stop, BLOCK):
+            place = first % SPEC.slots
+            first_at = at + first * (SPEC.columns[0] * PITCH[0])
+            for step in gl.static_range(BLOCK):
+                found = score(left, ring, slot_after(place, step, SPEC), nothing, SPEC) * scale
+                found = gl.convert_layout(found.to(weights.dtype.element_ty), LAYOUT)
+                mask = _seen(far, first + step, to, SPEC)
+                gl.store(first_at + step * SPEC.columns[0] * PITCH[0], found, mask=mask)
+
+
+@gluon.jit
+def mix(
+    weights, y, out,
+    heads, group, X, Y, Z,
+    yb, yx, yy, yz, yn, fb, fx, fy, fz,
+    SPEC: gl.constexpr, PITCH: gl.constexpr,
+):  # fmt: skip
+    """`out[i]`, the sum over `s` of `weights[i, s] * y[key s of i]`."""
+    DIM: gl.constexpr = SPEC.dim
+    BLOCK: gl.constexpr = SPEC.block
+    WIDTH: gl.constexpr = SPEC.width
+    ROWS: gl.constexpr = count(SPEC.rows)
+    LAYOUT: gl.constexpr = across(WIDTH, SPEC.rows)
+    BESIDE: gl.constexpr = gl.SliceLayout(1, LAYOUT)
+    COUNT: gl.constexpr = SPEC.rules[0].size * SPEC.rules[1].size * SPEC.rules[2].size
+    extents = (X, Y, Z)
+    work = strip(heads, extents, SPEC)
+    still = still_rows(work, extents, BESIDE, SPEC)
+    begin = rows_of(work.tile, work, extents, BESIDE, SPEC, 0)
+    if begin.empty | still[0].empty | still[1].empty:
+        return
+    flat = work.batch * fb + work.head
+    weights += flat * COUNT
+    columns = y + work.batch * yb + work.head // group * yn
+    sources = (source(columns, (yx, yy, yz), still[0], still[1], tokens(DIM, SPEC.rows), SPEC),)
+    out_still = still_rows(work, extents, tokens(DIM, SPEC.rows), SPEC)
+    seen = still_seen(still[0], still[1], LAYOUT, SPEC)
+    ring = ring_of(y, SPEC.slots, WIDTH, DIM)
+    for tile in range(work.tile, work.stop):
+        here = rows_of(tile, work, extents, BESIDE, SPEC, 0)
+        low, stop = first_chunk(here, SPEC), stop_chunk(here, SPEC)
+        fill((ring,), sources, held(tile, here, work, extents, SPEC), stop, here, SPEC)
+        async_copy.commit_group()
+        ahead = rows_of(tile + 1, work, extents, BESIDE, SPEC, 0)
+        fill((ring,), sources, stop, gl.minimum(stop_chunk(ahead, SPEC), low + SPEC.slots), here, SPEC)
+        async_copy.commit_group()
+        far = _distances(here, seen, SPEC, LAYOUT)
+        at = weights + _query_slots(here, still, (fx, fy, fz), SPEC, PITCH, LAYOUT)
+        acc = gl.zeros([ROWS, DIM], gl.float32, products(SPEC.rows))
+        for first in range(low, stop, BLOCK):
+            first_at = at + first * (SPEC.columns[0] * PITCH[0])
+            some = ()
+            for step in gl.static_range(BLOCK):
+                mask = _seen(far, first + step, here, SPEC)
+                found = gl.load(first_at + step * SPEC.columns[0] * PITCH[0], mask=mask, other=0.0)
+                # Triton compiles no starred tuple.
+                some = some + (found,)  # noqa: RUF005
+            async_copy.wait_group(1)
+            place = first % SPEC.slots
+            for step in gl.static_range(BLOCK):
+                acc = add(some[step], ring, slot_after(place, step, SPEC), acc, SPEC)
+        to = rows_of(tile, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
+        store_lines(out + flat * DIM, to, out_still, (fx, fy, fz), acc, SPEC)
+
+
+@gluon.jit
+def mix_back(
+    weights, x, out,
+    heads, X, Y, Z,
+    xb, xx, xy, xz, xn, fb, fx, fy, fz, rb, rx, ry, rz,
+    SPEC: gl.constexpr, PITCH: gl.constexpr,
+):  # fmt: skip
+    """`out[j]`, the sum over outputs `i` that see key `j` of `weights[i, s] * x[i]`, in tokens `r` apart."""
+    DIM: gl.constexpr = SPEC.dim
+    BLOCK: gl.constexpr = SPEC.block
+    WIDTH: gl.constexpr = SPEC.width
+    ROWS: gl.constexpr = count(SPEC.rows)
+    LAYOUT: gl.constexpr = along(SPEC.rows)
+    BESIDE: gl.constexpr = gl.SliceLayout(1, LAYOUT)
+    COUNT: gl.constexpr = SPEC.rules[0].size * SPEC.rules[1].size * SPEC.rules[2].size
+    extents = (X, Y, Z)
+    work = strip(heads, extents, SPEC)
+    still = still_rows(work, extents, BESIDE, SPEC)
+    begin = rows_of(work.tile, work, extents, BESIDE, SPEC, 0)
+    if begin.empty | still[0].empty | still[1].empty:
+        return
+    weights += (work.batch * fb + work.head) * COUNT
+    columns = x + work.batch * xb + work.head * xn
+    sources = (source(columns, (xx, xy, xz), still[0], still[1], tokens(DIM, SPEC.rows), SPEC),)
+    out_still = still_rows(work, extents, tokens(DIM, SPEC.rows), SPEC)
+    seen = still_seen(still[0], still[1], LAYOUT, SPEC)
+    slots = _key_slots(still[0], still[1], (fx, fy, fz), SPEC, PITCH, LAYOUT)
+    lane = column_lane(gl.arange(0, WIDTH, layout=gl.SliceLayout(0, LAYOUT)), SPEC, 0)
+    ring = ring_of(x, SPEC.slots, WIDTH, DIM)
+    for tile in range(work.tile, work.stop):
+        here = rows_of(tile, work, extents, BESIDE, SPEC, 0)
+        low, stop = first_chunk(here, SPEC), stop_chunk(here, SPEC)
+        fill((ring,), sources, held(tile, here, work, extents, SPEC), stop, here, SPEC)
+        async_copy.commit_group()
+        ahead = rows_of(tile + 1, work, extents, BESIDE, SPEC, 0)
+        fill((ring,), sources, stop, gl.minimum(stop_chunk(ahead, SPEC), low + SPEC.slots), here, SPEC)
+        async_copy.commit_group()
+        far = _distances(here, seen, SPEC, LAYOUT)
+        at = weights + (slots + (here.place * PITCH[0])[:, None])
+        acc = gl.zeros([ROWS, DIM], gl.float32, products(SPEC.rows))
+        for first in range(low, stop, BLOCK):
+            some = ()
+            for step in gl.static_range(BLOCK):
+                mask = _seen(far, first + step, here, SPEC)
+                column = gl.minimum((first + step) * SPEC.columns[0] + lane, here.count - 1)
+                if SPEC.columns[0] == 1:
+                    column = gl.minimum(first + step, here.count - 1)
+                moved = _viewed(column, here, fx, SPEC, PITCH, 0)
+                if SPEC.columns[0] > 1:
+                    moved = moved[None, :]
+                found = gl.load(at + moved, mask=mask, other=0.0)
+                some = some + (found,)  # noqa: RUF005
+            async_copy.wait_group(1)
+            place = first % SPEC.slots
+            for step in gl.static_range(BLOCK):
+                acc = add(some[step], ring, slot_after(place, step, SPEC), acc, SPEC)
+        to = rows_of(tile, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
+        store_lines(out + (work.batch * rb + work.head) * DIM, to, out_still, (rx, ry, rz), acc, SPEC)
