@@ -1,6 +1,6 @@
-"""Small windows, in Gluon: one warp sweeps along an axis and keeps the columns that its tiles see in a ring.
+"""Small windows, in Gluon: a program sweeps along an axis and keeps the columns that its tiles see in a ring.
 
-A program computes tiles of 16 rows, one after another along axis 0; the other two axes stand still. Columns
+It computes tiles of 16 rows a warp, one after another along axis 0; the other two axes stand still. Columns
 arrive in chunks that are `columns[0]` positions deep along axis 0 and hold all that the tiles see along the
 others. Chunk `c` lies in slot `c % slots` of a ring in shared memory, so that a tile copies only what the one
 before it did not see. Rows are queries and columns keys, or the other way round where `SPEC.inverse`.
@@ -12,67 +12,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
+from .ring_layouts import above, beside, count, factor, lines, numbers, products, swizzled, tokens
 from .window import key_span, key_tiles, query_span, query_tiles, visible
 
 # Finite, and what a product adds to it is lost: a hidden score keeps this value whatever its key holds.
 HIDDEN = gl.constexpr(-1.0e30)
 LOG2_E = gl.constexpr(1.4426950408889634)
 LN_2 = gl.constexpr(0.6931471805599453)
-
-
-@gluon.constexpr_function
-def count(sides):
-    """Rows of a tile."""
-    return sides[0] * sides[1] * sides[2]
-
-
-@gluon.constexpr_function
-def products(sides):
-    """Layout of products, of which every warp computes 16 rows."""
-    return gl.NVMMADistributedLayout([2, 0], [count(sides) // 16, 1], [16, 8])
-
-
-@gluon.constexpr_function
-def factor(sides, side):
-    """Layout of the left (0) or right (1) factor of a product."""
-    return gl.DotOperandLayout(side, products(sides), 2)
-
-
-@gluon.constexpr_function
-def beside(sides):
-    """Layout of one number for each row of a product."""
-    return gl.SliceLayout(1, products(sides))
-
-
-@gluon.constexpr_function
-def above(sides):
-    """Layout of one number for each column of a product."""
-    return gl.SliceLayout(0, products(sides))
-
-
-@gluon.constexpr_function
-def numbers(sides):
-    """Layout of numbers to copy."""
-    return gl.BlockedLayout([1], [32], [count(sides) // 16], [0])
-
-
-@gluon.constexpr_function
-def lines(dim, sides):
-    """Layout of `[rows, dim]` in registers: 16 bytes a thread."""
-    return gl.BlockedLayout([1, 8], [256 // dim, dim // 8], [count(sides) // 16, 1], [1, 0])
-
-
-@gluon.constexpr_function
-def tokens(dim, sides):
-    """Layout of `[rows]` beside `lines`."""
-    return gl.SliceLayout(1, lines(dim, sides))
-
-
-@gluon.constexpr_function
-def swizzled(dim):
-    """Layout of `[slots, rows, dim]` in shared memory: eight rows of 16 bytes lie in different banks."""
-    phase = max(1, 64 // dim)
-    return gl.SwizzledSharedLayout(8, phase, 8 // phase, [1, 0])
 
 
 class Strip(NamedTuple):
@@ -239,8 +185,9 @@ class Source(NamedTuple):
 
 
 @gluon.jit
-def source(base, strides, y, z, LAYOUT: gl.constexpr, SPEC: gl.constexpr):
+def source(base, strides, still, LAYOUT: gl.constexpr, SPEC: gl.constexpr):
     """Columns past the end repeat the last one; a group without columns repeats its first token."""
+    y, z = still
     flat = gl.arange(0, SPEC.width, layout=LAYOUT)
     last_y, last_z = gl.maximum(y.count - 1, 0), gl.maximum(z.count - 1, 0)
     at_y = y.origin + gl.minimum(y.low + column_lane(flat, SPEC, 1), last_y) * pitch(SPEC, 1)
@@ -257,14 +204,6 @@ def addresses(chunk, columns, x, LAYOUT: gl.constexpr, SPEC: gl.constexpr):
         lane = column_lane(gl.arange(0, SPEC.width, layout=LAYOUT), SPEC, 0)
         at = gl.minimum(chunk * SPEC.columns[0] + lane, x.count - 1)
     return columns.base + ((x.origin + at * pitch(SPEC, 0)) * columns.stride + columns.still)
-
-
-@gluon.jit
-def copy_lines(ring, slot, at, SPEC: gl.constexpr):
-    """Start copying `[rows, dim]` at addresses in the layout of `tokens` into a slot of a ring."""
-    DIM: gl.constexpr = ring.shape[2]
-    dims = gl.arange(0, DIM, layout=gl.SliceLayout(0, lines(DIM, SPEC.rows)))
-    async_copy.async_copy_global_to_shared(ring.index(slot), at[:, None] + dims[None, :])
 
 
 @gluon.jit
@@ -305,6 +244,13 @@ def still_rows(work, extents, LAYOUT: gl.constexpr, SPEC: gl.constexpr):
 
 
 @gluon.jit
+def is_empty(work, still, extents, SPEC: gl.constexpr):
+    """Whether a program has no rows: a ragged dilation group ended before them."""
+    first = rows_of(work.tile, work, extents, beside(SPEC.rows), SPEC, 0)
+    return first.empty | still[0].empty | still[1].empty
+
+
+@gluon.jit
 def first_chunk(x, SPEC: gl.constexpr):
     return x.low // SPEC.columns[0]
 
@@ -328,14 +274,68 @@ def held(tile, x, work, extents, SPEC: gl.constexpr):
 
 
 @gluon.jit
-def store_lines(base, tile, still, flat, rows, SPEC: gl.constexpr):
-    """Store `[ROWS, dim]`, in the layout of products, where spans and strides of tokens say."""
-    DIM: gl.constexpr = rows.shape[1]
+def advance(tile, rings, sources, work, extents, SPEC: gl.constexpr):
+    """Start copying what a tile sees, then what the next one does; a group of copies each.
+
+    Spans of the rows on axis 0, and the chunks to read: the first one, and one past the last.
+    """
+    x = rows_of(tile, work, extents, beside(SPEC.rows), SPEC, 0)
+    low, stop = first_chunk(x, SPEC), stop_chunk(x, SPEC)
+    fill(rings, sources, held(tile, x, work, extents, SPEC), stop, x, SPEC)
+    async_copy.commit_group()
+    ahead = rows_of(tile + 1, work, extents, beside(SPEC.rows), SPEC, 0)
+    fill(rings, sources, stop, gl.minimum(stop_chunk(ahead, SPEC), low + SPEC.slots), x, SPEC)
+    async_copy.commit_group()
+    return x, low, stop
+
+
+class Rows(NamedTuple):
+    """Rows of one operand.
+
+    Args:
+        base: its address for one batch entry and head.
+        still: their spans on axes 1 and 2, in the layout of lines.
+        strides: of the axes.
+        lines: one tile of them in shared memory.
+    """
+
+    base: Any
+    still: Any
+    strides: Any
+    lines: Any
+
+
+@gluon.jit
+def rows_from(base, strides, work, extents, DIM: gl.constexpr, SPEC: gl.constexpr):
+    """Rows to copy; the copy of the first tile starts."""
+    still = still_rows(work, extents, tokens(DIM, SPEC.rows), SPEC)
+    rows = Rows(base, still, strides, ring_of(base, 1, count(SPEC.rows), DIM))
+    copy_rows(work.tile, rows, work, extents, SPEC)
+    return rows
+
+
+@gluon.jit
+def copy_rows(tile, rows, work, extents, SPEC: gl.constexpr):
+    """Start copying the rows of a tile."""
+    DIM: gl.constexpr = rows.lines.shape[2]
+    x = rows_of(tile, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
+    at = rows.base + row_offsets(x, rows.still, rows.strides)
     dims = gl.arange(0, DIM, layout=gl.SliceLayout(0, lines(DIM, SPEC.rows)))
-    held = gl.convert_layout(rows.to(base.dtype.element_ty), lines(DIM, SPEC.rows))
-    at = row_offsets(tile, still, flat) * DIM
-    inside = tile.inside & still[0].inside & still[1].inside
-    gl.store(base + at[:, None] + dims[None, :], held, mask=inside[:, None])
+    async_copy.async_copy_global_to_shared(rows.lines.index(0), at[:, None] + dims[None, :])
+
+
+@gluon.jit
+def store_rows(base, tile, flat, rows, work, extents, SPEC: gl.constexpr):
+    """Store `[rows, dim]`, in the layout of products, where strides of tokens say."""
+    DIM: gl.constexpr = rows.shape[1]
+    LINES: gl.constexpr = lines(DIM, SPEC.rows)
+    x = rows_of(tile, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
+    still = still_rows(work, extents, tokens(DIM, SPEC.rows), SPEC)
+    dims = gl.arange(0, DIM, layout=gl.SliceLayout(0, LINES))
+    at = base + row_offsets(x, still, flat) * DIM
+    inside = x.inside & still[0].inside & still[1].inside
+    rows = gl.convert_layout(rows.to(base.dtype.element_ty), LINES)
+    gl.store(at[:, None] + dims[None, :], rows, mask=inside[:, None])
 
 
 @gluon.jit

@@ -7,28 +7,22 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from .ring import (
     LN_2,
     add,
-    beside,
-    copy_lines,
-    count,
-    factor,
-    fill,
-    first_chunk,
-    held,
+    advance,
+    copy_rows,
     hidden,
-    products,
+    is_empty,
     ring_of,
     row_offsets,
-    rows_of,
+    rows_from,
     score,
     slot_after,
     source,
     still_hidden,
     still_rows,
-    stop_chunk,
-    store_lines,
+    store_rows,
     strip,
-    tokens,
 )
+from .ring_layouts import beside, count, factor, products, tokens
 
 
 @gluon.jit
@@ -47,49 +41,26 @@ def attend(
     extents = (X, Y, Z)
     work = strip(heads, extents, SPEC)
     still = still_rows(work, extents, beside(SPEC.rows), SPEC)
-    begin = rows_of(work.tile, work, extents, beside(SPEC.rows), SPEC, 0)
-    if begin.empty | still[0].empty | still[1].empty:
+    if is_empty(work, still, extents, SPEC):
         return
     kv_head = work.head // group
-    query += work.batch * qb + work.head * qn
     out += (work.batch * fb + work.head) * VALUE_DIM
     lse += work.batch * fb + work.head
+    key += work.batch * kb + kv_head * kn
+    value += work.batch * vb + kv_head * vn
     sources = (
-        source(
-            key + work.batch * kb + kv_head * kn,
-            (kx, ky, kz),
-            still[0],
-            still[1],
-            tokens(DIM, SPEC.rows),
-            SPEC,
-        ),
-        source(
-            value + work.batch * vb + kv_head * vn,
-            (vx, vy, vz),
-            still[0],
-            still[1],
-            tokens(VALUE_DIM, SPEC.rows),
-            SPEC,
-        ),
+        source(key, (kx, ky, kz), still, tokens(DIM, SPEC.rows), SPEC),
+        source(value, (vx, vy, vz), still, tokens(VALUE_DIM, SPEC.rows), SPEC),
     )
     unseen = still_hidden(still[0], still[1], SPEC)
-    in_still = still_rows(work, extents, tokens(DIM, SPEC.rows), SPEC)
-    out_still = still_rows(work, extents, tokens(VALUE_DIM, SPEC.rows), SPEC)
-    queries = ring_of(query, 1, ROWS, DIM)
+    query += work.batch * qb + work.head * qn
+    queries = rows_from(query, (qx, qy, qz), work, extents, DIM, SPEC)
     keys, values = ring_of(key, SPEC.slots, WIDTH, DIM), ring_of(value, SPEC.slots, WIDTH, VALUE_DIM)
-    lead = rows_of(work.tile, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
-    copy_lines(queries, 0, query + row_offsets(lead, in_still, (qx, qy, qz)), SPEC)
     for tile in range(work.tile, work.stop):
-        x = rows_of(tile, work, extents, beside(SPEC.rows), SPEC, 0)
-        low, stop = first_chunk(x, SPEC), stop_chunk(x, SPEC)
-        fill((keys, values), sources, held(tile, x, work, extents, SPEC), stop, x, SPEC)
-        async_copy.commit_group()
-        ahead = rows_of(tile + 1, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
-        fill((keys, values), sources, stop, gl.minimum(stop_chunk(ahead, SPEC), low + SPEC.slots), x, SPEC)
-        async_copy.commit_group()
+        x, low, _ = advance(tile, (keys, values), sources, work, extents, SPEC)
         async_copy.wait_group(1)
-        q = queries.index(0).load(factor(SPEC.rows, 0))
-        copy_lines(queries, 0, query + row_offsets(ahead, in_still, (qx, qy, qz)), SPEC)
+        q = queries.lines.index(0).load(factor(SPEC.rows, 0))
+        copy_rows(tile + 1, queries, work, extents, SPEC)
         slot = low % SPEC.slots
         scores = ()
         for step in gl.static_range(BLOCK):
@@ -110,5 +81,4 @@ def attend(
         inside = x.inside & still[0].inside & still[1].inside
         level = (top + gl.log2(total)) * LN_2
         gl.store(lse + row_offsets(x, still, (fx, fy, fz)), level, mask=inside)
-        here = rows_of(tile, work, extents, tokens(VALUE_DIM, SPEC.rows), SPEC, 0)
-        store_lines(out, here, out_still, (fx, fy, fz), acc * (1.0 / total)[:, None], SPEC)
+        store_rows(out, tile, (fx, fy, fz), acc * (1.0 / total)[:, None], work, extents, SPEC)

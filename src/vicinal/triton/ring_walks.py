@@ -11,28 +11,23 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 from .ring import (
     add,
-    beside,
+    advance,
     column_lane,
-    copy_lines,
-    count,
-    factor,
-    fill,
-    first_chunk,
-    held,
-    products,
+    copy_rows,
+    is_empty,
     ring_of,
     row_offsets,
+    rows_from,
     rows_of,
     score,
     slot_after,
     source,
     still_rows,
     still_seen,
-    stop_chunk,
-    store_lines,
+    store_rows,
     strip,
-    tokens,
 )
+from .ring_layouts import beside, count, factor, products, tokens
 from .window import window
 
 # Farther than any column is from a row that sees it.
@@ -117,35 +112,26 @@ def dot(
     extents = (X, Y, Z)
     work = strip(heads, extents, SPEC)
     still = still_rows(work, extents, beside(SPEC.rows), SPEC)
-    begin = rows_of(work.tile, work, extents, beside(SPEC.rows), SPEC, 0)
-    if begin.empty | still[0].empty | still[1].empty:
+    if is_empty(work, still, extents, SPEC):
         return
     x += work.batch * xb + work.head * xn
     weights += (work.batch * fb + work.head) * COUNT
     columns = y + work.batch * yb + work.head // group * yn
-    sources = (source(columns, (yx, yy, yz), still[0], still[1], tokens(DIM, SPEC.rows), SPEC),)
-    in_still = still_rows(work, extents, tokens(DIM, SPEC.rows), SPEC)
+    sources = (source(columns, (yx, yy, yz), still, tokens(DIM, SPEC.rows), SPEC),)
     to_still = still_rows(work, extents, BESIDE, SPEC)
     seen = still_seen(to_still[0], to_still[1], LAYOUT, SPEC)
     seen = seen & (to_still[0].inside & to_still[1].inside)[:, None]
     nothing = gl.zeros([ROWS, WIDTH], gl.float32, products(SPEC.rows))
-    rows, ring = ring_of(x, 1, ROWS, DIM), ring_of(y, SPEC.slots, WIDTH, DIM)
-    lead = rows_of(work.tile, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
-    copy_lines(rows, 0, x + row_offsets(lead, in_still, (xx, xy, xz)), SPEC)
+    rows = rows_from(x, (xx, xy, xz), work, extents, DIM, SPEC)
+    ring = ring_of(y, SPEC.slots, WIDTH, DIM)
     for tile in range(work.tile, work.stop):
-        here = rows_of(tile, work, extents, beside(SPEC.rows), SPEC, 0)
-        low, stop = first_chunk(here, SPEC), stop_chunk(here, SPEC)
-        fill((ring,), sources, held(tile, here, work, extents, SPEC), stop, here, SPEC)
-        async_copy.commit_group()
-        ahead = rows_of(tile + 1, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
-        fill((ring,), sources, stop, gl.minimum(stop_chunk(ahead, SPEC), low + SPEC.slots), here, SPEC)
-        async_copy.commit_group()
+        _, low, stop = advance(tile, (ring,), sources, work, extents, SPEC)
         to = rows_of(tile, work, extents, BESIDE, SPEC, 0)
         far = _distances(to, seen & to.inside[:, None], SPEC, LAYOUT)
         at = weights + _query_slots(to, to_still, (fx, fy, fz), SPEC, PITCH, LAYOUT)
         async_copy.wait_group(1)
-        left = rows.index(0).load(factor(SPEC.rows, 0))
-        copy_lines(rows, 0, x + row_offsets(ahead, in_still, (xx, xy, xz)), SPEC)
+        left = rows.lines.index(0).load(factor(SPEC.rows, 0))
+        copy_rows(tile + 1, rows, work, extents, SPEC)
         for first in range(low, stop, BLOCK):
             place = first % SPEC.slots
             first_at = at + first * (SPEC.columns[0] * PITCH[0])
@@ -174,24 +160,17 @@ def mix(
     extents = (X, Y, Z)
     work = strip(heads, extents, SPEC)
     still = still_rows(work, extents, BESIDE, SPEC)
-    begin = rows_of(work.tile, work, extents, BESIDE, SPEC, 0)
-    if begin.empty | still[0].empty | still[1].empty:
+    if is_empty(work, still, extents, SPEC):
         return
     flat = work.batch * fb + work.head
     weights += flat * COUNT
     columns = y + work.batch * yb + work.head // group * yn
-    sources = (source(columns, (yx, yy, yz), still[0], still[1], tokens(DIM, SPEC.rows), SPEC),)
-    out_still = still_rows(work, extents, tokens(DIM, SPEC.rows), SPEC)
+    sources = (source(columns, (yx, yy, yz), still, tokens(DIM, SPEC.rows), SPEC),)
     seen = still_seen(still[0], still[1], LAYOUT, SPEC)
     ring = ring_of(y, SPEC.slots, WIDTH, DIM)
     for tile in range(work.tile, work.stop):
+        _, low, stop = advance(tile, (ring,), sources, work, extents, SPEC)
         here = rows_of(tile, work, extents, BESIDE, SPEC, 0)
-        low, stop = first_chunk(here, SPEC), stop_chunk(here, SPEC)
-        fill((ring,), sources, held(tile, here, work, extents, SPEC), stop, here, SPEC)
-        async_copy.commit_group()
-        ahead = rows_of(tile + 1, work, extents, BESIDE, SPEC, 0)
-        fill((ring,), sources, stop, gl.minimum(stop_chunk(ahead, SPEC), low + SPEC.slots), here, SPEC)
-        async_copy.commit_group()
         far = _distances(here, seen, SPEC, LAYOUT)
         at = weights + _query_slots(here, still, (fx, fy, fz), SPEC, PITCH, LAYOUT)
         acc = gl.zeros([ROWS, DIM], gl.float32, products(SPEC.rows))
@@ -207,8 +186,7 @@ def mix(
             place = first % SPEC.slots
             for step in gl.static_range(BLOCK):
                 acc = add(some[step], ring, slot_after(place, step, SPEC), acc, SPEC)
-        to = rows_of(tile, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
-        store_lines(out + flat * DIM, to, out_still, (fx, fy, fz), acc, SPEC)
+        store_rows(out + flat * DIM, tile, (fx, fy, fz), acc, work, extents, SPEC)
 
 
 @gluon.jit
@@ -229,25 +207,18 @@ def mix_back(
     extents = (X, Y, Z)
     work = strip(heads, extents, SPEC)
     still = still_rows(work, extents, BESIDE, SPEC)
-    begin = rows_of(work.tile, work, extents, BESIDE, SPEC, 0)
-    if begin.empty | still[0].empty | still[1].empty:
+    if is_empty(work, still, extents, SPEC):
         return
     weights += (work.batch * fb + work.head) * COUNT
     columns = x + work.batch * xb + work.head * xn
-    sources = (source(columns, (xx, xy, xz), still[0], still[1], tokens(DIM, SPEC.rows), SPEC),)
-    out_still = still_rows(work, extents, tokens(DIM, SPEC.rows), SPEC)
+    sources = (source(columns, (xx, xy, xz), still, tokens(DIM, SPEC.rows), SPEC),)
     seen = still_seen(still[0], still[1], LAYOUT, SPEC)
     slots = _key_slots(still[0], still[1], (fx, fy, fz), SPEC, PITCH, LAYOUT)
     lane = column_lane(gl.arange(0, WIDTH, layout=gl.SliceLayout(0, LAYOUT)), SPEC, 0)
     ring = ring_of(x, SPEC.slots, WIDTH, DIM)
     for tile in range(work.tile, work.stop):
+        _, low, stop = advance(tile, (ring,), sources, work, extents, SPEC)
         here = rows_of(tile, work, extents, BESIDE, SPEC, 0)
-        low, stop = first_chunk(here, SPEC), stop_chunk(here, SPEC)
-        fill((ring,), sources, held(tile, here, work, extents, SPEC), stop, here, SPEC)
-        async_copy.commit_group()
-        ahead = rows_of(tile + 1, work, extents, BESIDE, SPEC, 0)
-        fill((ring,), sources, stop, gl.minimum(stop_chunk(ahead, SPEC), low + SPEC.slots), here, SPEC)
-        async_copy.commit_group()
         far = _distances(here, seen, SPEC, LAYOUT)
         at = weights + (slots + (here.place * PITCH[0])[:, None])
         acc = gl.zeros([ROWS, DIM], gl.float32, products(SPEC.rows))
@@ -267,5 +238,4 @@ def mix_back(
             place = first % SPEC.slots
             for step in gl.static_range(BLOCK):
                 acc = add(some[step], ring, slot_after(place, step, SPEC), acc, SPEC)
-        to = rows_of(tile, work, extents, tokens(DIM, SPEC.rows), SPEC, 0)
-        store_lines(out + (work.batch * rb + work.head) * DIM, to, out_still, (rx, ry, rz), acc, SPEC)
+        store_rows(out + (work.batch * rb + work.head) * DIM, tile, (rx, ry, rz), acc, work, extents, SPEC)
