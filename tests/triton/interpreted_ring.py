@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from tests.triton import emulated
 
 with emulated.stand_ins():
-    from vicinal.triton import ring, ring_backward, ring_forward
+    from vicinal.triton import ring, ring_backward, ring_forward, ring_walks
 
-from tests.triton.interpreted import any_axis, check_attend
+from tests.triton.interpreted import any_axis, check_attend, check_walks
 from vicinal import Axis, Problem
 from vicinal.triton import launches, ring_launches, ring_plan
 
-for module in (ring, ring_forward, ring_backward):
+for module in (ring, ring_forward, ring_backward, ring_walks):
     # The interpreter puts its own functions into the language that a module holds.
     module.tl = tl  # pyright: ignore[reportAttributeAccessIssue]
 ring_launches.runs_here = lambda: True
@@ -54,11 +54,14 @@ def forbidden(*_):
 
 
 def check(name):
-    """One case, every kernel of which sweeps; keys of grouped heads have no sweep."""
+    """One case, every kernel of which sweeps; what sums over keys of grouped heads has no sweep."""
     case = CASES[name]
     assert all(sweep(case) for sweep in SWEEPS[:2])
     assert (ring_plan.key_gradient(case) is None) == (name == "grouped")
     check_attend(case)
+    walks = {name: ring_plan.walk(replace(case, operation=name)) for name in ("dot", "mix", "mix_back")}
+    assert [name for name, sweep in walks.items() if sweep is None] == ["mix_back"] * (name == "grouped")
+    check_walks(case)
 
 
 @st.composite
@@ -83,6 +86,7 @@ def check_any(count):
         hypothesis.note(str(drawn))
         hypothesis.assume(all(sweep(drawn) for sweep in SWEEPS[:2]))
         check_attend(replace(drawn, batch=1), seed)
+        check_walks(replace(drawn, batch=1), seed, -0.7)
 
     test()
 
@@ -91,6 +95,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for name in ("small_forward_launch", "forward_launch", "delta_launch", "query_gradient_launch"):
         setattr(launches, name, lambda *_: forbidden)
+    other_walk = launches.walk_launch
+    launches.walk_launch = lambda problem, *given: (
+        other_walk(problem, *given) if problem.operation == "mix_back" else forbidden
+    )
     if sys.argv[1] == "any":
         check_any(int(sys.argv[2]))
     else:

@@ -134,14 +134,18 @@ def kernels(p):
             yield "blank", documents.blank_launch(p, shape, 0.0, True), (element, table)
         return
     plain = replace(p, extra=0)
-    yield (
-        "dot",
-        launches.walk_launch(replace(plain, operation="dot"), 0.1, row, key),
-        (element, element, bias, element),
-    )
-    plain = replace(plain, bias=False, dim=p.value_dim)
-    yield "mix", launches.walk_launch(replace(plain, operation="mix"), None, value), (element,) * 3
-    yield "mix_back", launches.walk_launch(replace(plain, operation="mix_back"), None, out), (element,) * 3
+    rows = replace(plain, bias=False, dim=p.value_dim)
+    walks = {
+        "dot": (replace(plain, operation="dot"), 0.1, row, key),
+        "mix": (replace(rows, operation="mix"), None, value),
+        "mix_back": (replace(rows, operation="mix_back"), None, out),
+    }
+    for name, walk in walks.items():
+        others = (bias,) if name == "dot" else ()
+        yield name, launches.walk_launch(*walk), (element, element, *others, element)
+        sweep = ring_launches.walk_launch(*walk)
+        if sweep is not None:
+            yield f"ring.{name}", sweep, (element,) * 3
 
 
 def measure(compiled, target, log):

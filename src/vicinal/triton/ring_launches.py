@@ -139,16 +139,16 @@ def walk_launch(problem: Problem, scale: float | None, *given: tuple[int, ...]) 
         return None
     from . import ring_walks
 
-    kernel = {"dot": ring_walks.dot, "mix": ring_walks.mix, "mix_back": ring_walks.mix_back}
     sizes = (*(1,) * (3 - problem.rank), *problem.window)
     slots = [prod(sizes[axis + 1 :]) for axis in sweep.order]
+    flat = _flat(sweep, problem, problem.outputs, problem.heads)
+    results = _flat(sweep, problem, problem.lengths, problem.heads) if inverse else flat
     numbers = (
         *(() if scale is None else (scale,)),
-        *((problem.heads,) if inverse else (problem.heads, problem.heads // problem.kv_heads)),
+        *(problem.heads, 1 if inverse else problem.heads // problem.kv_heads),
         *_numbers(sweep, problem, *((x, True) for x in rows), *((x, False) for x in columns)),
-        *_flat(sweep, problem, problem.outputs, problem.heads),
-        *(_flat(sweep, problem, problem.lengths, problem.heads) if inverse else ()),
+        *(flat if scale is not None else (*flat, *results)),
     )
     grid = sweep.programs * problem.batch * problem.heads
-    constants = (sweep.spec, tuple(slots))
-    return Launch(kernel[problem.operation], grid, numbers, constants, num_warps=prod(sweep.spec.rows) // 16)
+    kernel = ring_walks.mix if scale is None else ring_walks.dot
+    return Launch(kernel, grid, numbers, (sweep.spec, tuple(slots)), num_warps=prod(sweep.spec.rows) // 16)

@@ -77,30 +77,36 @@ START_COST = 2.5
 @lru_cache(4096)
 def forward(problem: Problem) -> Sweep | None:
     """The sweep over queries, for the output; None where no sweep fits."""
-    return _best(problem, False, True)
+    return _attend(problem, False, True)
 
 
 @lru_cache(4096)
 def query_gradient(problem: Problem) -> Sweep | None:
     """The sweep over queries, for their gradient."""
-    return _best(problem, False, False)
+    return _attend(problem, False, False)
 
 
 @lru_cache(4096)
 def key_gradient(problem: Problem) -> Sweep | None:
     """The sweep over keys, for their gradients and those of the values."""
-    return _best(problem, True, False)
+    return _attend(problem, True, False)
 
 
 @lru_cache(4096)
 def walk(problem: Problem) -> Sweep | None:
-    """The sweep of the walk `problem.operation`; its `dim` is that of the vectors."""
+    """The sweep of the walk `problem.operation`, whose rings hold one operand."""
     dim = problem.dim if problem.operation == "dot" else problem.value_dim
-    return _best(replace(problem, dim=dim, value_dim=dim), problem.operation == "mix_back", False)
+    if not _computes(replace(problem, dim=dim, value_dim=dim)):
+        return None
+    return _best(replace(problem, dim=dim, value_dim=0), problem.operation == "mix_back", False)
+
+
+def _attend(problem: Problem, inverse: bool, whole: bool) -> Sweep | None:
+    return _best(problem, inverse, whole) if _computes(problem) else None
 
 
 def _best(problem: Problem, inverse: bool, whole: bool) -> Sweep | None:
-    if not _computes(problem) or (inverse and problem.heads != problem.kv_heads):
+    if inverse and problem.heads != problem.kv_heads:
         return None
     found = list(_sweeps(problem, inverse, whole))
     return min(found, key=lambda pair: pair[0])[1] if found else None

@@ -14,6 +14,7 @@ from .ring import (
     advance,
     column_lane,
     copy_rows,
+    first_chunk,
     is_empty,
     ring_of,
     row_offsets,
@@ -143,99 +144,99 @@ def dot(
 
 
 @gluon.jit
-def mix(
-    weights, y, out,
-    heads, group, X, Y, Z,
-    yb, yx, yy, yz, yn, fb, fx, fy, fz,
-    SPEC: gl.constexpr, PITCH: gl.constexpr,
+def _query_weights(
+    tile, first, weights, still, seen, flat, work, extents, SPEC: gl.constexpr, PITCH: gl.constexpr
 ):  # fmt: skip
-    """`out[i]`, the sum over `s` of `weights[i, s] * y[key s of i]`."""
-    DIM: gl.constexpr = SPEC.dim
+    """Weights of a tile of queries, for each chunk from `first` on that is read at once."""
+    LAYOUT: gl.constexpr = across(SPEC.width, SPEC.rows)
+    x = rows_of(tile, work, extents, gl.SliceLayout(1, LAYOUT), SPEC, 0)
+    far = _distances(x, seen, SPEC, LAYOUT)
+    at = weights + _query_slots(x, still, flat, SPEC, PITCH, LAYOUT) + first * (SPEC.columns[0] * PITCH[0])
+    some = ()
     BLOCK: gl.constexpr = SPEC.block
-    WIDTH: gl.constexpr = SPEC.width
-    ROWS: gl.constexpr = count(SPEC.rows)
-    LAYOUT: gl.constexpr = across(WIDTH, SPEC.rows)
-    BESIDE: gl.constexpr = gl.SliceLayout(1, LAYOUT)
-    COUNT: gl.constexpr = SPEC.rules[0].size * SPEC.rules[1].size * SPEC.rules[2].size
-    extents = (X, Y, Z)
-    work = strip(heads, extents, SPEC)
-    still = still_rows(work, extents, BESIDE, SPEC)
-    if is_empty(work, still, extents, SPEC):
-        return
-    flat = work.batch * fb + work.head
-    weights += flat * COUNT
-    columns = y + work.batch * yb + work.head // group * yn
-    sources = (source(columns, (yx, yy, yz), still, tokens(DIM, SPEC.rows), SPEC),)
-    seen = still_seen(still[0], still[1], LAYOUT, SPEC)
-    ring = ring_of(y, SPEC.slots, WIDTH, DIM)
-    for tile in range(work.tile, work.stop):
-        _, low, stop = advance(tile, (ring,), sources, work, extents, SPEC)
-        here = rows_of(tile, work, extents, BESIDE, SPEC, 0)
-        far = _distances(here, seen, SPEC, LAYOUT)
-        at = weights + _query_slots(here, still, (fx, fy, fz), SPEC, PITCH, LAYOUT)
-        acc = gl.zeros([ROWS, DIM], gl.float32, products(SPEC.rows))
-        for first in range(low, stop, BLOCK):
-            first_at = at + first * (SPEC.columns[0] * PITCH[0])
-            some = ()
-            for step in gl.static_range(BLOCK):
-                mask = _seen(far, first + step, here, SPEC)
-                found = gl.load(first_at + step * SPEC.columns[0] * PITCH[0], mask=mask, other=0.0)
-                # Triton compiles no starred tuple.
-                some = some + (found,)  # noqa: RUF005
-            async_copy.wait_group(1)
-            place = first % SPEC.slots
-            for step in gl.static_range(BLOCK):
-                acc = add(some[step], ring, slot_after(place, step, SPEC), acc, SPEC)
-        store_rows(out + flat * DIM, tile, (fx, fy, fz), acc, work, extents, SPEC)
+    for step in gl.static_range(BLOCK):
+        mask = _seen(far, first + step, x, SPEC)
+        # Triton compiles no starred tuple.
+        some = some + (gl.load(at + step * SPEC.columns[0] * PITCH[0], mask=mask, other=0.0),)  # noqa: RUF005
+    return some
 
 
 @gluon.jit
-def mix_back(
-    weights, x, out,
-    heads, X, Y, Z,
-    xb, xx, xy, xz, xn, fb, fx, fy, fz, rb, rx, ry, rz,
+def _key_weights(
+    tile, first, weights, slots, seen, flat, work, extents, SPEC: gl.constexpr, PITCH: gl.constexpr
+):  # fmt: skip
+    """Weights of a tile of keys, for each chunk of queries from `first` on that is read at once."""
+    LAYOUT: gl.constexpr = along(SPEC.rows)
+    lane = column_lane(gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, LAYOUT)), SPEC, 0)
+    x = rows_of(tile, work, extents, gl.SliceLayout(1, LAYOUT), SPEC, 0)
+    far = _distances(x, seen, SPEC, LAYOUT)
+    at = weights + (slots + (x.place * PITCH[0])[:, None])
+    some = ()
+    BLOCK: gl.constexpr = SPEC.block
+    for step in gl.static_range(BLOCK):
+        mask = _seen(far, first + step, x, SPEC)
+        if SPEC.columns[0] == 1:
+            moved = _viewed(gl.minimum(first + step, x.count - 1), x, flat[0], SPEC, PITCH, 0)
+        else:
+            column = gl.minimum((first + step) * SPEC.columns[0] + lane, x.count - 1)
+            moved = _viewed(column, x, flat[0], SPEC, PITCH, 0)[None, :]
+        some = some + (gl.load(at + moved, mask=mask, other=0.0),)  # noqa: RUF005
+    return some
+
+
+@gluon.jit
+def mix(
+    weights, y, out,
+    heads, group, X, Y, Z,
+    yb, yx, yy, yz, yn, fb, fx, fy, fz, rb, rx, ry, rz,
     SPEC: gl.constexpr, PITCH: gl.constexpr,
 ):  # fmt: skip
-    """`out[j]`, the sum over outputs `i` that see key `j` of `weights[i, s] * x[i]`, in tokens `r` apart."""
+    """`out[i]`, the sum over `s` of `weights[i, s] * y[key s of i]`; `r` are strides of rows of `out`.
+
+    Where `SPEC.inverse`, `out[j]`, the sum over outputs `i` that see key `j` of `weights[i, s] * y[i]`.
+    """
     DIM: gl.constexpr = SPEC.dim
     BLOCK: gl.constexpr = SPEC.block
-    WIDTH: gl.constexpr = SPEC.width
     ROWS: gl.constexpr = count(SPEC.rows)
-    LAYOUT: gl.constexpr = along(SPEC.rows)
-    BESIDE: gl.constexpr = gl.SliceLayout(1, LAYOUT)
+    LAYOUT: gl.constexpr = along(SPEC.rows) if SPEC.inverse else across(SPEC.width, SPEC.rows)
     COUNT: gl.constexpr = SPEC.rules[0].size * SPEC.rules[1].size * SPEC.rules[2].size
     extents = (X, Y, Z)
     work = strip(heads, extents, SPEC)
-    still = still_rows(work, extents, BESIDE, SPEC)
+    still = still_rows(work, extents, gl.SliceLayout(1, LAYOUT), SPEC)
     if is_empty(work, still, extents, SPEC):
         return
     weights += (work.batch * fb + work.head) * COUNT
-    columns = x + work.batch * xb + work.head * xn
-    sources = (source(columns, (xx, xy, xz), still, tokens(DIM, SPEC.rows), SPEC),)
+    out += (work.batch * rb + work.head) * DIM
+    y += work.batch * yb + work.head // group * yn
+    sources = (source(y, (yx, yy, yz), still, tokens(DIM, SPEC.rows), SPEC),)
     seen = still_seen(still[0], still[1], LAYOUT, SPEC)
-    slots = _key_slots(still[0], still[1], (fx, fy, fz), SPEC, PITCH, LAYOUT)
-    lane = column_lane(gl.arange(0, WIDTH, layout=gl.SliceLayout(0, LAYOUT)), SPEC, 0)
-    ring = ring_of(x, SPEC.slots, WIDTH, DIM)
+    ring = ring_of(y, SPEC.slots, SPEC.width, DIM)
+    flat = (fx, fy, fz)
+    if SPEC.inverse:
+        slots = _key_slots(still[0], still[1], flat, SPEC, PITCH, LAYOUT)
+    low = first_chunk(rows_of(work.tile, work, extents, beside(SPEC.rows), SPEC, 0), SPEC)
+    if SPEC.inverse:
+        coming = _key_weights(work.tile, low, weights, slots, seen, flat, work, extents, SPEC, PITCH)
+    else:
+        coming = _query_weights(work.tile, low, weights, still, seen, flat, work, extents, SPEC, PITCH)
     for tile in range(work.tile, work.stop):
         _, low, stop = advance(tile, (ring,), sources, work, extents, SPEC)
-        here = rows_of(tile, work, extents, BESIDE, SPEC, 0)
-        far = _distances(here, seen, SPEC, LAYOUT)
-        at = weights + (slots + (here.place * PITCH[0])[:, None])
+        next_low = first_chunk(rows_of(tile + 1, work, extents, beside(SPEC.rows), SPEC, 0), SPEC)
         acc = gl.zeros([ROWS, DIM], gl.float32, products(SPEC.rows))
         for first in range(low, stop, BLOCK):
             some = ()
             for step in gl.static_range(BLOCK):
-                mask = _seen(far, first + step, here, SPEC)
-                column = gl.minimum((first + step) * SPEC.columns[0] + lane, here.count - 1)
-                if SPEC.columns[0] == 1:
-                    column = gl.minimum(first + step, here.count - 1)
-                moved = _viewed(column, here, fx, SPEC, PITCH, 0)
-                if SPEC.columns[0] > 1:
-                    moved = moved[None, :]
-                found = gl.load(at + moved, mask=mask, other=0.0)
-                some = some + (found,)  # noqa: RUF005
+                left = gl.convert_layout(coming[step].to(y.dtype.element_ty), factor(SPEC.rows, 0))
+                some = some + (left,)  # noqa: RUF005
+            is_last = first + BLOCK >= stop
+            at = gl.where(is_last, next_low, first + BLOCK)
+            to = tile + is_last.to(gl.int32)
+            if SPEC.inverse:
+                coming = _key_weights(to, at, weights, slots, seen, flat, work, extents, SPEC, PITCH)
+            else:
+                coming = _query_weights(to, at, weights, still, seen, flat, work, extents, SPEC, PITCH)
             async_copy.wait_group(1)
             place = first % SPEC.slots
             for step in gl.static_range(BLOCK):
                 acc = add(some[step], ring, slot_after(place, step, SPEC), acc, SPEC)
-        store_rows(out + (work.batch * rb + work.head) * DIM, tile, (rx, ry, rz), acc, work, extents, SPEC)
+        store_rows(out, tile, (rx, ry, rz), acc, work, extents, SPEC)
