@@ -5,15 +5,18 @@
 A row is timed only after outputs and gradients of sampled queries and keys agree with float64 arithmetic.
 Times are medians of CUDA graph replays over operands that together do not fit in the cache. `_dense` is
 cuDNN's time scaled by the visible share of its products, over ours; `_memory` is the time of moving each
-operand once, at the measured copy bandwidth, over ours; `_3tb` the same at 3.0 TB/s. Rows are printed, and
-`--out` is written, as they are done.
+operand once, at the measured copy bandwidth, over ours; `_3tb` the same at 3.0 TB/s. FlexAttention is left
+out for dilated windows and for more tokens than its mask has room for. Rows are printed, and `--out` is
+written, as they are done.
 """
 
 import argparse
 import json
 import random
 import sys
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -32,6 +35,9 @@ BACKENDS = {"triton": triton.TRITON, "hopper": hopper.HOPPER}
 NEEDS = (True,) * 3 + (False,) * 3
 CACHE = 200 << 20
 SAMPLES = 12
+WALKS = ("dot", "mix", "mix_back")
+# Pairs of tokens, each a byte while FlexAttention's block mask is made.
+MASK = 1 << 35
 
 
 def problem(lengths, size, batch=1, heads=24, dim=128, stride=1, dilation=1, **options):
@@ -116,6 +122,56 @@ def error(p, operands, out, lse, grads, scale):
     return worst
 
 
+def walk_error(p, operands, weights, mixed, back):
+    """As `error`, of the walks."""
+    (x, y), slots = operands, prod(p.window)
+    chance, worst = random.Random(0), 0.0
+    for _ in range(SAMPLES):
+        batch, head = chance.randrange(p.batch), chance.randrange(p.heads)
+        at = [chance.choice((0, length - 1, chance.randrange(length))) for length in p.lengths]
+        pick = lambda t, spans: rows(t[batch, ..., head, :], spans)  # noqa: B023, E731
+        here = [range(i, i + 1) for i in at]
+        keys = pick(y, [axis.keys(i) for axis, i in zip(p.axes, at, strict=True)])
+        found = [
+            (pick(weights, here), pick(x, here) @ keys.T),
+            (pick(mixed, here), pick(weights, here) @ keys),
+        ]
+        seers = [axis.queries(i) for axis, i in zip(p.axes, at, strict=True)]
+        slot = [
+            sum(
+                axis.keys(q).index(k) * prod(p.window[place + 1 :])
+                for place, (axis, q, k) in enumerate(zip(p.axes, query, at, strict=True))
+            )
+            for query in product(*seers)
+        ]
+        each = pick(weights, seers).reshape(-1, slots)[range(len(slot)), slot]
+        found += [(pick(back, here), each[None] @ pick(x, seers))]
+        worst = max([worst, *(float((a - b).abs().max() / b.abs().max()) for a, b in found)])
+    return worst
+
+
+def walk_times(p, backend, sets, copy):
+    """Times of the walks, and those of moving their operands over them; nothing where a result is wrong."""
+    problems = [replace(p, operation=name) for name in WALKS]
+    if any(map(backend.refusal, problems)):
+        return {}
+    dot, mix, mix_back = problems
+    sets = [(x, y, backend.dot(dot, x, y, None, 1.0, 0.0)) for x, y, *_ in sets]
+    calls = {
+        "dot": lambda x, y, _: backend.dot(dot, x, y, None, 1.0, 0.0),
+        "mix": lambda _, y, weights: backend.mix(mix, weights, y),
+        "mix_back": lambda x, _, weights: backend.mix_back(mix_back, weights, x),
+    }
+    x, y, weights = sets[0]
+    found = walk_error(p, (x, y), weights, calls["mix"](*sets[0]), calls["mix_back"](*sets[0]))
+    row = {"walk_error": found}
+    if found < 0.03:
+        row |= {name: Graph(call, sets).microseconds() for name, call in calls.items()}
+        moved = (2 * x.nbytes + weights.nbytes) / copy * 1e6
+        row |= {f"{name}_memory": moved / row[name] for name in calls}
+    return row
+
+
 def rows(x, spans):
     for place, span in enumerate(spans):
         x = x.index_select(place, torch.tensor(span, device=x.device))
@@ -139,8 +195,13 @@ def dense_times(p, seconds=0.5):
     return forward, backward
 
 
+def flex_runs(p):
+    """Whether a mask of `flex_times` says what `p` computes, and all its pairs fit in memory at once."""
+    return prod(p.lengths) ** 2 <= MASK and all(axis.dilation == 1 for axis in p.axes)
+
+
 def flex_times(p):
-    """Forward and backward of compiled FlexAttention with the same mask, for windows without dilation."""
+    """Forward and backward of compiled FlexAttention with the same mask, where `flex_runs`."""
     from torch._functorch import config
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -227,11 +288,12 @@ def measure(name, p, backend, copy, flex):
         seconds = row[direction] / 1e6
         moved = operands * sets[0][0].nbytes
         row |= {f"{direction}_memory": moved / copy / seconds, f"{direction}_3tb": moved / 3e12 / seconds}
-    del both, outs, sets
-    dilated = any(axis.dilation > 1 for axis in p.axes)
+    del both, outs
+    row |= walk_times(p, backend, sets, copy)
+    del sets
     for kind, timed in (
         ("dense", dense_times(p)),
-        *((("flex", flex_times(p)),) if flex and not dilated else ()),
+        *((("flex", flex_times(p)),) if flex and flex_runs(p) else ()),
     ):
         for direction, time in zip(("forward", "backward"), timed, strict=True):
             row[f"{kind}_{direction}"] = time
@@ -245,6 +307,7 @@ def measure(name, p, backend, copy, flex):
 PAIRS = ("", "_memory", "_3tb", "_dense")
 COLUMNS = tuple(f"{direction}{kind}" for kind in PAIRS for direction in ("forward", "backward"))
 COLUMNS += tuple(f"{kind}_{direction}" for kind in ("dense", "flex") for direction in ("forward", "backward"))
+COLUMNS += (*WALKS, *(f"{name}_memory" for name in WALKS))
 
 
 def line(row):

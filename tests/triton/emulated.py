@@ -105,7 +105,7 @@ def stand_ins():
         "cdiv",
     ):
         setattr(language, name, without_layout(name))
-    for name in ("constexpr", "float32", "uint32", "int64"):
+    for name in ("constexpr", "float32", "uint32", "int32", "int64"):
         setattr(language, name, getattr(tl, name))
     for name in LAYOUTS:
         setattr(language, name, lambda *_, **__: None)
