@@ -27,13 +27,15 @@ def rules(found, tokens, COUNT: tl.constexpr, BLOCK: tl.constexpr, RULE: tl.cons
 
 
 @triton.jit
-def spans(found, length, BOX: tl.constexpr, RULE: tl.constexpr, INVERSE: tl.constexpr):
+def spans(
+    found, length, BOX: tl.constexpr, RULE: tl.constexpr, INVERSE: tl.constexpr, SHIFT: tl.constexpr
+):  # fmt: skip
     tile = tl.program_id(0)
     first = tl.program_id(1)
     found += (first * tl.num_programs(0) + tile) * NUMBERS * BOX
     lane = tl.arange(0, BOX)
     if INVERSE:
-        span = key_span(tile, first, length, lane, BOX, RULE)
+        span = key_span(tile, first, length, lane, BOX, RULE, SHIFT)
     else:
         span = query_span(tile, first, length, lane, BOX, RULE)
     rows = (span.index, span.inside, span.place, span.start, span.stop)
@@ -57,13 +59,13 @@ def check_rule(size, stride, causal, clip=False):
         assert range(first, last) == axis.queries(at), (axis, at)
 
 
-def check_spans(axis, inverse, box):
+def check_spans(axis, inverse, box, shift=0):
     """Every row of every group of an axis, and what its tiles read."""
     made = rule(axis)
     groups, total = (axis.dilation, axis.length) if inverse else (made.period, axis.outputs)
-    tiles = math.ceil(math.ceil(total / groups) / box)
+    tiles = math.ceil((math.ceil(total / groups) + shift) / box)
     found = torch.zeros(groups, tiles, NUMBERS.value, box, dtype=torch.int32)
-    spans[(tiles, groups)](found, axis.length, box, made, inverse)
+    spans[(tiles, groups)](found, axis.length, box, made, inverse, shift)
     met = []
     for numbers in found.flatten(0, 1).tolist():
         met += check_tile(axis, made, inverse, numbers)
@@ -110,3 +112,4 @@ if __name__ == "__main__":
     for axis in axes():
         check_spans(axis, False, 2)
         check_spans(axis, True, 4)
+        check_spans(axis, True, 4, 3)

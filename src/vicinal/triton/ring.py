@@ -45,7 +45,8 @@ def span(tile, group, length, lane, SPEC: gl.constexpr, axis: gl.constexpr):
     BOX: gl.constexpr = SPEC.rows[axis]
     RULE: gl.constexpr = SPEC.rules[axis]
     if SPEC.inverse:
-        return key_span(tile, group, length, lane, BOX, RULE)
+        SHIFT: gl.constexpr = SPEC.shifts[axis]
+        return key_span(tile, group, length, lane, BOX, RULE, SHIFT)
     else:
         return query_span(tile, group, length, lane, BOX, RULE)
 
@@ -55,7 +56,8 @@ def _tiles(length, SPEC: gl.constexpr, axis: gl.constexpr):
     BOX: gl.constexpr = SPEC.rows[axis]
     RULE: gl.constexpr = SPEC.rules[axis]
     if SPEC.inverse:
-        return key_tiles(length, BOX, RULE)
+        SHIFT: gl.constexpr = SPEC.shifts[axis]
+        return key_tiles(length, BOX, RULE, SHIFT)
     else:
         return query_tiles(length, BOX, RULE)
 

@@ -19,7 +19,8 @@ class Spec(NamedTuple):
 
     Args:
         rules: the windows.
-        rows: sides of a tile of 16 rows.
+        rows: sides of a tile, of 16 rows for each warp.
+        shifts: rows before the first of an axis that the first tile holds; none on the axis of the sweep.
         columns: sides of a chunk of columns.
         width: columns of a chunk, a power of two; those past the product of its sides hold nothing.
         block: chunks that are read at once; forward, all that a tile sees.
@@ -31,6 +32,7 @@ class Spec(NamedTuple):
 
     rules: tuple[Rule, Rule, Rule]
     rows: tuple[int, int, int]
+    shifts: tuple[int, ...]
     columns: tuple[int, int, int]
     width: int
     block: int
@@ -142,16 +144,16 @@ def _sweep(
 ) -> tuple[float, Spec, int]:
     """Cost, constants and programs of one head of a sweep along `moving`."""
     sides = (moving, *still)
-    y, z = (max(stop - start for start, stop in _tiles(*side, 1, inverse)) for side in still)
+    shifts = [_shift(*side, inverse) for side in still]
+    y, z = (_most(_tiles(*side, 1, inverse, shift)) for side, shift in zip(still, shifts, strict=True))
     width = max(16, 1 << (depth * y * z - 1).bit_length())
     tiles = _tiles(*moving, depth, inverse)
-    reach = max(stop - start for start, stop in tiles)
-    block = reach if whole else _block(tiles, max(1, BLOCK // width))
+    block = _most(tiles) if whole else _block(tiles, max(1, BLOCK // width))
     read = [(start, start + ceil((stop - start) / block) * block) for start, stop in tiles]
     # Half of the tiles find all their columns copied; a ring that serves every tile costs others their place.
     ahead = sorted(later[1] - earlier[0] for earlier, later in pairwise(read) if later[0] >= earlier[0])
     slots = max([stop - start for start, stop in read] + ahead[len(ahead) // 2 :][:1])
-    counts = [_tile_count(*side, inverse) for side in sides]
+    counts = [_tile_count(*side, inverse, shift) for side, shift in zip(sides, (0, *shifts), strict=True)]
     strips = counts[1] * counts[2] * prod(_groups(axis, inverse) for axis, _ in sides)
     places = MULTIPROCESSORS * max(1, min(PLACES, SHARED // (_ring_bytes(problem, slots * width) + 4096)))
     steps = _steps(counts[0], strips * problem.batch * problem.heads, places)
@@ -161,6 +163,7 @@ def _sweep(
     spec = Spec(
         (rule(moving[0]), rule(still[0][0]), rule(still[1][0])),
         (moving[1], still[0][1], still[1][1]),
+        (0, *shifts),
         (depth, y, z),
         width,
         block,
@@ -203,17 +206,33 @@ def _groups(axis: Axis, inverse: bool) -> int:
     return axis.dilation if inverse else axis.period
 
 
-def _tile_count(axis: Axis, rows: int, inverse: bool) -> int:
+def _tile_count(axis: Axis, rows: int, inverse: bool, shift: int) -> int:
     """Tiles of the largest dilation group."""
-    return ceil(ceil((axis.length if inverse else axis.outputs) / _groups(axis, inverse)) / rows)
+    extent = ceil((axis.length if inverse else axis.outputs) / _groups(axis, inverse))
+    return ceil((extent + shift) / rows)
 
 
 @lru_cache(65536)
-def _tiles(axis: Axis, rows: int, depth: int, inverse: bool) -> list[tuple[int, int]]:
+def _shift(axis: Axis, rows: int, inverse: bool) -> int:
+    """Rows of the first tile that lie before the axis, so that no tile sees many columns.
+
+    Keys close to an end are seen from all the way to it: tiles that hold the last of them see most.
+    """
+    if not inverse:
+        return 0
+    return min(range(rows), key=lambda shift: (_most(_tiles(axis, rows, 1, inverse, shift)), shift))
+
+
+def _most(tiles: list[tuple[int, int]]) -> int:
+    return max(stop - start for start, stop in tiles)
+
+
+@lru_cache(65536)
+def _tiles(axis: Axis, rows: int, depth: int, inverse: bool, shift: int = 0) -> list[tuple[int, int]]:
     """First and stop chunk of tiles in their order, at least one of every kind."""
     axis = tiling.shortened(axis, rows * depth)[1]
     return [
-        (span.starts[first] // depth, -(-span.stops[min(first + rows, len(span.rows)) - 1] // depth))
+        (span.starts[max(first, 0)] // depth, -(-span.stops[min(first + rows, len(span.rows)) - 1] // depth))
         for span in (spans.inverse if inverse else spans.forward)(axis)
-        for first in range(0, len(span.rows), rows)
+        for first in range(-shift, len(span.rows), rows)
     ]

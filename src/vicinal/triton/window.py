@@ -14,6 +14,8 @@ import triton.language as tl
 
 from ..window import Axis
 
+NO_SHIFT = tl.constexpr(0)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -123,9 +125,9 @@ def query_tiles(length, BOX: tl.constexpr, RULE: tl.constexpr):
 
 
 @triton.jit
-def key_tiles(length, BOX: tl.constexpr, RULE: tl.constexpr):
-    """Tiles of the largest group of keys."""
-    return tl.cdiv(tl.cdiv(length, RULE.dilation), BOX)
+def key_tiles(length, BOX: tl.constexpr, RULE: tl.constexpr, SHIFT: tl.constexpr = NO_SHIFT):
+    """Tiles of the largest group of keys, the first of which begins `SHIFT` rows before it."""
+    return tl.cdiv(tl.cdiv(length, RULE.dilation) + SHIFT, BOX)
 
 
 @triton.jit
@@ -170,8 +172,13 @@ def _viewing_rows(key, tokens, base, rows, RULE: tl.constexpr):
 
 
 @triton.jit
-def key_span(tile, residue, length, lane, BOX: tl.constexpr, RULE: tl.constexpr):
-    """Rows are keys of the group `residue`; columns are the outputs that see them."""
+def key_span(
+    tile, residue, length, lane, BOX: tl.constexpr, RULE: tl.constexpr, SHIFT: tl.constexpr = NO_SHIFT
+):  # fmt: skip
+    """Rows are keys of the group `residue`; columns are the outputs that see them.
+
+    The first tile begins `SHIFT` rows before the group, which is less than a tile.
+    """
     tokens = tl.cdiv(length - residue, RULE.dilation)
     shared: tl.constexpr = RULE.dilation // RULE.period
     first = residue // shared * RULE.unit % RULE.period
@@ -179,14 +186,21 @@ def key_span(tile, residue, length, lane, BOX: tl.constexpr, RULE: tl.constexpr)
     columns = tl.maximum(tl.cdiv(tl.cdiv(length, RULE.output_stride) - first, RULE.period), 0)
     if shared > 1:
         columns = tl.where(residue % shared == 0, columns, 0)
-    row = tile * BOX + lane
+    start = tile * BOX - SHIFT
+    row = start + lane
+    inside = row < tokens
     place = tl.minimum(row, tokens - 1)
+    low = tl.minimum(start, tokens - 1)
+    if SHIFT > 0:
+        inside = inside & (row >= 0)
+        place = tl.maximum(place, 0)
+        low = tl.maximum(low, 0)
     seen = _viewing_rows(place, tokens, base, columns, RULE)
-    head = _viewing_rows(tl.minimum(tile * BOX, tokens - 1), tokens, base, columns, RULE)
-    tail = _viewing_rows(tl.minimum(tile * BOX + BOX - 1, tokens - 1), tokens, base, columns, RULE)
+    head = _viewing_rows(low, tokens, base, columns, RULE)
+    tail = _viewing_rows(tl.minimum(start + BOX - 1, tokens - 1), tokens, base, columns, RULE)
     return Span(
         index=residue + place * RULE.dilation,
-        inside=row < tokens,
+        inside=inside,
         place=place,
         start=seen.start,
         stop=seen.stop,
@@ -198,7 +212,7 @@ def key_span(tile, residue, length, lane, BOX: tl.constexpr, RULE: tl.constexpr)
         base=base,
         count=columns,
         tokens=tokens,
-        empty=tile * BOX >= tokens,
+        empty=start >= tokens,
     )
 
 
