@@ -145,7 +145,7 @@ def kernels(p):
         yield name, launches.walk_launch(*walk), (element, element, *others, element)
         sweep = ring_launches.walk_launch(*walk)
         if sweep is not None:
-            yield f"ring.{name}", sweep, (element,) * 3
+            yield f"ring.{name}", sweep, (element, element, *others, element)
 
 
 def measure(compiled, target, log):

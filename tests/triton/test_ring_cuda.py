@@ -144,3 +144,13 @@ def test_walks_of_grouped_heads():
     rows += [noise((2, *found.lengths, 4, 49), torch.bfloat16)]
     exact = walks(replace(found, dtype="float64"), REFERENCE, *(x.double() for x in rows))
     assert_near(walks(found, TRITON, *rows), exact, "bfloat16")
+
+
+@pytest.mark.parametrize("name", ["plane", "cube", "dilation", "causal", "output_stride", "stride"])
+def test_bias_of_scores(name):
+    found = replace(problem(WINDOWS[name], heads=4, kv_heads=2), operation="dot", bias=True)
+    x = noise((2, *found.outputs, 4, 32), torch.bfloat16, 1)
+    y = noise((2, *found.lengths, 2, 32), torch.bfloat16, 2)
+    bias = noise((4, *(2 * size - 1 for size in found.window)), seed=3)
+    exact = REFERENCE.dot(replace(found, dtype="float64"), x.double(), y.double(), bias.double(), 0.3, 7.0)
+    assert_near({"dot": TRITON.dot(found, x, y, bias, 0.3, 7.0)}, {"dot": exact}, "bfloat16")

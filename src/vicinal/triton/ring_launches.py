@@ -140,7 +140,10 @@ def walk_launch(problem: Problem, scale: float | None, *given: tuple[int, ...]) 
     from . import ring_walks
 
     sizes = (*(1,) * (3 - problem.rank), *problem.window)
-    slots = [prod(sizes[axis + 1 :]) for axis in sweep.order]
+    slots, entries = (
+        tuple(prod(extents[axis + 1 :]) for axis in sweep.order)
+        for extents in (sizes, [2 * size - 1 for size in sizes])
+    )
     flat = _flat(sweep, problem, problem.outputs, problem.heads)
     results = _flat(sweep, problem, problem.lengths, problem.heads) if inverse else flat
     numbers = (
@@ -150,5 +153,7 @@ def walk_launch(problem: Problem, scale: float | None, *given: tuple[int, ...]) 
         *(flat if scale is not None else (*flat, *results)),
     )
     grid = sweep.programs * problem.batch * problem.heads
-    kernel = ring_walks.mix if scale is None else ring_walks.dot
-    return Launch(kernel, grid, numbers, (sweep.spec, tuple(slots)), num_warps=prod(sweep.spec.rows) // 16)
+    warps = prod(sweep.spec.rows) // 16
+    if scale is None:
+        return Launch(ring_walks.mix, grid, numbers, (sweep.spec, slots), num_warps=warps)
+    return Launch(ring_walks.dot, grid, numbers, (sweep.spec, slots, entries), num_warps=warps)

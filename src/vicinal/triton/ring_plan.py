@@ -98,7 +98,7 @@ def key_gradient(problem: Problem) -> Sweep | None:
 def walk(problem: Problem) -> Sweep | None:
     """The sweep of the walk `problem.operation`, whose rings hold one operand."""
     dim = problem.dim if problem.operation == "dot" else problem.value_dim
-    if not _computes(replace(problem, dim=dim, value_dim=dim)):
+    if not _computes(replace(problem, dim=dim, value_dim=dim, bias=False)):
         return None
     return _best(replace(problem, dim=dim, value_dim=0), problem.operation == "mix_back", False)
 

@@ -47,6 +47,12 @@ def along(sides):
     return gl.BlockedLayout([1, 1], [16, 2], [count(sides) // 16, 1], [0, 1])
 
 
+@gluon.constexpr_function
+def table_size(rules):
+    """Entries of a relative position table."""
+    return (2 * rules[0].size - 1) * (2 * rules[1].size - 1) * (2 * rules[2].size - 1)
+
+
 @gluon.jit
 def _distances(x, still, SPEC: gl.constexpr, LAYOUT: gl.constexpr):
     """`[ROWS, columns of chunk 0]`: how far along axis 0 a column lies after the first that a row sees.
@@ -86,6 +92,17 @@ def _viewed(at, span, stride, SPEC: gl.constexpr, PITCH: gl.constexpr, axis: gl.
 
 
 @gluon.jit
+def _bias_places(x, still, SPEC: gl.constexpr, PITCH: gl.constexpr, LAYOUT: gl.constexpr):
+    """`[ROWS, columns of chunk 0]`: offsets of entries of a relative position table at strides `PITCH`."""
+    y, z = still
+    column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, LAYOUT))
+    entry = (column_lane(column, SPEC, 0) + (SPEC.rules[0].size - 1)) * PITCH[0]
+    entry += (y.low + column_lane(column, SPEC, 1) + (SPEC.rules[1].size - 1)) * PITCH[1]
+    entry += (z.low + column_lane(column, SPEC, 2) + (SPEC.rules[2].size - 1)) * PITCH[2]
+    return entry[None, :] - (x.place * PITCH[0] + y.place * PITCH[1] + z.place * PITCH[2])[:, None]
+
+
+@gluon.jit
 def _key_slots(y, z, flat, SPEC: gl.constexpr, PITCH: gl.constexpr, LAYOUT: gl.constexpr):
     """`[ROWS, columns of a chunk]`: what axes 1 and 2 add to offsets of weights, where rows are keys."""
     column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, LAYOUT))
@@ -97,12 +114,12 @@ def _key_slots(y, z, flat, SPEC: gl.constexpr, PITCH: gl.constexpr, LAYOUT: gl.c
 
 @gluon.jit
 def dot(
-    x, y, weights,
+    x, y, bias, weights,
     scale, heads, group, X, Y, Z,
     xb, xx, xy, xz, xn, yb, yx, yy, yz, yn, fb, fx, fy, fz,
-    SPEC: gl.constexpr, PITCH: gl.constexpr,
+    SPEC: gl.constexpr, PITCH: gl.constexpr, BIAS_PITCH: gl.constexpr,
 ):  # fmt: skip
-    """`weights[i, s] = scale * x[i] . y[key s of i]`."""
+    """`weights[i, s] = scale * x[i] . y[key s of i]`, plus the bias, a table of each head."""
     DIM: gl.constexpr = SPEC.dim
     BLOCK: gl.constexpr = SPEC.block
     WIDTH: gl.constexpr = SPEC.width
@@ -117,6 +134,9 @@ def dot(
         return
     x += work.batch * xb + work.head * xn
     weights += (work.batch * fb + work.head) * COUNT
+    if bias is not None:
+        ENTRIES: gl.constexpr = table_size(SPEC.rules)
+        bias += work.head * ENTRIES
     columns = y + work.batch * yb + work.head // group * yn
     sources = (source(columns, (yx, yy, yz), still, tokens(DIM, SPEC.rows), SPEC),)
     to_still = still_rows(work, extents, BESIDE, SPEC)
@@ -130,6 +150,8 @@ def dot(
         to = rows_of(tile, work, extents, BESIDE, SPEC, 0)
         far = _distances(to, seen & to.inside[:, None], SPEC, LAYOUT)
         at = weights + _query_slots(to, to_still, (fx, fy, fz), SPEC, PITCH, LAYOUT)
+        if bias is not None:
+            entry = bias + _bias_places(to, to_still, SPEC, BIAS_PITCH, LAYOUT)
         async_copy.wait_group(1)
         left = rows.lines.index(0).load(factor(SPEC.rows, 0))
         copy_rows(tile + 1, rows, work, extents, SPEC)
@@ -138,8 +160,13 @@ def dot(
             first_at = at + first * (SPEC.columns[0] * PITCH[0])
             for step in gl.static_range(BLOCK):
                 found = score(left, ring, slot_after(place, step, SPEC), nothing, SPEC) * scale
-                found = gl.convert_layout(found.to(weights.dtype.element_ty), LAYOUT)
                 mask = _seen(far, first + step, to, SPEC)
+                if bias is not None:
+                    at_entry = entry + (first + step) * (SPEC.columns[0] * BIAS_PITCH[0])
+                    found = gl.convert_layout(found, LAYOUT) + gl.load(at_entry, mask=mask, other=0.0)
+                    found = found.to(weights.dtype.element_ty)
+                else:
+                    found = gl.convert_layout(found.to(weights.dtype.element_ty), LAYOUT)
                 gl.store(first_at + step * SPEC.columns[0] * PITCH[0], found, mask=mask)
 
 

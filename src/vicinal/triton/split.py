@@ -18,11 +18,8 @@ def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: floa
     if weights.numel():
         bias = None if bias is None else bias.float().contiguous()
         steps = (problem, scale, x.stride(), y.stride())
-        sweep = ring_launches.walk_launch(*steps)
-        if sweep is not None and addresses_aligned((x, y)):
-            sweep(x, y, weights)
-        else:
-            launches.walk_launch(*steps)(x, y, bias, weights)
+        sweep = ring_launches.walk_launch(*steps) if addresses_aligned((x, y)) else None
+        (launches.walk_launch(*steps) if sweep is None else sweep)(x, y, bias, weights)
     return weights
 
 
