@@ -295,7 +295,7 @@ def measure(name, p, backend, copy, flex):
     if flex and flex_runs(p):
         try:
             row["flex_forward"], row["flex_backward"] = flex_times(p)
-        except Exception as failure:  # noqa: BLE001, of a peer: its row says so
+        except Exception as failure:
             row["flex_failure"] = repr(failure)[:300]
     share = p.pairs / prod(p.lengths) ** 2
     for direction in ("forward", "backward"):
