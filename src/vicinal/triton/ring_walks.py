@@ -113,6 +113,17 @@ def _key_slots(y, z, flat, SPEC: gl.constexpr, PITCH: gl.constexpr, LAYOUT: gl.c
 
 
 @gluon.jit
+def _store_scores(where, found, mask, entry, shift, LAYOUT: gl.constexpr):
+    """Store scores of a chunk, plus the entries of a table `shift` after `entry`, where there is one."""
+    TYPE: gl.constexpr = where.dtype.element_ty
+    if entry is None:
+        gl.store(where, gl.convert_layout(found.to(TYPE), LAYOUT), mask=mask)
+    else:
+        found = gl.convert_layout(found, LAYOUT) + gl.load(entry + shift, mask=mask, other=0.0)
+        gl.store(where, found.to(TYPE), mask=mask)
+
+
+@gluon.jit
 def dot(
     x, y, bias, weights,
     scale, heads, group, X, Y, Z,
@@ -150,8 +161,9 @@ def dot(
         to = rows_of(tile, work, extents, BESIDE, SPEC, 0)
         far = _distances(to, seen & to.inside[:, None], SPEC, LAYOUT)
         at = weights + _query_slots(to, to_still, (fx, fy, fz), SPEC, PITCH, LAYOUT)
+        entry = bias
         if bias is not None:
-            entry = bias + _bias_places(to, to_still, SPEC, BIAS_PITCH, LAYOUT)
+            entry += _bias_places(to, to_still, SPEC, BIAS_PITCH, LAYOUT)
         async_copy.wait_group(1)
         left = rows.lines.index(0).load(factor(SPEC.rows, 0))
         copy_rows(tile + 1, rows, work, extents, SPEC)
@@ -161,13 +173,9 @@ def dot(
             for step in gl.static_range(BLOCK):
                 found = score(left, ring, slot_after(place, step, SPEC), nothing, SPEC) * scale
                 mask = _seen(far, first + step, to, SPEC)
-                if bias is not None:
-                    at_entry = entry + (first + step) * (SPEC.columns[0] * BIAS_PITCH[0])
-                    found = gl.convert_layout(found, LAYOUT) + gl.load(at_entry, mask=mask, other=0.0)
-                    found = found.to(weights.dtype.element_ty)
-                else:
-                    found = gl.convert_layout(found.to(weights.dtype.element_ty), LAYOUT)
-                gl.store(first_at + step * SPEC.columns[0] * PITCH[0], found, mask=mask)
+                where = first_at + step * SPEC.columns[0] * PITCH[0]
+                shift = (first + step) * (SPEC.columns[0] * BIAS_PITCH[0])
+                _store_scores(where, found, mask, entry, shift, LAYOUT)
 
 
 @gluon.jit
