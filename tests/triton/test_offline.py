@@ -25,6 +25,7 @@ SPILLS = {
     "options-float32-128/attend": 704,
     "bfloat16-64/key_gradient": 256,
     "bfloat16-64/query_gradient": 96,
+    "bfloat16-64/ring.query_gradient": 96,
     "256/key_gradient": 112,
     "128/key_gradient": 112,
 }

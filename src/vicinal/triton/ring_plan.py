@@ -59,9 +59,10 @@ ORDERS: tuple[tuple[int, int, int], ...] = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
 WINDOW = 128
 # Head dimensions whose lines are copied and multiplied whole.
 DIMS = (16, 32, 64)
-# Columns whose scores fit in the registers of a warp, and those that gradients read at once.
+# Columns whose scores fit in the registers of a warp, and those that gradients of queries, and of keys, read
+# at once.
 COLUMNS = 176
-BLOCK = 80
+BLOCK = (128, 80)
 # Bytes of rings, so that several programs share a multiprocessor.
 RING_BYTES = 48 << 10
 # A large device: its multiprocessors, their shared memory in bytes, and programs that their registers hold.
@@ -73,7 +74,11 @@ PLACES = 12
 TILE_COST = 24
 COPY_COST = 0.7
 READ_COST = 0.75
-START_COST = 2.5
+START_COST, QUERY_START_COST = 2.5, 0.5
+# Tiles of an axis from which on programs share it even where all would run at once.
+LONG = 64
+# Keys of the largest window whose scores alone are faster here than in tiles.
+DOT_WINDOW = 64
 
 
 @lru_cache(4096)
@@ -97,6 +102,8 @@ def key_gradient(problem: Problem) -> Sweep | None:
 @lru_cache(4096)
 def walk(problem: Problem) -> Sweep | None:
     """The sweep of the walk `problem.operation`, whose rings hold one operand."""
+    if problem.operation == "dot" and prod(problem.window) > DOT_WINDOW:
+        return None
     dim = problem.dim if problem.operation == "dot" else problem.value_dim
     if not _computes(replace(problem, dim=dim, value_dim=dim, bias=False)):
         return None
@@ -148,7 +155,7 @@ def _sweep(
     y, z = (_most(_tiles(*side, 1, inverse, shift)) for side, shift in zip(still, shifts, strict=True))
     width = max(16, 1 << (depth * y * z - 1).bit_length())
     tiles = _tiles(*moving, depth, inverse)
-    block = _most(tiles) if whole else _block(tiles, max(1, BLOCK // width))
+    block = _most(tiles) if whole else _block(tiles, max(1, BLOCK[inverse] // width))
     read = [(start, start + ceil((stop - start) / block) * block) for start, stop in tiles]
     # Half of the tiles find all their columns copied; a ring that serves every tile costs others their place.
     ahead = sorted(later[1] - earlier[0] for earlier, later in pairwise(read) if later[0] >= earlier[0])
@@ -156,7 +163,12 @@ def _sweep(
     counts = [_tile_count(*side, inverse, shift) for side, shift in zip(sides, (0, *shifts), strict=True)]
     strips = counts[1] * counts[2] * prod(_groups(axis, inverse) for axis, _ in sides)
     places = MULTIPROCESSORS * max(1, min(PLACES, SHARED // (_ring_bytes(problem, slots * width) + 4096)))
-    steps = _steps(counts[0], strips * problem.batch * problem.heads, places)
+    steps = _steps(
+        counts[0],
+        strips * problem.batch * problem.heads,
+        places,
+        START_COST if whole or inverse else QUERY_START_COST,
+    )
     visited = sum(stop - start for start, stop in read) / len(read)
     copied = sum(max(later[1] - earlier[1], 0) for earlier, later in pairwise(tiles)) / len(tiles)
     cost = strips * counts[0] * ((visited + COPY_COST * copied) * width + TILE_COST)
@@ -184,7 +196,7 @@ def _block(tiles: list[tuple[int, int]], most: int) -> int:
     )
 
 
-def _steps(tiles: int, strips: int, places: int) -> int:
+def _steps(tiles: int, strips: int, places: int, start_cost: float) -> int:
     """Tiles of a program, of the `tiles` of each strip, where `places` programs run at once.
 
     The last programs run beside empty places; a short program starts too often.
@@ -192,8 +204,13 @@ def _steps(tiles: int, strips: int, places: int) -> int:
 
     def time(steps: int) -> float:
         programs = strips * ceil(tiles / steps)
-        work = programs * (tiles / ceil(tiles / steps) + START_COST)
-        return max(steps + START_COST, work / places + 0.4 * steps)
+        work = programs * (tiles / ceil(tiles / steps) + start_cost)
+        shared = work / places + 0.4 * steps
+        if tiles > LONG:
+            return max(
+                steps + START_COST, (work + programs * (START_COST - start_cost)) / places + 0.4 * steps
+            )
+        return steps + start_cost if programs <= places else shared
 
     return min((ceil(tiles / parts) for parts in range(1, tiles + 1)), key=time)
 
