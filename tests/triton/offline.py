@@ -102,7 +102,8 @@ def kernels(p):
     else:
         yield "attend", launches.forward_launch(p, 0.1, given), (*inputs, table, element, wide)
     back = (*given, out)
-    yield "delta_of", launches.delta_launch(p, out), (element, element, wide, wide)
+    each = table if documents.is_padded(p) else None
+    yield "delta_of", launches.delta_launch(p, out), (element, element, wide, each, wide)
     rows = (element, wide, wide, table, element)
     yield "query_gradient", launches.query_gradient_launch(p, 0.1, back), (*inputs, *rows)
     yield "key_gradient", launches.key_gradient_launch(p, 0.1, back), (*inputs[:4], *rows, element)
@@ -129,9 +130,6 @@ def kernels(p):
         yield "score_gradient", scores, (*inputs[:4], element, wide, wide, table, wide)
         yield "tally", tally, (wide, table, wide)
     if p.documents:
-        if p.documents.frame:
-            shape = (*outputs, p.heads, p.value_dim)
-            yield "blank", documents.blank_launch(p, shape, 0.0, True), (element, table)
         return
     plain = replace(p, extra=0)
     rows = replace(plain, bias=False, dim=p.value_dim)

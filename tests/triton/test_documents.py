@@ -1,17 +1,17 @@
 """Tables of documents, which say what every program does, without a GPU."""
 
+from itertools import product
 from math import ceil, prod
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.documents import cases
 from vicinal import Problem, arguments, layout
-
-pytest.importorskip("triton")
-
 from vicinal.triton import documents
+from vicinal.triton.documents import Tiling
+
+boxes_of = st.sampled_from([(1, 2, 8), (4, 4, 4), (2, 8, 1)])
 
 
 def problem_of(case, frame):
@@ -20,23 +20,54 @@ def problem_of(case, frame):
     return Problem(arguments.axes(lengths, window), len(case.shapes), documents=found)
 
 
-@given(cases(), st.booleans(), st.sampled_from([(1, 2, 8), (4, 4, 4), (2, 8, 1)]), st.booleans())
+def framed(case):
+    return tuple(max(extents) + 1 for extents in zip(*case.shapes, strict=True))
+
+
+def decoded(problem, tiling):
+    numbers = documents.rows(problem.documents, documents.spacing(problem), tiling)
+    rows = [tuple(numbers[at : at + documents.WIDTH]) for at in range(0, len(numbers), documents.WIDTH)]
+    assert len(rows) == documents.programs(problem, tiling)
+    return rows
+
+
+@given(cases(), st.booleans(), boxes_of, st.booleans())
 def test_every_tile_of_every_document_is_there_once(case, is_padded, boxes, inverse):
-    frame = tuple(max(extents) + 1 for extents in zip(*case.shapes, strict=True)) if is_padded else None
-    problem = problem_of(case, frame)
-    numbers = documents.rows(case.shapes, documents.spacing(problem), boxes, inverse)
-    tiles = [tuple(numbers[at : at + 8]) for at in range(0, len(numbers), 8)]
-    assert len(tiles) == documents.programs(problem, boxes, inverse)
+    problem = problem_of(case, framed(case) if is_padded else None)
+    tiles, each = decoded(problem, Tiling(boxes, inverse)), decoded(problem, Tiling())
+    assert len(each) == len(case.shapes)
     tokens = rows = 0
     for document, shape in enumerate(map(documents.three, case.shapes)):
         mine = [row for row in tiles if row[0] == document]
-        wanted = 1
-        for extent, (dilation, period, step), box in zip(
-            shape, documents.spacing(problem), boxes, strict=True
+        wanted = [range(1)] * 3
+        for axis, (extent, (dilation, period, step), box) in enumerate(
+            zip(shape, documents.spacing(problem), boxes, strict=True)
         ):
             count, groups = (extent, dilation) if inverse else (ceil(extent / step), period)
-            wanted *= groups * max(ceil(len(range(group, count, groups)) / box) for group in range(groups))
-        assert [row[1] for row in mine] == list(range(wanted))
-        assert all(row[2:7] == (*shape, tokens, rows) for row in mine)
+            most = max(ceil(len(range(group, count, groups)) / box) for group in range(groups))
+            wanted[axis] = range(groups * most)
+        assert sorted(row[1:4] for row in mine) == list(product(*wanted))
+        assert each[document][:4] == (document, 0, 0, 0)
+        assert all(row[4:9] == (*shape, tokens, rows) for row in (*mine, each[document]))
         tokens += prod(shape)
         rows += prod(case.outputs(case.shapes[document]))
+    assert len(tiles) == len([row for row in tiles if row[0] >= 0])
+
+
+@given(cases(), boxes_of, st.booleans())
+def test_every_token_of_padding_is_filled_once(case, boxes, is_sampled):
+    frame = framed(case)
+    problem = problem_of(case, frame)
+    steps = documents.three(case.output_stride) if is_sampled else (1, 1, 1)
+    rows = decoded(problem, Tiling(boxes, steps=steps))
+    pieces = [row[at : at + 2] for row in rows for at in range(documents.WIDTH - 2 * documents.PIECES, 16, 2)]
+    filled = [token for first, count in pieces for token in range(first, first + count)]
+    whole = [range(0, extent, step) for extent, step in zip(documents.three(frame), steps, strict=True)]
+    places = product(enumerate(map(documents.three, case.shapes)), product(*whole))
+    wanted = [
+        token
+        for token, ((_, shape), place) in enumerate(places)
+        if any(at >= extent for at, extent in zip(place, shape, strict=True))
+    ]
+    assert sorted(filled) == wanted
+    assert [row[0] for row in rows if row[0] < 0] == [-1] * (len(rows) - len(decoded(problem, Tiling(boxes))))

@@ -30,7 +30,7 @@ SPILLS = {
     "128/key_gradient": 112,
 }
 # These have no products.
-PLAIN = ("delta_of", "tally", "blank")
+PLAIN = ("delta_of", "tally")
 # What every run of the suite compiles: every option, wide heads, rings.
 SAMPLE = ("options-bfloat16-64/", "single-bfloat16-128/", "single-bfloat16-32/ring.")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vicinal import Axis, Problem, catalog
+from vicinal.problem import Documents
 from vicinal.triton import support
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,7 @@ def run(module, *arguments, **variables):
 
 
 ON_GPU = Problem((Axis(9, 3),), device="cuda")
+LONG = Documents(((2**30,), (9,), (9,)), None, False)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,14 @@ ON_GPU = Problem((Axis(9, 3),), device="cuda")
         (replace(ON_GPU, dtype="float64"), "has no float64"),
         (replace(ON_GPU, dim=257), "head dim 257 is over 256"),
         (replace(ON_GPU, value_dim=0), "head dim 0 is under 1"),
+        (
+            replace(ON_GPU, documents=LONG._replace(frame=(2**30,))),
+            f"counts at most {2**31 - 1} tokens of documents and their padding",
+        ),
+        (
+            replace(ON_GPU, documents=LONG._replace(shapes=((2**31,), (9,)))),
+            f"counts at most {2**31 - 1} tokens of documents and their padding",
+        ),
     ],
 )
 def test_refusals(problem, reason):

@@ -23,16 +23,16 @@ _NAMES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16",
 
 def attend(problem: Problem, operands: Operands, scale: float) -> tuple[mx.array, mx.array]:
     """Output and log-sum-exp."""
-    given, tiles = _inputs(problem, operands), plan.forward(problem)
+    given = _inputs(problem, operands)
     rows = (*documents.extents(problem)[1], problem.heads)
     results = (((*rows, problem.value_dim), operands.query.dtype), (rows, mx.float32))
     steps = tuple(_strides(x) for x in given)
-    if tiles.single:
+    if plan.forward(problem).single:
         out, lse = run(launches.small_forward_launch(problem, scale, steps), given[:4], results)
     else:
         launch = launches.forward_launch(problem, scale, steps)
-        out, lse = run(launch, (*given, _table(problem, tiles.rows)), results, _gaps(problem))
-    return out, tables.blank_outside(problem, lse)
+        out, lse = run(launch, (*given, _table(problem, documents.forward(problem))), results)
+    return out, lse
 
 
 def attend_back(
@@ -49,21 +49,16 @@ def attend_back(
     query, key, value, bias, extra_key, extra_value = given
     grad_out = mx.contiguous(grad_out)
     steps = (*(_strides(x) for x in given), _strides(grad_out))
-    (delta,) = run(
-        launches.delta_launch(problem, steps[6]), (out, grad_out, grad_lse), ((lse.shape, mx.float32),)
-    )
+    each = _table(problem) if documents.is_padded(problem) else None
+    inputs = (out, grad_out, grad_lse, each)
+    (delta,) = run(launches.delta_launch(problem, steps[6]), inputs, ((lse.shape, mx.float32),))
     rows = (grad_out, lse, delta)
-    launch, table = (
-        launches.query_gradient_launch(problem, scale, steps),
-        _table(problem, plan.query_gradient(problem).rows),
-    )
-    (grad_query,) = run(launch, (*given, *rows, table), (_like(query),), _gaps(problem, True))
-    launch, table = (
-        launches.key_gradient_launch(problem, scale, steps),
-        _table(problem, plan.key_gradient(problem).rows, inverse=True),
-    )
-    inputs = (query, key, value, bias, *rows, table)
-    grad_key, grad_value = run(launch, inputs, (_like(key), _like(value)), _gaps(problem))
+    launch = launches.query_gradient_launch(problem, scale, steps)
+    inputs = (*given, *rows, _table(problem, documents.query_gradient(problem)))
+    (grad_query,) = run(launch, inputs, (_like(query),), _gaps(problem))
+    launch = launches.key_gradient_launch(problem, scale, steps)
+    inputs = (query, key, value, bias, *rows, _table(problem, documents.key_gradient(problem)))
+    grad_key, grad_value = run(launch, inputs, (_like(key), _like(value)))
     grad_bias = None
     if operands.bias is not None:
         grad_bias = _bias_gradient(problem, given, rows, scale, steps).astype(operands.bias.dtype)
@@ -128,7 +123,7 @@ def _bias_gradient(
         scores, tally, shape = launches.bias_gradient_launches(problem, scale, steps, first)
         if total is not None:
             rows = (*rows[:2], *after(rows[2:], [total]))
-        tiles = _table(problem, plan.bias_gradient(problem).rows)
+        tiles = _table(problem, documents.bias_gradient(problem))
         held = run(scores, (*given[:4], *rows, tiles), ((shape, mx.float32),))
         (part,) = run(tally, (*held, _table(problem)), ((bias.shape, mx.float32),), 0.0)
         total = part if total is None else total + part
@@ -136,11 +131,9 @@ def _bias_gradient(
     return total
 
 
-def _table(problem: Problem, boxes: tuple[int, ...] | None = None, inverse: bool = False) -> mx.array | None:
+def _table(problem: Problem, tiling: documents.Tiling = documents.EACH) -> mx.array | None:
     """int32 `documents.rows`, the last that kernels read; None without documents."""
-    if problem.documents is None:
-        return None
-    return _rows(problem.documents.shapes, documents.spacing(problem), boxes, inverse)
+    return None if problem.documents is None else _rows(problem.documents, documents.spacing(problem), tiling)
 
 
 @lru_cache(1024)
@@ -148,11 +141,10 @@ def _rows(*tiles: Any) -> mx.array:
     return tables.packed(documents.rows(*tiles))
 
 
-def _gaps(problem: Problem, is_query: bool = False) -> float | None:
-    """What results hold where kernels write nothing: outside of documents and, in the gradient of the query,
-    between those that have outputs."""
+def _gaps(problem: Problem) -> float | None:
+    """What the gradient of the query holds between queries that have outputs, if not all have."""
     is_sampled = problem.documents is not None and any(axis.output_stride > 1 for axis in problem.axes)
-    return 0.0 if documents.is_padded(problem) or (is_query and is_sampled) else None
+    return 0.0 if is_sampled else None
 
 
 def _strides(x: mx.array | None) -> tuple[int, ...]:

@@ -76,7 +76,8 @@ def _specialized(launch: Launch, dtypes: tuple[str | None, ...]) -> tuple[_Sourc
     given = zip(launch.kernel.params, (*elements, *launch.arguments), strict=True)
     for place, (parameter, value) in enumerate(given):
         name, is_tensor = parameter.name, place < len(elements)
-        if parameter.is_constexpr or value is None or _is_compiled_in(value):
+        may_be_known = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or _is_compiled_in(value, may_be_known):
             signature[name] = "constexpr"
             constants[(place,)] = value
             continue
@@ -84,11 +85,11 @@ def _specialized(launch: Launch, dtypes: tuple[str | None, ...]) -> tuple[_Sourc
         if not is_tensor:
             # MLX takes no number that it would have to round.
             numbers.append(c_float(value).value if isinstance(value, float) else value)
-        if name in ROWS if is_tensor else value % 16 == 0 and isinstance(value, int):
+        if name in ROWS if is_tensor else may_be_known and isinstance(value, int) and value % 16 == 0:
             attributes[(place,)] = [["tt.divisibility", 16]]
     return _Source(launch.kernel, signature, constants, attributes, options=launch.options), numbers
 
 
-def _is_compiled_in(value: Any) -> bool:
+def _is_compiled_in(value: Any, may_be_known: bool) -> bool:
     """Whether a number becomes a constant: a stride of 1 is worth knowing, and some numbers do not fit."""
-    return isinstance(value, int) and (value == 1 or value > LARGEST)
+    return isinstance(value, int) and ((value == 1 and may_be_known) or value > LARGEST)

@@ -12,7 +12,7 @@ from ..problem import Problem
 from . import documents, launches, plan, ring_launches
 from .launch import addresses_aligned, rows_aligned, strides
 from .launches import Strides
-from .tables import cleared, table
+from .tables import table
 
 
 class Inputs(NamedTuple):
@@ -53,7 +53,7 @@ class Forward:
         self.problem = problem
         self.rows = (*documents.extents(problem)[1], problem.heads)
         self.out = (*self.rows, problem.value_dim)
-        self.tiles = plan.forward(problem).rows if problem.documents is not None else None
+        self.tiles = None if problem.documents is None else documents.forward(problem)
         self.sweep = ring_launches.forward_launch(problem, scale, steps[:3])
         # A window that fills one box has no additional tokens and no documents.
         self.single = plan.forward(problem).single
@@ -74,8 +74,6 @@ class Forward:
         else:
             tiles = table(self.problem, query.device, self.tiles)
             self.launch(query, key, value, bias, extra_key, extra_value, tiles, out, lse)
-            cleared(self.problem, out, sampled=True)
-            cleared(self.problem, lse, float("-inf"), sampled=True)
         return out, lse
 
 
@@ -136,12 +134,12 @@ def _main_gradients(
     if sweep is not None:
         sweep(query, key, value, out, grad_out, lse, grad_lse, delta, to_query)
     else:
-        launches.delta_launch(problem, strides(grad_out))(out, grad_out, grad_lse, delta)
+        each = table(problem, query.device) if documents.is_padded(problem) else None
+        launches.delta_launch(problem, strides(grad_out))(out, grad_out, grad_lse, each, delta)
     if sweep is None and to_query is not None:
-        tiles = table(problem, query.device, plan.query_gradient(problem).rows)
+        tiles = table(problem, query.device, documents.query_gradient(problem))
         launch = launches.query_gradient_launch(problem, scale, key_strides)
         launch(*given, grad_out, lse, delta, tiles, to_query)
-        cleared(problem, to_query, sampled=False)
     if needs[1] or needs[2]:
         to_key = key.new_empty(key.shape)
         to_value = value.new_empty(value.shape)
@@ -150,10 +148,8 @@ def _main_gradients(
             sweep(*swept, lse, delta, to_key, to_value)
         else:
             launch = launches.key_gradient_launch(problem, scale, key_strides)
-            tiles = table(problem, query.device, plan.key_gradient(problem).rows, inverse=True)
+            tiles = table(problem, query.device, documents.key_gradient(problem))
             launch(query, key, value, given.bias, grad_out, lse, delta, tiles, to_key, to_value)
-            cleared(problem, to_key, sampled=False)
-            cleared(problem, to_value, sampled=False)
     return delta, to_query, to_key, to_value
 
 
@@ -179,7 +175,7 @@ def _bias_gradient(
     for first in range(0, problem.heads, launches.bias_split(problem).heads):
         scores, tally, shape = launches.bias_gradient_launches(problem, scale, key_strides, first)
         held = torch.empty(shape, dtype=torch.float32, device=query.device)
-        tiles = table(problem, query.device, plan.bias_gradient(problem).rows)
+        tiles = table(problem, query.device, documents.bias_gradient(problem))
         scores(query, key, value, bias, grad_out, lse, delta, tiles, held)
         tally(held, table(problem, query.device), grad_bias)
     return grad_bias

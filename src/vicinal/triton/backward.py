@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .forward import box_scores
+from .padding import fill
 from .tile import (
     Point,
     bias_places,
@@ -23,11 +24,13 @@ from .tile import (
     lanes,
     load_rows,
     next_box,
+    number_at,
     offsets,
     output_extents,
     place_of,
     query_offsets,
     query_tile,
+    row_of,
     rows_inside,
     store_rows,
 )
@@ -38,16 +41,40 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def delta_of(
-    out, grad_out, grad_lse, delta,
+    out, grad_out, grad_lse, table, delta,
     rows, heads, T, H, W, gb, gt, gh, gw, gn,
+    T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     M: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
 ):  # fmt: skip
-    """`delta` of `M` rows of contiguous `out`; `T`, `H`, `W` are extents of outputs."""
-    row = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
-    inside = row < rows
-    row = tl.minimum(row, rows - 1)
-    head, token = row % heads, row // heads
-    w, h, t, batch = token % W, token // W % H, token // W // H % T, token // W // H // T
+    """`delta` of `M` of all `rows` of contiguous `out`; `T`, `H`, `W` are extents of outputs.
+
+    With a `table` of one row a document, `rows` are those of an entry, and padding is left out.
+    """
+    if table is None:
+        row = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
+        inside = row < rows
+        row = tl.minimum(row, rows - 1)
+        head, token = row % heads, row // heads
+        w, h, t, batch = token % W, token // W % H, token // W // H % T, token // W // H // T
+    else:
+        blocks = tl.cdiv(rows, M)
+        mine = row_of(table, tl.program_id(0) // blocks)
+        batch = (tl.program_id(0) // blocks).to(tl.int64)
+        lengths = output_extents(
+            number_at(mine + 4), number_at(mine + 5), number_at(mine + 6), T_RULE, H_RULE, W_RULE
+        )
+        row = tl.program_id(0) % blocks * M + tl.arange(0, M)
+        head, token = row % heads, row // heads
+        w, h, t = token % W, token // W % H, token // W // H
+        inside = (w < lengths.w) & (h < lengths.h) & (t < lengths.t)
+        if tl.max(inside.to(tl.int32), 0) == 0:
+            return
+        # What is left out reads a row that is not.
+        row = tl.where(inside, row, tl.min(tl.where(inside, row, rows)))
+        head, token = (row % heads).to(tl.int64), row // heads
+        w, h = (token % W).to(tl.int64), (token // W % H).to(tl.int64)
+        t = (token // W // H).to(tl.int64)
+        row = row + batch * rows
     o = load_rows(out, row * VALUE_DIM, VALUE_DIM, VALUE_PAD).to(tl.float32)
     g = load_rows(grad_out, batch * gb + t * gt + h * gh + w * gw + head * gn, VALUE_DIM, VALUE_PAD)
     found = tl.sum(o * g.to(tl.float32), 1)
@@ -79,6 +106,10 @@ def query_gradient(
     tile = query_tile(
         tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT
     )
+    if LAYOUT[2]:
+        fill(table, heads, grad_query, None, None, DIM, PAD, 0, 0, HEADS_FIRST)
+        if tile.batch < 0:
+            return
     if is_empty(tile):
         return
     head, kv_head = tile.head.to(tl.int64), (tile.head // group).to(tl.int64)
@@ -162,6 +193,10 @@ def key_gradient(
     """
     kv_heads = heads // group
     tile = key_tile(kv_heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT)
+    if LAYOUT[2]:
+        fill(table, kv_heads, grad_key, grad_value, None, DIM, PAD, VALUE_DIM, VALUE_PAD, HEADS_FIRST)
+        if tile.batch < 0:
+            return
     if is_empty(tile):
         return
     kv_head = tile.head.to(tl.int64)

@@ -1,20 +1,22 @@
-"""Documents of different shapes: where they lie, which tiles each has, and what lies outside of them."""
+"""Documents of different shapes: where they lie, and which tiles each has."""
 
-# pyright: reportAttributeAccessIssue=false
 from array import array
 from functools import lru_cache
 from itertools import pairwise
 from math import ceil, prod
-
-import triton
-import triton.language as tl
+from typing import NamedTuple
 
 from ..layout import VarlenLayout
-from ..problem import Problem
+from ..problem import Documents, Problem
 from . import plan
-from .launch import Launch
 
 Shape = tuple[int, ...]
+# Integers of a row of a table, and pieces of padding that it holds.
+WIDTH = 16
+PIECES = 3
+# Tokens of padding that are filled at once, and most of a piece.
+BLOCK = 16
+MOST = 512
 # Of each of three axes: dilation, period and output stride.
 Spacing = tuple[tuple[int, int, int], ...]
 
@@ -45,10 +47,49 @@ def most_outputs(problem: Problem) -> int:
     return max(stop - start for start, stop in pairwise(outputs))
 
 
-def programs(problem: Problem, boxes: Shape, inverse: bool = False) -> int:
-    """Tiles of `boxes` of all documents; of keys if `inverse`."""
+class Tiling(NamedTuple):
+    """What the rows of a table are.
+
+    Args:
+        boxes: extents of a tile; None for one row a document.
+        inverse: whether tiles are of keys.
+        steps: distances of the tokens, on each of three axes, that the kernel writes results for, if it fills
+            padding as well.
+    """
+
+    boxes: Shape | None = None
+    inverse: bool = False
+    steps: Shape | None = None
+
+
+EACH = Tiling()
+
+
+def forward(problem: Problem) -> Tiling:
+    """Rows for attention."""
+    steps = tuple(axis.output_stride for axis in plan.three_axes(problem.axes))
+    return Tiling(plan.forward(problem).rows, steps=steps if is_padded(problem) else None)
+
+
+def query_gradient(problem: Problem) -> Tiling:
+    """Rows for the gradient of the query."""
+    return Tiling(plan.query_gradient(problem).rows, steps=(1, 1, 1) if is_padded(problem) else None)
+
+
+def key_gradient(problem: Problem) -> Tiling:
+    """Rows for the gradients of key and value."""
+    return Tiling(plan.key_gradient(problem).rows, True, (1, 1, 1) if is_padded(problem) else None)
+
+
+def bias_gradient(problem: Problem) -> Tiling:
+    """Rows for the gradients of scores."""
+    return Tiling(plan.bias_gradient(problem).rows)
+
+
+def programs(problem: Problem, tiling: Tiling) -> int:
+    """Rows of a table: programs of one head."""
     assert problem.documents is not None
-    return sum(_tiles(problem.documents.shapes, spacing(problem), boxes, inverse))
+    return len(rows(problem.documents, spacing(problem), tiling)) // WIDTH
 
 
 def spacing(problem: Problem) -> Spacing:
@@ -57,63 +98,37 @@ def spacing(problem: Problem) -> Spacing:
     return tuple((axis.dilation, axis.period, axis.output_stride) for axis in axes)
 
 
-def rows(shapes: tuple[Shape, ...], apart: Spacing, boxes: Shape | None, inverse: bool) -> "array[int]":
-    """Eight integers of 32 bits for each tile of `boxes`, or without them for each document.
+@lru_cache(64)
+def rows(documents: Documents, apart: Spacing, tiling: Tiling) -> "array[int]":
+    """A table: `WIDTH` integers of 32 bits for each row, which `tile.place_of` and `padding.fill` read.
 
-    `tile.place_of` reads them.
+    These are the document, the tile on each of three axes and its dilation group, the document's extents, the
+    tokens and the outputs before it, and pieces of padding: first token and number of tokens. Rows behind
+    those of tiles have padding alone, and -1 for the document.
     """
+    shapes = documents.shapes
     steps = tuple(step for _, _, step in apart[3 - len(shapes[0]) :])
-    counts = (1,) * len(shapes) if boxes is None else _tiles(shapes, apart, boxes, inverse)
     found = array("i")
-    for document, before in enumerate(zip(*_offsets(shapes, steps), counts, strict=False)):
-        *first, count = before
-        mine = array("i", (document, 0, *three(shapes[document]), *first, 0)) * count
-        mine[1::8] = array("i", range(count))
+    for document, (shape, *before) in enumerate(zip(shapes, *_offsets(shapes, steps), strict=False)):
+        row = array("i", (document, 0, 0, 0, *three(shape), *before))
+        row.extend([0] * (WIDTH - len(row)))
+        if tiling.boxes is None:
+            found += row
+            continue
+        places = _places(three(shape), apart, tiling)
+        mine = row * prod(map(len, places))
+        for axis, numbers in enumerate(places):
+            outer, inner = (prod(map(len, part)) for part in (places[:axis], places[axis + 1 :]))
+            mine[1 + axis :: WIDTH] = array("i", [n for n in numbers for _ in range(inner)]) * outer
         found += mine
+    if documents.frame is not None and tiling.steps is not None:
+        _put(found, _pieces(documents, tiling.steps, len(found) // WIDTH))
     return found
 
 
 def is_padded(problem: Problem) -> bool:
-    """Whether something of a padded batch lies outside of the documents."""
-    documents = problem.documents
-    if documents is None or documents.frame is None:
-        return False
-    return any(shape != documents.frame for shape in documents.shapes)
-
-
-@lru_cache(4096)
-def blank_launch(problem: Problem, shape: Shape, fill: float, sampled: bool) -> Launch:
-    """Fills what lies outside of documents in a contiguous padded tensor, over outputs if `sampled`."""
-    frame = shape[1 : 1 + problem.rank]
-    steps = [axis.output_stride if sampled else 1 for axis in plan.three_axes(problem.axes)]
-    tokens, columns = 16, 128
-    numbers = (*three(frame), prod(shape[1 + problem.rank :]), fill)
-    grid = problem.batch * ceil(prod(frame) / tokens)
-    return Launch(blank, grid, numbers, (*steps, tokens, columns), num_warps=4)
-
-
-@triton.jit
-def blank(
-    x, table, T, H, W, width, fill,
-    T_STEP: tl.constexpr, H_STEP: tl.constexpr, W_STEP: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
-    """Fill `M` rows of contiguous `[documents, T, H, W, width]` where they lie outside of their document."""
-    blocks = tl.cdiv(T * H * W, M)
-    document = (tl.program_id(0) // blocks).to(tl.int64)
-    token = tl.program_id(0) % blocks * M + tl.arange(0, M)
-    table += document * 8
-    inside = token // (H * W) < tl.cdiv(tl.load(table + 2), T_STEP)
-    inside = inside & (token // W % H < tl.cdiv(tl.load(table + 3), H_STEP))
-    inside = inside & (token % W < tl.cdiv(tl.load(table + 4), W_STEP))
-    outside = (token < T * H * W) & (inside == 0)
-    if tl.max(outside.to(tl.int32), 0) == 0:
-        return
-    first = x + (document * T * H * W + token) * width
-    value = tl.full([M, N], 0.0, tl.float32) + fill
-    for start in range(0, width, N):
-        column = start + tl.arange(0, N)
-        mask = outside[:, None] & (column < width)[None, :]
-        tl.store(first[:, None] + column[None, :], value.to(x.dtype.element_ty), mask=mask)
+    """Whether documents lie in entries of a batch."""
+    return problem.documents is not None and problem.documents.frame is not None
 
 
 @lru_cache(1024)
@@ -123,14 +138,56 @@ def _offsets(shapes: tuple[Shape, ...], steps: Shape) -> tuple[Shape, Shape]:
     return found.offsets, found.sampled(steps).offsets
 
 
-@lru_cache(1024)
-def _tiles(shapes: tuple[Shape, ...], apart: Spacing, boxes: Shape, inverse: bool) -> tuple[int, ...]:
-    """Tiles of every document: each dilation group has as many as the largest."""
+def _places(shape: Shape, apart: Spacing, tiling: Tiling) -> list[list[int]]:
+    """Tiles on each axis, times dilation groups, plus the group: each group has as many as the largest."""
+    assert tiling.boxes is not None
     found = []
-    for shape in shapes:
-        tiles = 1
-        for extent, (dilation, period, step), box in zip(three(shape), apart, boxes, strict=True):
-            count, groups = (extent, dilation) if inverse else (ceil(extent / step), period)
-            tiles *= groups * ceil(ceil(count / groups) / box)
-        found.append(tiles)
-    return tuple(found)
+    for extent, (dilation, period, step), box in zip(shape, apart, tiling.boxes, strict=True):
+        count, groups = (extent, dilation) if tiling.inverse else (ceil(extent / step), period)
+        tiles = ceil(ceil(count / groups) / box)
+        found.append([tile * groups + group for group in range(groups) for tile in range(tiles)])
+    return found
+
+
+def _pieces(documents: Documents, steps: Shape, rows: int) -> list[tuple[int, int]]:
+    """Runs of padding in the order of memory, none longer than a fair share for each of so many rows."""
+    assert documents.frame is not None
+    frame, runs = _sampled(three(documents.frame), steps), []
+    for document, shape in enumerate(documents.shapes):
+        runs += _runs(document * prod(frame), frame, _sampled(three(shape), steps))
+    share = ceil(sum(count for _, count in runs) / max(1, rows) / BLOCK) * BLOCK
+    share = max(BLOCK, min(share, MOST))
+    return [
+        (first + start, min(share, count - start))
+        for first, count in runs
+        for start in range(0, count, share)
+    ]
+
+
+def _runs(first: int, frame: Shape, shape: Shape) -> list[tuple[int, int]]:
+    """First token and number of tokens of all runs outside of a document of `shape`."""
+    if not frame:
+        return []
+    inner, found = prod(frame[1:]), []
+    if frame[1:] != shape[1:]:
+        for place in range(shape[0]):
+            found += _runs(first + place * inner, frame[1:], shape[1:])
+    rest = (frame[0] - shape[0]) * inner
+    return [*found, (first + shape[0] * inner, rest)] if rest else found
+
+
+def _put(table: "array[int]", pieces: list[tuple[int, int]]) -> None:
+    """Deal out pieces of padding to the rows of a table, and to more where it has too few."""
+    count = max(len(table) // WIDTH, ceil(len(pieces) / PIECES))
+    alone = array("i", [0] * WIDTH)
+    alone[0], alone[4:7] = -1, array("i", (1, 1, 1))
+    table.extend(alone * (count - len(table) // WIDTH))
+    for place in range(PIECES):
+        mine = pieces[place * count : (place + 1) * count]
+        for field in range(2):
+            at = WIDTH - 2 * (PIECES - place) + field
+            table[at : at + len(mine) * WIDTH : WIDTH] = array("i", [piece[field] for piece in mine])
+
+
+def _sampled(shape: Shape, steps: Shape) -> Shape:
+    return tuple(ceil(extent / step) for extent, step in zip(shape, steps, strict=True))

@@ -4,6 +4,7 @@
 import triton
 import triton.language as tl
 
+from .padding import fill
 from .tile import (
     Point,
     bias_places,
@@ -74,6 +75,10 @@ def attend(
     tile = query_tile(
         tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT
     )
+    if LAYOUT[2]:
+        fill(table, heads, out, None, lse, VALUE_DIM, VALUE_PAD, 0, 0, HEADS_FIRST)
+        if tile.batch < 0:
+            return
     if is_empty(tile):
         return
     kv_head = (tile.head // group).to(tl.int64)

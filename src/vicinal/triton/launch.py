@@ -30,7 +30,7 @@ class Launch:
         grid: programs.
         numbers: runtime numbers.
         constants: values of the last parameters, which are constexpr.
-        options: `num_warps`, `num_stages` and whatever else the compiler takes.
+        options: `num_warps`, `num_stages`, `maxnreg` and whatever else the compiler takes.
     """
 
     __slots__ = ("arguments", "compiled", "grid", "kernel", "options")
@@ -67,7 +67,7 @@ class Launch:
         found = self.compiled.get(key)
         if found is None:
             # The interpreter compiles nothing and returns None.
-            compiled = self.kernel[(self.grid,)](*tensors, *self.arguments, **self.options)
+            compiled = self.kernel[(self.grid,)](*tensors, *self.arguments, **self._taken())
             if compiled is not None:
                 self.compiled[key] = _started(compiled)
             return
@@ -79,7 +79,16 @@ class Launch:
 
     def warmup(self, *tensors: Any) -> Any:
         """The compiled kernel, without a launch."""
-        return self.kernel.warmup(*tensors, *self.arguments, grid=(1,), **self.options)
+        return self.kernel.warmup(*tensors, *self.arguments, grid=(1,), **self._taken())
+
+    def _taken(self) -> dict[str, Any]:
+        """Options that the compiler of the active device takes: AMD's bounds no registers."""
+        if "maxnreg" not in self.options or knobs.runtime.interpret:
+            return self.options
+        active: Any = driver.active
+        if active.get_current_target().backend == "cuda":
+            return self.options
+        return {name: value for name, value in self.options.items() if name != "maxnreg"}
 
 
 def _started(compiled: Any) -> Started:

@@ -30,9 +30,10 @@ def _lengths(problem: Problem) -> tuple[int, ...]:
     return documents.three(documents.extents(problem)[0][1:])
 
 
-def _placing(problem: Problem) -> tuple[int, bool]:
-    """How documents lie, for kernels: their axes, and whether they are packed."""
-    return problem.rank, problem.documents is not None and problem.documents.frame is None
+def _placing(problem: Problem) -> tuple[int, bool, bool]:
+    """How documents lie, for kernels: their axes, whether they are packed, and whether there is padding."""
+    is_padded = documents.is_padded(problem)
+    return problem.rank, problem.documents is not None and not is_padded, is_padded
 
 
 def _precision(problem: Problem) -> str:
@@ -82,11 +83,11 @@ def _attention_layout(problem: Problem, given: Strides) -> Layout:
     return layout(problem, given[6:], given[:3])
 
 
-def _programs(problem: Problem, shape: plan.Shape, inverse: bool = False) -> int:
-    """Tiles of one head of all entries of a batch, or of all documents."""
+def _programs(problem: Problem, shape: plan.Shape, rows: documents.Tiling) -> int:
+    """Tiles of one head of all entries of a batch, or rows of a table of documents."""
     if problem.documents is None:
         return problem.batch * shape.tiles
-    return documents.programs(problem, shape.rows, inverse)
+    return documents.programs(problem, rows)
 
 
 def _dims(problem: Problem) -> tuple[int, ...]:
@@ -102,14 +103,21 @@ def _options(shape: plan.Shape) -> dict[str, int]:
     return {"num_warps": shape.warps, "num_stages": shape.stages}
 
 
+def _bounds(problem: Problem, shape: plan.Shape) -> dict[str, int]:
+    """The registers that let four programs share a multiprocessor, where the compiler takes a few more."""
+    is_narrow = max(_dims(problem)) <= 64 and problem.dtype != "float32"
+    is_plain = not problem.bias and not problem.extra
+    fits = is_narrow and is_plain and (shape.row_count, shape.column_count, shape.warps) == (64, 64, 4)
+    return {"maxnreg": 128} if fits and problem.documents is not None else {}
+
+
 def _extra_strides(stride: tuple[int, ...]) -> tuple[int, ...]:
     return stride[:3] if stride else (0, 0, 0)
 
 
-def _numbers(problem: Problem, scale: float, extra: bool) -> tuple:
+def _numbers(problem: Problem, scale: float) -> tuple:
     """Leading numbers of an attention kernel."""
-    numbers = (scale * log2(e), problem.heads, _group(problem), *_lengths(problem))
-    return (*numbers, problem.extra) if extra else numbers
+    return scale * log2(e), problem.heads, _group(problem), *_lengths(problem)
 
 
 def _scaled(problem: Problem, scale: float) -> bool:
@@ -120,16 +128,16 @@ def _scaled(problem: Problem, scale: float) -> bool:
 @lru_cache(4096)
 def forward_launch(problem: Problem, scale: float, given: Strides) -> Launch:
     shape = plan.forward(problem)
+    grid = _programs(problem, shape, documents.forward(problem)) * problem.heads
     numbers = (
-        *_numbers(problem, scale, extra=True),
+        *(*_numbers(problem, scale), problem.extra),
         *(step for stride in given[:3] for step in spatial_strides(stride)),
         *(step for stride in given[4:6] for step in _extra_strides(stride)),
     )
     common = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem))
     constants = (*constants, shape.heads_first, _scaled(problem, scale), *common)
-    grid = _programs(problem, shape) * problem.heads
-    return Launch(forward.attend, grid, numbers, constants, **_options(shape))
+    return Launch(forward.attend, grid, numbers, constants, **_options(shape), **_bounds(problem, shape))
 
 
 @lru_cache(4096)
@@ -137,7 +145,7 @@ def small_forward_launch(problem: Problem, scale: float, given: Strides) -> Laun
     shape = plan.forward(problem)
     heads = plan.turns(problem)
     numbers = (
-        *_numbers(problem, scale, extra=False),
+        *_numbers(problem, scale),
         *(step for stride in given[:3] for step in spatial_strides(stride)),
     )
     common = (*layout(problem, given[:1], given[1:3]), _precision(problem))
@@ -150,18 +158,20 @@ def small_forward_launch(problem: Problem, scale: float, given: Strides) -> Laun
 @lru_cache(4096)
 def delta_launch(problem: Problem, given: tuple[int, ...]) -> Launch:
     outputs = documents.extents(problem)[1]
-    rows = prod(outputs) * problem.heads
+    entries = problem.batch if documents.is_padded(problem) else 1
+    rows = prod(outputs) * problem.heads // entries
     block = max(16, 4096 // plan.padded(problem.value_dim))
     numbers = (rows, problem.heads, *documents.three(outputs[1:] or outputs), *spatial_strides(given))
-    constants = (block, problem.value_dim, plan.padded(problem.value_dim))
-    return Launch(backward.delta_of, ceil(rows / block), numbers, constants, num_warps=4)
+    constants = (*_rules(problem), block, problem.value_dim, plan.padded(problem.value_dim))
+    return Launch(backward.delta_of, entries * ceil(rows / block), numbers, constants, num_warps=4)
 
 
 @lru_cache(4096)
 def query_gradient_launch(problem: Problem, scale: float, given: Strides) -> Launch:
     shape = plan.query_gradient(problem)
+    grid = _programs(problem, shape, documents.query_gradient(problem)) * problem.heads
     numbers = (
-        *_numbers(problem, scale, extra=True),
+        *(*_numbers(problem, scale), problem.extra),
         *(step for stride in given[:3] for step in spatial_strides(stride)),
         *(step for stride in given[4:6] for step in _extra_strides(stride)),
         *spatial_strides(given[6]),
@@ -169,21 +179,20 @@ def query_gradient_launch(problem: Problem, scale: float, given: Strides) -> Lau
     common = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
     flags = (shape.heads_first, _scaled(problem, scale), *common)
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem), *flags)
-    grid = _programs(problem, shape) * problem.heads
     return Launch(backward.query_gradient, grid, numbers, constants, **_options(shape))
 
 
 @lru_cache(4096)
 def key_gradient_launch(problem: Problem, scale: float, given: Strides) -> Launch:
     shape = plan.key_gradient(problem)
+    grid = _programs(problem, shape, documents.key_gradient(problem)) * problem.kv_heads
     numbers = (
-        *_numbers(problem, scale, extra=False),
+        *_numbers(problem, scale),
         *(step for stride in (*given[:3], given[6]) for step in spatial_strides(stride)),
     )
     common = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
     flags = (shape.heads_first, _scaled(problem, scale), *common)
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem), *flags)
-    grid = _programs(problem, shape, inverse=True) * problem.kv_heads
     return Launch(backward.key_gradient, grid, numbers, constants, **_options(shape))
 
 
@@ -196,7 +205,7 @@ def extra_gradient_launch(problem: Problem, scale: float, given: Strides) -> tup
     part = size.columns * ceil(rows / size.columns / max(1, BUSY // tiles))
     parts = ceil(rows / part)
     numbers = (
-        *(*_numbers(problem, scale, extra=True), part, parts),
+        *(*_numbers(problem, scale), problem.extra, part, parts),
         *spatial_strides(given[0]),
         *(step for stride in given[4:6] for step in _extra_strides(stride)),
         *spatial_strides(given[6]),
@@ -235,14 +244,16 @@ def bias_gradient_launches(
     heads = min(split.heads, problem.heads - first)
     parts = ceil(problem.batch / split.part)
     numbers = (
-        *_numbers(problem, scale, extra=False),
+        *_numbers(problem, scale),
         *(problem.batch, split.part, first, heads),
         *(step for stride in (*given[:3], given[6]) for step in spatial_strides(stride)),
     )
     flags = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem), *flags)
-    grid = heads * (parts * shape.tiles if problem.documents is None else _programs(problem, shape))
-    scores = Launch(bias_kernels.score_gradient, grid, numbers, constants, **_options(shape))
+    tiles = parts * shape.tiles
+    if problem.documents is not None:
+        tiles = documents.programs(problem, documents.bias_gradient(problem))
+    scores = Launch(bias_kernels.score_gradient, heads * tiles, numbers, constants, **_options(shape))
     entries = prod(2 * size - 1 for size in problem.window)
     counts = (1, parts) if problem.documents is None else (problem.batch, 1)
     tally = Launch(

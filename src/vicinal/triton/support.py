@@ -4,7 +4,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from math import prod
 
-from ..problem import ONE_DTYPE, Problem
+from ..problem import ONE_DTYPE, Documents, Problem
 
 OLDEST = (3, 4)
 # Gluon is an experimental interface; sweeps over rings are written for that of this release.
@@ -17,8 +17,8 @@ def refusal(problem: Problem) -> str | None:
     """Why the kernels cannot run `problem`, or Triton not compile them, if so; says nothing of a GPU."""
     if problem.device != "cuda":
         return f"runs on cuda, not {problem.device}"
-    if problem.documents is not None and sum(map(prod, problem.documents.shapes)) > TOKENS:
-        return f"counts at most {TOKENS} tokens of documents"
+    if problem.documents is not None and _tokens(problem.documents) > TOKENS:
+        return f"counts at most {TOKENS} tokens of documents and their padding"
     if problem.dtype not in ("float16", "bfloat16", "float32"):
         return f"has no {problem.dtype}"
     if problem.key_dtype is not None:
@@ -27,6 +27,12 @@ def refusal(problem: Problem) -> str | None:
         if not 1 <= dim <= 256:
             return f"head dim {dim} is {'over 256' if dim else 'under 1'}"
     return _missing()
+
+
+def _tokens(documents: Documents) -> int:
+    """Tokens of documents, and of their padding."""
+    shapes, frame = documents.shapes, documents.frame
+    return sum(map(prod, shapes)) if frame is None else len(shapes) * prod(frame)
 
 
 def _missing() -> str | None:

@@ -5,36 +5,25 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..problem import Problem
+from ..problem import Documents, Problem
 from . import documents
-from .documents import Shape, Spacing
+from .documents import EACH, Spacing, Tiling
 
 
-def table(
-    problem: Problem, device: torch.device, boxes: Shape | None = None, inverse: bool = False
-) -> Tensor | None:
+def table(problem: Problem, device: torch.device, rows: Tiling = EACH) -> Tensor | None:
     """int32 `documents.rows`, which kernels take before what they write; None without documents."""
     if problem.documents is None:
         return None
-    found = _table(problem.documents.shapes, documents.spacing(problem), boxes, inverse, device)
+    found = _table(problem.documents, documents.spacing(problem), rows, device)
     if found.is_cuda:
         # The memory belongs to the stream that wrote it.
         found.record_stream(torch.cuda.current_stream(device))
     return found
 
 
-def cleared(problem: Problem, x: Tensor, fill: float = 0.0, *, sampled: bool) -> Tensor:
-    """`x`, contiguous over tokens, or over outputs if `sampled`, filled where no document lies."""
-    if documents.is_padded(problem) and x.numel():
-        documents.blank_launch(problem, tuple(x.shape), fill, sampled)(x, table(problem, x.device))
-    return x
-
-
 @lru_cache(1024)
-def _table(
-    shapes: tuple[Shape, ...], apart: Spacing, boxes: Shape | None, inverse: bool, device: torch.device
-) -> Tensor:
-    rows = documents.rows(shapes, apart, boxes, inverse)
+def _table(given: Documents, apart: Spacing, tiling: Tiling, device: torch.device) -> Tensor:
+    rows = documents.rows(given, apart, tiling)
     found = torch.frombuffer(rows, dtype=torch.int32) if rows else torch.empty(0, dtype=torch.int32)
     if device.type != "cuda":
         return found

@@ -11,8 +11,8 @@ import triton.language as tl
 
 from .window import hide, key_span, key_tiles, query_span, query_tiles, visible, window
 
-# How documents lie: their axes, and whether they are packed.
-ENTRIES = tl.constexpr((3, False))
+# How documents lie: their axes, whether they are packed, and whether programs fill what lies outside of them.
+ENTRIES = tl.constexpr((3, False, False))
 
 
 class Point(NamedTuple):
@@ -55,6 +55,13 @@ class Tile(NamedTuple):
     place: Any
 
 
+class Share(NamedTuple):
+    """The row of a table that a program works on, and the head."""
+
+    row: Any
+    head: Any
+
+
 class Slots(NamedTuple):
     """Slot of each column in the window of each row, and whether the row sees the column."""
 
@@ -76,33 +83,54 @@ def _group_tile(number, tiles, groups):
 
 
 @triton.jit
+def row_of(table, number):
+    """A row of a table of `documents.rows`."""
+    return table + tl.cast(number, tl.int64) * 16
+
+
+@triton.jit
+def number_at(table):
+    """A number of a table, which stays in the cache for the next launch: all else waits for it."""
+    return tl.load(table, eviction_policy="evict_last")
+
+
+@triton.jit
+def share_of(number, heads, HEADS_FIRST: tl.constexpr):
+    """What a program's `number` stands for: heads change fastest, or else rows."""
+    if HEADS_FIRST:
+        return Share(number // heads, number % heads)
+    else:
+        rows = tl.num_programs(0) // heads
+        return Share(number % rows, number // rows)
+
+
+@triton.jit
 def place_of(
     table, number, T, H, W, T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """The place of batch entry `number`, or of the document in that row of a `table`.
 
-    `T`, `H`, `W` are extents of the entries of a batch. A row is eight integers: the document, a tile of it,
-    its extents, and the tokens and outputs before it where documents are packed.
+    `T`, `H`, `W` are extents of the entries of a batch.
     """
     frame = Point(T, H, W)
     if table is None:
         entry = tl.cast(number, tl.int64)
         lengths = frame
     else:
-        table += tl.cast(number, tl.int64) * 8
-        entry = tl.load(table).to(tl.int64)
+        row = row_of(table, number)
+        entry = number_at(row).to(tl.int64)
         # Known numbers of missing axes save arithmetic.
         t = 1
         h = 1
         if LAYOUT[0] > 2:
-            t = tl.load(table + 2)
+            t = number_at(row + 4)
         if LAYOUT[0] > 1:
-            h = tl.load(table + 3)
-        lengths = Point(t, h, tl.load(table + 4))
+            h = number_at(row + 5)
+        lengths = Point(t, h, number_at(row + 6))
     if LAYOUT[1]:
         outs = output_extents(lengths.t, lengths.h, lengths.w, T_RULE, H_RULE, W_RULE)
-        tokens, rows = tl.load(table + 5).to(tl.int64), tl.load(table + 6).to(tl.int64)
+        tokens, rows = number_at(row + 7).to(tl.int64), number_at(row + 8).to(tl.int64)
         return Place(entry, lengths, lengths, outs, tokens, rows, tokens, rows)
     else:
         outs = output_extents(T, H, W, T_RULE, H_RULE, W_RULE)
@@ -117,6 +145,17 @@ def _axis_tile(number, length, BOX: tl.constexpr, RULE: tl.constexpr, INVERSE: t
         return _group_tile(number, key_tiles(length, BOX, RULE), RULE.dilation)
     else:
         return _group_tile(number, query_tiles(length, BOX, RULE), RULE.period)
+
+
+@triton.jit
+def _known_tile(row, AXIS: tl.constexpr, RULE: tl.constexpr, INVERSE: tl.constexpr, LAYOUT: tl.constexpr):
+    """Tile and dilation group on one axis as a table has them."""
+    GROUPS: tl.constexpr = RULE.dilation if INVERSE else RULE.period
+    if AXIS + LAYOUT[0] >= 3:
+        number = number_at(row + 1 + AXIS)
+        return Point(number // GROUPS, number % GROUPS, number)
+    else:
+        return Point(0, 0, 0)
 
 
 @triton.jit
@@ -136,23 +175,22 @@ def _tile(
 ):  # fmt: skip
     lane = lanes(COUNT, ROWS)
     lengths = Point(T, H, W)
-    head = number % heads
     if table is not None:
-        # Heads change fastest, or else tiles.
-        entry = number // heads
-        if not HEADS_FIRST:
-            tiles = tl.num_programs(0) // heads
-            entry = number % tiles
-            head = number // tiles
-        place = place_of(table, entry, T, H, W, T_RULE, H_RULE, W_RULE, LAYOUT)
+        share = share_of(number, heads, HEADS_FIRST)
+        head = share.head
+        place = place_of(table, share.row, T, H, W, T_RULE, H_RULE, W_RULE, LAYOUT)
         lengths = place.lengths
-        number = tl.load(table + entry.to(tl.int64) * 8 + 1)
-    elif HEADS_FIRST:
-        number = number // heads
-    w = _axis_tile(number, lengths.w, ROWS[2], W_RULE, INVERSE)
-    h = _axis_tile(w.w, lengths.h, ROWS[1], H_RULE, INVERSE)
-    t = _axis_tile(h.w, lengths.t, ROWS[0], T_RULE, INVERSE)
-    if table is None:
+        row = row_of(table, share.row)
+        t = _known_tile(row, 0, T_RULE, INVERSE, LAYOUT)
+        h = _known_tile(row, 1, H_RULE, INVERSE, LAYOUT)
+        w = _known_tile(row, 2, W_RULE, INVERSE, LAYOUT)
+    else:
+        head = number % heads
+        if HEADS_FIRST:
+            number = number // heads
+        w = _axis_tile(number, lengths.w, ROWS[2], W_RULE, INVERSE)
+        h = _axis_tile(w.w, lengths.h, ROWS[1], H_RULE, INVERSE)
+        t = _axis_tile(h.w, lengths.t, ROWS[0], T_RULE, INVERSE)
         entry = t.w
         if not HEADS_FIRST:
             head = t.w % heads
