@@ -1,6 +1,7 @@
 """Gradients of keys and values for Hopper in Gluon: a tile of keys walks boxes of the queries that see them.
 
 Each box costs four products of transposed scores: S^T = K Q^T, dP^T = V dO^T, dV += P^T dO and dK += dS^T Q.
+The last one of a box runs beside the first two of the next.
 Query heads that share a key head are walked one after the other, so the sums need neither atomics nor another
 pass.
 """
@@ -19,16 +20,29 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from . import hopper_tile as ht
 from . import hopper_window as hw
 
+# Numbers about a box that consumers find in shared memory.
+LANES = gl.constexpr(8)
+
 
 @gluon.jit
-def _notes(statistics, plane, head, box, index, tile, extents, heads, SPEC: gl.constexpr):
-    """Statistics of a box of queries: `index` below the width reads log-sum-exps, above it deltas."""
+def _notes(statistics, plane, head, at, index, tile, extents, heads, SPEC: gl.constexpr):
+    """Statistics of the box at `at`: `index` below the width reads log-sum-exps, above it deltas."""
     columns: gl.constexpr = SPEC.columns
-    at = hw.coordinates(index % SPEC.width, ht.box_at(tile.first, box, SPEC), columns)
-    query = hw.clip(at, tile.outputs)
+    query = hw.clip(hw.coordinates(index % SPEC.width, at, columns), tile.outputs)
     tokens = extents[0] * extents[1] * extents[2]
     known = statistics + (tile.batch * heads + head).to(gl.int64) * tokens
     return gl.load(known + (index // SPEC.width) * plane + ht.token(query, tile, extents, SPEC))
+
+
+@gluon.jit
+def _borders(at, tile, lane, SPEC: gl.constexpr):
+    """What masks of the box at `at` need: per warpgroup a bit for each axis, `at`, the tile's start."""
+    first = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 0, SPEC), tile, SPEC), SPEC)
+    second = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 1, SPEC), tile, SPEC), SPEC)
+    bits = gl.where(lane == 0, first, second)
+    place = gl.where(lane == 2, at[0], gl.where(lane == 3, at[1], at[2]))
+    start = gl.where(lane == 5, tile.start[0], gl.where(lane == 6, tile.start[1], tile.start[2]))
+    return gl.where(lane < 2, bits, gl.where(lane < 5, place, start))
 
 
 @gluon.jit
@@ -44,6 +58,7 @@ def _copy(
     queries,
     grad_outs,
     notes,
+    borders,
     tile,
     extents,
     heads,
@@ -51,36 +66,142 @@ def _copy(
     plane,
     SPEC: gl.constexpr,
 ):
-    """The producer: keys and values of both warpgroups, then boxes of queries with their statistics."""
+    """The producer: keys and values of both warpgroups, then boxes of queries and what is known of them."""
     ht.copy_rows(key, value, keys, values, ready, tile.planes[1], tile, SPEC)
     index = gl.arange(0, 2 * SPEC.width, layout=gl.BlockedLayout([1], [32], [1], [0]))
+    lane = gl.arange(0, LANES, layout=gl.BlockedLayout([1], [32], [1], [0]))
     count = tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
     box = ht.box_of(gl.to_tensor(0), SPEC)
     for i in range(group * count):
         stage = i % SPEC.stages
         head = tile.head * group + i // count
-        note = _notes(statistics, plane, head, box, index, tile, extents, heads, SPEC)
-        mbarrier.wait(queries.empty.index(stage), ((i // SPEC.stages) & 1) ^ 1)
         at = ht.box_at(tile.first, box, SPEC)
+        note = _notes(statistics, plane, head, at, index, tile, extents, heads, SPEC)
+        mbarrier.wait(queries.empty.index(stage), ((i // SPEC.stages) & 1) ^ 1)
         ht.fill(query, queries, stage, tile.planes[0], at, head)
         ht.fill(grad_out, grad_outs, stage, tile.planes[0], at, head)
-        notes.buffers.index(stage).store(note)
-        mbarrier.arrive(notes.full.index(stage), count=1)
+        if SPEC.masks:
+            borders.index(stage).store(_borders(at, tile, lane, SPEC))
+        notes.index(stage).store(note)
+        mbarrier.arrive(queries.full.index(stage), count=1)
         box = ht.step(box, tile.boxes, SPEC)
 
 
 @gluon.jit
-def _pass(queries, grad_outs, i, SPEC: gl.constexpr):
+def _pass(queries, i, SPEC: gl.constexpr):
     """Leaves a box to the other warpgroup."""
     stage = i % SPEC.stages
-    phase = (i // SPEC.stages) & 1
-    mbarrier.wait(queries.full.index(stage), phase)
-    mbarrier.wait(grad_outs.full.index(stage), phase)
+    mbarrier.wait(queries.full.index(stage), (i // SPEC.stages) & 1)
     mbarrier.arrive(queries.empty.index(stage), count=1)
 
 
 @gluon.jit
-def _differentiate(  # noqa: PLR0912 what is wanted is known at compile time
+def _number(buffer, at: gl.constexpr):
+    """Element `at` of a buffer, for every thread."""
+    return gl.max(buffer.slice(at, 1).load(gl.BlockedLayout([1], [32], [4], [0])), 0)
+
+
+@gluon.jit
+def _hide_along(weights, axis: gl.constexpr, warpgroup: gl.constexpr, border, lengths, SPEC: gl.constexpr):
+    """`weights` of a box, 0 where a query does not see a key along `axis`.
+
+    Which queries see a key is found anew in each such box: registers are for sums.
+    """
+    layout: gl.constexpr = weights.type.layout
+    columns: gl.constexpr = SPEC.columns
+    rows: gl.constexpr = SPEC.rows
+    offset: gl.constexpr = SPEC.offset
+    query = hw.place(gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, layout)), columns, axis)
+    query += _number(border, 2 + axis)
+    key = hw.place(gl.arange(0, 64, layout=gl.SliceLayout(1, layout)), rows, axis)
+    key = gl.minimum(key + (_number(border, 5 + axis) + warpgroup * offset[axis]), lengths[axis] - 1)
+    first = hw.first_query(key, lengths[axis], SPEC, axis)
+    stop = hw.stop_query(key, lengths[axis], SPEC, axis)
+    return gl.where(hw.sees(query[None, :], first[:, None], stop[:, None], 0), weights, 0.0)
+
+
+@gluon.jit
+def _hide(weights, axes, warpgroup: gl.constexpr, border, lengths, SPEC: gl.constexpr):
+    """`weights` of a box, masked along `axes`, a bit each."""
+    for axis in gl.static_range(3):
+        if SPEC.masked[axis]:  # noqa: SIM102 the outer branch is taken at compile time
+            if axes & (1 << axis) != 0:
+                weights = _hide_along(weights, axis, warpgroup, border, lengths, SPEC)
+    return weights
+
+
+@gluon.jit
+def _walk(
+    warpgroup: gl.constexpr,
+    key,
+    value,
+    sum_key,
+    sum_value,
+    queries,
+    grad_outs,
+    notes,
+    borders,
+    scale2,
+    tile,
+    opening,
+    closing,
+    SPEC: gl.constexpr,
+):
+    """Adds what steps [opening, closing) of the walk, over boxes of one query head, give."""
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
+    key_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.dim, 16])
+    value_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.value_dim, 16])
+    slope_layout: gl.constexpr = gl.DotOperandLayout(0, key_layout, 2)
+    note_layout: gl.constexpr = gl.SliceLayout(0, score_layout)
+    empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
+    slope = gl.full([64, SPEC.width], 0.0, key.dtype, layout=slope_layout)
+    first = queries.full.index(opening % SPEC.stages)
+    mbarrier.wait(first, (opening // SPEC.stages) & 1, pred=opening < closing)
+    for i in range(opening, closing):
+        stage = i % SPEC.stages
+        before = (i + SPEC.stages - 1) % SPEC.stages
+        query = queries.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
+        grad_out = grad_outs.index(stage).reshape([SPEC.width, SPEC.value_dim])
+        flying = warpgroup_mma(key, query.permute((1, 0)), empty, use_acc=False, is_async=True)
+        if SPEC.wants_key:
+            # The slopes of the box before; at first they are zero and may meet any finite queries.
+            previous = queries.buffers.index(gl.where(i > opening, before, stage))
+            previous = previous.reshape([SPEC.width, SPEC.dim])
+            adding_key = warpgroup_mma(slope, previous, sum_key, is_async=True)
+            pulling = warpgroup_mma(value, grad_out.permute((1, 0)), empty, use_acc=False, is_async=True)
+        # Shared memory answers late while products read it: what the weights need is loaded here.
+        axes = _number(borders.index(stage), warpgroup) if SPEC.masks else 0
+        lse2 = notes.index(stage).slice(0, SPEC.width).load(note_layout)
+        scores = warpgroup_mma_wait(2 if SPEC.wants_key else 0, deps=(flying,))
+        weights = gl.exp2(scores * scale2 - lse2[None, :])
+        weights = _hide(weights, axes, warpgroup, borders.index(stage), tile.lengths, SPEC)
+        if SPEC.wants_value:
+            # No weight is left for later than this.
+            rounded = gl.convert_layout(weights.to(key.dtype), gl.DotOperandLayout(0, value_layout, 2))
+            adding_value = warpgroup_mma(rounded, grad_out, sum_value, is_async=True)
+        if SPEC.wants_key:
+            pulled, sum_key = warpgroup_mma_wait(1 if SPEC.wants_value else 0, deps=(pulling, adding_key))
+            delta = notes.index(stage).slice(SPEC.width, SPEC.width).load(note_layout)
+        # An arrival has a barrier before what follows it: here a product runs beside it.
+        mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)
+        gl.thread_barrier()
+        if SPEC.wants_key:
+            slope = gl.convert_layout((weights * (pulled - delta[None, :])).to(key.dtype), slope_layout)
+        after = queries.full.index((i + 1) % SPEC.stages)
+        mbarrier.wait(after, ((i + 1) // SPEC.stages) & 1, pred=i + 1 < closing)
+        if SPEC.wants_value:
+            sum_value = warpgroup_mma_wait(0, deps=(adding_value,))
+    if opening < closing:
+        last = (closing - 1) % SPEC.stages
+        if SPEC.wants_key:
+            previous = queries.buffers.index(last).reshape([SPEC.width, SPEC.dim])
+            sum_key = warpgroup_mma_wait(0, deps=(warpgroup_mma(slope, previous, sum_key, is_async=True),))
+        mbarrier.arrive(queries.empty.index(last), count=1)
+    return sum_key, sum_value
+
+
+@gluon.jit
+def _differentiate(
     warpgroup: gl.constexpr,
     grad_key,
     grad_value,
@@ -90,6 +211,7 @@ def _differentiate(  # noqa: PLR0912 what is wanted is known at compile time
     queries,
     grad_outs,
     notes,
+    borders,
     scale,
     scale2,
     tile,
@@ -97,68 +219,25 @@ def _differentiate(  # noqa: PLR0912 what is wanted is known at compile time
     SPEC: gl.constexpr,
 ):
     """A consumer: the gradients of 64 keys and values, over every box of queries."""
-    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
     key_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.dim, 16])
     value_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.value_dim, 16])
-    note_layout: gl.constexpr = gl.SliceLayout(0, score_layout)
-
-    box_of_rows: gl.constexpr = SPEC.rows
-    differ: gl.constexpr = (0, 0, 0)
     start = ht.corner(tile.start, warpgroup, SPEC)
-    row = hw.coordinates(gl.arange(0, 64, layout=gl.SliceLayout(1, score_layout)), start, box_of_rows)
-    first, stop = hw.viewers(hw.clip(row, tile.lengths), tile.lengths, SPEC)
-    shared = hw.shared_viewers(start, tile, SPEC)
-    column = gl.arange(0, SPEC.width, layout=note_layout)
     key = keys.index(warpgroup).reshape([64, SPEC.dim])
     value = values.index(warpgroup).reshape([64, SPEC.value_dim])
     sum_key = gl.full([64, SPEC.dim], 0.0, gl.float32, layout=key_layout)
     sum_value = gl.full([64, SPEC.value_dim], 0.0, gl.float32, layout=value_layout)
-    empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
     count = tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
-    slow, begin, end = ht.own_queries(start, tile, SPEC)
+    _, begin, end = ht.own_queries(start, tile, SPEC)
     mbarrier.wait(ready.index(warpgroup), 0)
     for member in range(group):
         for i in range(member * count, member * count + begin):
-            _pass(queries, grad_outs, i, SPEC)
-        box = ht.box_of(slow, SPEC)
-        for i in range(member * count + begin, member * count + end):
-            stage = i % SPEC.stages
-            phase = (i // SPEC.stages) & 1
-            mbarrier.wait(queries.full.index(stage), phase)
-            query = queries.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
-            flying = warpgroup_mma(key, query.permute((1, 0)), empty, use_acc=False, is_async=True)
-            mbarrier.wait(grad_outs.full.index(stage), phase)
-            grad_out = grad_outs.buffers.index(stage).reshape([SPEC.width, SPEC.value_dim])
-            if SPEC.wants_key:
-                pulling = warpgroup_mma(value, grad_out.permute((1, 0)), empty, use_acc=False, is_async=True)
-            mbarrier.wait(notes.full.index(stage), phase)
-            note = notes.buffers.index(stage)
-            scores = warpgroup_mma_wait(1 if SPEC.wants_key else 0, deps=(flying,))
-            lse2 = note.slice(0, SPEC.width).load(note_layout)
-            weights = gl.exp2(scores * scale2 - lse2[None, :])
-            at = ht.box_at(tile.first, box, SPEC)
-            weights = hw.hide(weights, 0.0, at, column, first, stop, shared, differ, SPEC)
-            if SPEC.wants_key:
-                pulled = warpgroup_mma_wait(0, deps=(pulling,))
-                delta = note.slice(SPEC.width, SPEC.width).load(note_layout)
-                slope = gl.convert_layout(
-                    (weights * (pulled - delta[None, :])).to(key.dtype), gl.DotOperandLayout(0, key_layout, 2)
-                )
-            if SPEC.wants_value:
-                rounded = gl.convert_layout(weights.to(key.dtype), gl.DotOperandLayout(0, value_layout, 2))
-                adding_value = warpgroup_mma(rounded, grad_out, sum_value, is_async=True)
-            if SPEC.wants_key:
-                adding_key = warpgroup_mma(slope, query, sum_key, is_async=True)
-            if SPEC.wants_key and SPEC.wants_value:
-                sum_key, sum_value = warpgroup_mma_wait(0, deps=(adding_key, adding_value))
-            elif SPEC.wants_key:
-                sum_key = warpgroup_mma_wait(0, deps=(adding_key,))
-            else:
-                sum_value = warpgroup_mma_wait(0, deps=(adding_value,))
-            mbarrier.arrive(queries.empty.index(stage), count=1)
-            box = ht.step(box, tile.boxes, SPEC)
+            _pass(queries, i, SPEC)
+        sum_key, sum_value = _walk(
+            warpgroup, key, value, sum_key, sum_value, queries, grad_outs, notes, borders, scale2, tile,
+            member * count + begin, member * count + end, SPEC,
+        )  # fmt: skip
         for i in range(member * count + end, member * count + count):
-            _pass(queries, grad_outs, i, SPEC)
+            _pass(queries, i, SPEC)
     if SPEC.wants_key:
         ht.put(grad_key, sum_key * scale, keys.index(warpgroup), tile.planes[1], start, tile.head)
     if SPEC.wants_value:
@@ -187,24 +266,25 @@ def _run(
     keys = ht.buffers(key, 2)
     values = ht.buffers(value, 2)
     ready = ht.barriers(2, 1)
-    queries = ht.ring(query, SPEC.stages, 2)
-    grad_outs = ht.ring(grad_out, SPEC.stages, 2)
-    note_layout: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    note_buffers = gl.allocate_shared_memory(gl.float32, [SPEC.stages, 2 * SPEC.width], note_layout)
-    notes = ht.Ring(note_buffers, ht.barriers(SPEC.stages, 1), queries.empty)
+    # Queries, gradients of outputs and notes of a stage are full together.
+    queries = ht.ring(query, SPEC.stages, 2, 3)
+    grad_outs = ht.Ring(ht.buffers(grad_out, SPEC.stages), queries.full, queries.empty)
+    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    notes = gl.allocate_shared_memory(gl.float32, [SPEC.stages, 2 * SPEC.width], plain)
+    borders = gl.allocate_shared_memory(gl.int32, [SPEC.stages, LANES], plain)
     gl.warp_specialize(
         [
             (_differentiate, (
-                0, grad_key, grad_value, keys, values, ready, queries, grad_outs, notes, scale, scale2,
-                tile, group, SPEC,
+                0, grad_key, grad_value, keys, values, ready, queries, grad_outs.buffers, notes, borders,
+                scale, scale2, tile, group, SPEC,
             )),
             (_differentiate, (
-                1, grad_key, grad_value, keys, values, ready, queries, grad_outs, notes, scale, scale2,
-                tile, group, SPEC,
+                1, grad_key, grad_value, keys, values, ready, queries, grad_outs.buffers, notes, borders,
+                scale, scale2, tile, group, SPEC,
             )),
             (_copy, (
-                key, value, query, grad_out, statistics, keys, values, ready, queries, grad_outs, notes, tile,
-                extents, heads, group, plane, SPEC,
+                key, value, query, grad_out, statistics, keys, values, ready, queries, grad_outs, notes,
+                borders, tile, extents, heads, group, plane, SPEC,
             )),
         ],
         [4, 1],

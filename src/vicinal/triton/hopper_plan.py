@@ -68,6 +68,10 @@ class Spec:
         return tuple(rule.length == 1 for rule in self.rules)
 
     @property
+    def masks(self) -> bool:
+        return any(self.masked)
+
+    @property
     def sizes(self) -> Triple:
         """Keys in every window of an axis, 0 where windows differ."""
         return tuple(0 if rule.causal else rule.size for rule in self.rules)

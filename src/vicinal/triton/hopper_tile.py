@@ -304,9 +304,9 @@ def buffers(descriptor, count: gl.constexpr):
 
 
 @gluon.jit
-def ring(descriptor, stages: gl.constexpr, readers: gl.constexpr):
-    """Buffers for boxes of a descriptor that `readers` warpgroups read."""
-    return Ring(buffers(descriptor, stages), barriers(stages, 1), barriers(stages, readers))
+def ring(descriptor, stages: gl.constexpr, readers: gl.constexpr, arrivals: gl.constexpr = 1):
+    """Buffers for boxes of a descriptor that `readers` warpgroups read, full after `arrivals`."""
+    return Ring(buffers(descriptor, stages), barriers(stages, arrivals), barriers(stages, readers))
 
 
 @gluon.jit

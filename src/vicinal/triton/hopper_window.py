@@ -161,6 +161,23 @@ def inside(at, extents):
 
 
 @gluon.jit
+def _crosses(at, shared, SPEC: gl.constexpr, axis: gl.constexpr):
+    """Whether the box of columns at `at` holds some, along `axis`, that not every row sees."""
+    columns: gl.constexpr = SPEC.columns
+    return (at[axis] < shared[0][axis]) | (at[axis] + columns[axis] > shared[1][axis])
+
+
+@gluon.jit
+def crossed(at, shared, SPEC: gl.constexpr):
+    """A bit per axis on which the box of columns at `at` needs a mask."""
+    bits = gl.to_tensor(0)
+    for axis in gl.static_range(3):
+        if SPEC.masked[axis]:
+            bits |= _crosses(at, shared, SPEC, axis).to(gl.int32) << axis
+    return bits
+
+
+@gluon.jit
 def hide(scores, fill: gl.constexpr, at, index, first, stop, shared, sizes: gl.constexpr, SPEC: gl.constexpr):
     """`scores` over the box of columns at `at`, `fill` where a row sees none of [first, stop) there.
 
@@ -169,7 +186,7 @@ def hide(scores, fill: gl.constexpr, at, index, first, stop, shared, sizes: gl.c
     columns: gl.constexpr = SPEC.columns
     for axis in gl.static_range(3):
         if SPEC.masked[axis]:  # noqa: SIM102 the outer branch is taken at compile time
-            if (at[axis] < shared[0][axis]) | (at[axis] + columns[axis] > shared[1][axis]):
+            if _crosses(at, shared, SPEC, axis):
                 column = place(index, columns, axis) + at[axis]
                 seen = sees(column[None, :], first[axis][:, None], stop[axis][:, None], sizes[axis])
                 scores = gl.where(seen, scores, fill)
