@@ -27,8 +27,8 @@ ROWS = {
     "triton, one box": ("triton", 8, 7, 1, 1, 24),
     "triton, rings": ("triton", 14, 5, 1, 2, 32),
     "triton, loop": ("triton", 40, 20, 1, 1, 24),
-    "hopper": ("hopper", 24, 12, 1, 2, 64),
-    "hopper, dilation 2": ("hopper", 48, 12, 2, 2, 64),
+    "hopper": ("hopper", 32, 25, 1, 2, 128),
+    "hopper, dilation 2": ("hopper", 64, 25, 2, 2, 128),
 }
 
 

@@ -61,7 +61,9 @@ def check(dtype, is_causal, tokens, counts, dims):
         *map(problems.array, operands), is_causal, 0.4, *map(problems.array, pulls)
     )
     assert lse.dtype == mx.float32
-    budget.check("out", problems.array(out), want, dtype)
+    # On a GPU, MLX's attention rounds the weights.
+    rounded = ops.device() != "cpu" and dtype != "float32"
+    budget.check("out", problems.array(out), want, dtype, rounded)
     budget.check("lse", problems.array(lse), want_lse, "float32")
     for name, grad, true, x in zip(("query", "key", "value"), grads, wanted, operands, strict=True):
         assert grad.dtype == x.dtype
