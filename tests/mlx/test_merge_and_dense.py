@@ -9,6 +9,7 @@ from tests import budget
 from tests.mlx import problems
 from tests.mlx.test_blocked import counts_memory, peak
 from vicinal.mlx import dense as module
+from vicinal.mlx import ops
 
 
 def dense(query, key, value, is_causal, scale, grad_out, grad_lse):
