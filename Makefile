@@ -15,7 +15,8 @@ PY := $(BIN)/python
 READY := $(VENV)/.ready
 CLIENTS := $(VENV)-clients
 # Test processes share the cores; each would otherwise start a thread on every one.
-RUN_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
+# One test at a time: the longest come last, and no core is to wait for another with a few of them.
+RUN_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --maxschedchunk 1
 
 .PHONY: demo test test-offline test-tritons check lint types docs coverage test-all checker test-clients test-metal mac-selftest gpu-check gpu-sanitize gpu-bench wheel clean
 
@@ -69,7 +70,7 @@ mac-selftest: $(READY)
 # Need an NVIDIA GPU and a CUDA build: make gpu-check TORCH='torch>=2.9'. Compiling is most of the work, so
 # every core takes a test at a time; those of one group, which fill the GPU's memory, run in one process.
 gpu-check: $(READY)
-	$(RUN_TESTS) --dist loadgroup --maxschedchunk 1 -m cuda
+	$(RUN_TESTS) --dist loadgroup -m cuda
 
 # compute-sanitizer on faults planted for it, and on every family of kernels; README says what it reports.
 gpu-sanitize: $(READY)
