@@ -148,13 +148,16 @@ def library(text: str, *, hooks: bool, fast_math: bool) -> Path:
     stamp = hashlib.sha256(f"{text}{flags}{hooks}{runtime}{shim_stamp()}".encode()).hexdigest()[:20]
     built = cache() / f"{stamp}.so"
     if not built.exists():
-        source, compiled = cache() / f"{stamp}.clcpp", cache() / f"{stamp}.{os.getpid()}.o"
+        # Of this process alone, like what is built from it: the compiler maps the file, and crashes where
+        # another process begins to write it.
+        source, compiled = (cache() / f"{stamp}.{os.getpid()}.{suffix}" for suffix in ("clcpp", "o"))
         source.write_text(text)
         environment = {} if hooks else {"MSLCPU_NO_HOOKS": "1"}
         run([CLANG, *flags, "-c", str(source), "-o", str(compiled)], **environment)
         _publish(
             [CLANG, "-shared", str(compiled), "-lm", str(runtime), f"-Wl,-rpath,{runtime.parent}"], built
         )
+        source.unlink()
         compiled.unlink()
     return built
 
