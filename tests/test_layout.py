@@ -2,18 +2,13 @@
 
 import copy
 import pickle
-import re
 
 import numpy as np
 import pytest
 
+from tests.errors import fails
 from vicinal import arguments, layout
 from vicinal.layout import VarlenLayout
-
-
-def fails(error, message, function, *args, **kwargs):
-    with pytest.raises(error, match=re.escape(message)):
-        function(*args, **kwargs)
 
 
 def test_tokens_lie_one_document_after_another():
@@ -43,6 +38,7 @@ def test_layouts_of_the_same_shapes_are_equal():
 
 def test_outputs_have_a_layout():
     assert VarlenLayout([(5, 4), (0, 3), (1, 1)]).sampled((2, 3)) == VarlenLayout([(3, 2), (0, 1), (1, 1)])
+    assert VarlenLayout([np.int64(7), (8,)]).sampled(np.int32(4)).shapes == ((2,), (2,))
     assert VarlenLayout([7, 8]).sampled(4) == VarlenLayout([2, 2])
 
 
@@ -68,6 +64,7 @@ def test_outputs_have_a_layout():
         ([(3, -1)], None, ValueError, "document 0 has shape [3, -1]; pass extents of 0 or more"),
         ([], None, ValueError, "a layout of no documents cannot tell their axes; pass rank="),
         ([(1, 1, 1, 1)], None, ValueError, "documents have 4 spatial axes; pass 1 to 3"),
+        ([3], True, ValueError, "documents have True spatial axes; pass 1 to 3"),
         ([()], None, ValueError, "documents have 0 spatial axes; pass 1 to 3"),
     ],
 )
@@ -82,8 +79,21 @@ def test_bad_tensors():
         VarlenLayout.from_tensors,
         [np.zeros((3, 4))],
     )
+    fails(
+        TypeError,
+        "document 1 is of type int; pass a tensor",
+        VarlenLayout.from_tensors,
+        [np.zeros((3, 4, 2)), 5],
+    )
+    fails(TypeError, "packed tensor is of type list; pass a tensor", VarlenLayout([3, 5]).split, [0] * 8)
     message = "packed tensor [7, 2] has no axis of 8 tokens first; pass one that this layout describes"
     fails(ValueError, message, VarlenLayout([3, 5]).split, np.zeros((7, 2)))
+
+
+def test_bad_steps():
+    places = VarlenLayout([(5, 4), (1, 1)])
+    fails(ValueError, "output_stride (2,) has 1 entries for 2 spatial axes", places.sampled, (2,))
+    fails(ValueError, "output_stride is 0 on axis 0; pass an integer of 1 or more", places.sampled, 0)
 
 
 def test_documents_of_one_shape_are_grouped_and_empty_ones_left_out():

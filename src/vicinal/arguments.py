@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from math import prod
-from numbers import Real
+from numbers import Integral, Real
 from typing import TypeVar, cast
 
 from .window import Axis
 
+# Operands that may be None.
+OPTIONAL = ("bias", "additional_keys", "additional_values")
+# Windows travel as int64, and lie in tables of int32.
+_MOST = 2**31 - 1
 _AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
 Sizes = int | tuple[int, ...] | list[int]
@@ -87,6 +91,7 @@ def attention(
     Raises:
         ValueError: batch, heads, head dimension or the number of additional tokens do not fit together.
     """
+    _elements("query", query)
     if len(query) != len(key):
         raise ValueError(
             f"key {_shape(key)} has {len(key)} axes, query {_shape(query)} has {len(query)}; pass the same"
@@ -98,6 +103,7 @@ def attention(
         )
     _batch("key", query, key)
     _dim("key", query, key)
+    _elements("value", value)
     heads(query[-2], key[-2])
     if (extra_key is None) != (extra_value is None):
         lone = "additional_keys" if extra_value is None else "additional_values"
@@ -131,8 +137,7 @@ def spatial(name: str, shape: Sequence[int]) -> tuple[int, ...]:
             f"{name} {_shape(shape)} has {len(shape)} axes; "
             "pass [batch, *spatial, heads, dim] with 1 to 3 spatial axes"
         )
-    if shape[-1] == 0:
-        raise ValueError(f"{name} {_shape(shape)} has head dim 0; pass at least one element per head")
+    _elements(name, shape)
     return tuple(shape[1:-2])
 
 
@@ -163,17 +168,17 @@ def dense(query: Sequence[int], key: Sequence[int]) -> None:
         raise ValueError(
             f"query {_shape(query)} has {len(query)} axes; dense attention takes [batch, tokens, heads, dim]"
         )
-    if key[1] == 0:
+    if key[1:2] == (0,):
         raise ValueError(f"key {_shape(key)} holds no tokens; pass at least one")
 
 
-def heads(query_heads: int, kv_heads: int) -> None:
+def heads(query_heads: int, kv_heads: int, name: str = "query") -> None:
     """Query heads must be a multiple of key/value heads."""
     if query_heads == kv_heads:
         return
     if kv_heads == 0 or query_heads % kv_heads:
         raise ValueError(
-            f"query has {query_heads} heads, not a multiple of the {kv_heads} of key and value; "
+            f"{name} has {query_heads} heads, not a multiple of the {kv_heads} of key and value; "
             "grouped-query attention gives each key/value head the same number of query heads"
         )
 
@@ -197,16 +202,18 @@ def weights(
     if tuple(shape[:-2]) != expected or shape[-1] != slots:
         tokens = f" and {extra} additional tokens" if extra else ""
         raise ValueError(
-            f"attention weights {_shape(shape)} must be [batch, *spatial, heads, slots] = "
+            f"attention_weights {_shape(shape)} must be [batch, *spatial, heads, slots] = "
             f"{_shape((*expected, 'heads', slots))}, for {count} keys a window{tokens}"
         )
-    heads(shape[-2], like[-2])
+    heads(shape[-2], like[-2], "attention_weights")
 
 
-def layer(embed_dim: int, num_heads: int, num_kv_heads: int) -> None:
-    """Channels divide into heads, and heads into groups."""
-    for name, value in (("embed_dim", embed_dim), ("num_heads", num_heads), ("num_kv_heads", num_kv_heads)):
-        _integers(name, value, 1)
+def layer(embed_dim: int, num_heads: int, num_kv_heads: int | None) -> tuple[int, int, int]:
+    """Channels divide into heads, and heads into groups; `num_heads` of them if None."""
+    kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    (embed_dim,) = _integers("embed_dim", embed_dim, 1)
+    (num_heads,) = _integers("num_heads", num_heads, 1)
+    (num_kv_heads,) = _integers("num_kv_heads", kv_heads, 1)
     if embed_dim % num_heads:
         raise ValueError(
             f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}; change one of them"
@@ -215,6 +222,16 @@ def layer(embed_dim: int, num_heads: int, num_kv_heads: int) -> None:
         raise ValueError(
             f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}; change one of them"
         )
+    return embed_dim, num_heads, num_kv_heads
+
+
+def drop(name: str, rate: float) -> float:
+    """A probability of dropout."""
+    if isinstance(rate, bool) or not isinstance(rate, Real):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{name} is {rate!r}, of type {type(rate).__name__}; pass a number from 0 to 1")
+    if not 0 <= rate <= 1:
+        raise ValueError(f"{name} is {rate}; pass a number from 0 to 1")
+    return float(rate)
 
 
 def channels_last(rank: int, shape: Sequence[int], embed_dim: int) -> None:
@@ -265,6 +282,30 @@ def fit(value: object) -> bool:
     return value == "clip"
 
 
+def instance(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
+    """`value` must be of `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is of type {type(value).__name__}; pass {wanted}")
+
+
+def dtype(name: str, value: object, allowed: Sequence[object]) -> None:
+    """The dtype of an operand must be among `allowed`."""
+    if value not in allowed:
+        *others, last = (str(x).rpartition(".")[2] for x in allowed)
+        raise TypeError(f"{name} has dtype {value}; pass {', '.join(others)} or {last}")
+
+
+def backend(name: object) -> None:
+    """A backend is asked for by name."""
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"backend is {name!r}; pass the name of a backend, or None")
+
+
+def whole(value: object) -> int | None:
+    """An integer of any library as Python's; None for a bool, and for all else."""
+    return None if isinstance(value, bool) or not isinstance(value, Integral) else int(value)
+
+
 def one_of(what: str, value: object, allowed: Sequence[object]) -> None:
     """`value` must be among `allowed`."""
     if value not in allowed:
@@ -289,15 +330,23 @@ def _dim(name: str, query: Sequence[int], other: Sequence[int]) -> None:
         raise ValueError(f"{name} has head dim {other[-1]}, query has {query[-1]}; only value's may differ")
 
 
+def _elements(name: str, shape: Sequence[int]) -> None:
+    if tuple(shape[-1:]) == (0,):
+        raise ValueError(f"{name} {_shape(shape)} has head dim 0; pass at least one element per head")
+
+
 def _integers(name: str, value: object, rank: int) -> tuple[int, ...]:
     values = _per_axis(name, value, rank, int)
     for axis, entry in enumerate(values):
         if entry < 1:
             raise ValueError(f"{name} is {entry} on axis {axis}; pass an integer of 1 or more")
+        if entry > _MOST:
+            raise ValueError(f"{name} is {entry} on axis {axis}; pass an integer of {_MOST} or less")
     return values
 
 
 def _per_axis(name: str, value: object, rank: int, kind: type[Entry]) -> tuple[Entry, ...]:
+    values: tuple[object, ...] = (value,) * rank
     if isinstance(value, (tuple, list)):
         values = tuple(cast("Sequence[object]", value))
         if len(values) != rank:
@@ -305,17 +354,19 @@ def _per_axis(name: str, value: object, rank: int, kind: type[Entry]) -> tuple[E
                 f"{name} {values} has {len(values)} entries for {rank} spatial axes; pass one, or one per "
                 "axis"
             )
-    else:
-        values = (value,) * rank
-        if type(value) is kind:
-            return cast("tuple[Entry, ...]", values)
-    for entry in values:
-        if isinstance(entry, bool) != (kind is bool) or not isinstance(entry, kind):
-            article = "an integer" if kind is int else "True or False"
-            raise TypeError(
-                f"{name} is {value!r}; each entry is {article}, this one is of type {type(entry).__name__}"
-            )
-    return cast("tuple[Entry, ...]", values)
+    elif type(value) is kind:
+        return cast("tuple[Entry, ...]", values)
+    return tuple(_entry(name, cast("object", value), entry, kind) for entry in values)
+
+
+def _entry(name: str, value: object, entry: object, kind: type[Entry]) -> Entry:
+    if isinstance(entry, kind) and isinstance(entry, bool) == (kind is bool):
+        return entry
+    number = whole(entry) if kind is int else None
+    if number is not None:
+        return cast("Entry", number)
+    wanted, given = "an integer" if kind is int else "True or False", type(entry).__name__
+    raise TypeError(f"{name} is {value!r}; each entry is {wanted}, this one is of type {given}")
 
 
 def _shape(shape: Sequence[object]) -> str:

@@ -6,7 +6,8 @@ from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple, TypeVar, cast
 
-from .arguments import Window
+from . import arguments
+from .arguments import Sizes, Window
 from .problem import Documents
 
 Shape = tuple[int, ...]
@@ -34,7 +35,7 @@ class VarlenLayout:
     @classmethod
     def from_tensors(cls: type[Layout], documents: Sequence[Any]) -> Layout:
         """The layout of documents `[*shape, heads, dim]`, in their order."""
-        shapes = [tuple(x.shape) for x in documents]
+        shapes = _extents(documents)
         for place, shape in enumerate(shapes):
             if not 3 <= len(shape) <= 5:
                 raise ValueError(
@@ -47,9 +48,9 @@ class VarlenLayout:
         """Tokens of all documents."""
         return self.offsets[-1]
 
-    def sampled(self: Layout, output_stride: int | Sequence[int]) -> Layout:
+    def sampled(self: Layout, output_stride: Sizes) -> Layout:
         """The layout of the outputs where only queries `output_stride` apart are computed."""
-        steps = (output_stride,) * self.rank if isinstance(output_stride, int) else output_stride
+        steps = arguments.window(None, 1, output_stride=output_stride, rank=self.rank)[4]
         shapes = [
             tuple(-(-extent // step) for extent, step in zip(shape, steps, strict=True))
             for shape in self.shapes
@@ -58,9 +59,10 @@ class VarlenLayout:
 
     def split(self, packed: Any) -> list[Any]:
         """The documents `[*shape, ...]` of a packed tensor `[total_tokens, ...]`, without a copy."""
-        if not packed.shape or packed.shape[0] != self.total_tokens:
+        shape = _extent("packed tensor", packed)
+        if shape[:1] != (self.total_tokens,):
             raise ValueError(
-                f"packed tensor {list(packed.shape)} has no axis of {self.total_tokens} tokens first; pass "
+                f"packed tensor {list(shape)} has no axis of {self.total_tokens} tokens first; pass "
                 "one that this layout describes"
             )
         return [
@@ -149,13 +151,13 @@ def output_frame(
     return None
 
 
-def packable(places: VarlenLayout, tensors: Sequence[Sequence[int]]) -> None:
-    """Tensors of these shapes, `[*shape, ...]`, are the documents of a layout.
+def packable(places: VarlenLayout, documents: Sequence[Any]) -> None:
+    """Tensors `[*shape, ...]` are the documents of a layout.
 
     Raises:
         ValueError: they are not.
     """
-    shapes = tuple(tuple(shape[: places.rank]) for shape in tensors)
+    shapes = tuple(shape[: places.rank] for shape in _extents(documents))
     if shapes != places.shapes:
         raise ValueError(
             f"documents have shapes {list(shapes)}, their layout has {list(places.shapes)}; pass "
@@ -183,13 +185,15 @@ def _checked(shapes: object, rank: int | None) -> tuple[tuple[Shape, ...], int]:
         raise TypeError(f"shapes is of type {type(shapes).__name__}; pass a list with one per document")
     found: list[Shape] = []
     for document, entry in enumerate(cast("Sequence[object]", shapes)):
-        shape = tuple(cast("Sequence[int]", entry)) if isinstance(entry, Sequence) else (cast("int", entry),)
-        for extent in shape:
-            if type(extent) is not int:
+        shape: Shape = ()
+        for extent in cast("Sequence[object]", entry) if isinstance(entry, Sequence) else (entry,):
+            number = arguments.whole(extent)
+            if number is None:
                 raise TypeError(
                     f"document {document} has shape {entry!r}; each extent is an integer, one is of type "
                     f"{type(extent).__name__}"
                 )
+            shape += (number,)
         rank = len(shape) if rank is None else rank
         if len(shape) != rank:
             raise ValueError(
@@ -201,9 +205,19 @@ def _checked(shapes: object, rank: int | None) -> tuple[tuple[Shape, ...], int]:
         found.append(shape)
     if rank is None:
         raise ValueError("a layout of no documents cannot tell their axes; pass rank=")
-    if not 1 <= rank <= 3:
+    if arguments.whole(rank) not in (1, 2, 3):
         raise ValueError(f"documents have {rank} spatial axes; pass 1 to 3")
     return tuple(found), rank
+
+
+def _extents(documents: Sequence[Any]) -> list[Shape]:
+    return [_extent(f"document {place}", x) for place, x in enumerate(documents)]
+
+
+def _extent(name: str, x: Any) -> Shape:
+    if not hasattr(x, "shape"):
+        raise TypeError(f"{name} is of type {type(x).__name__}; pass a tensor")
+    return tuple(x.shape)
 
 
 def _fitting(documents: Mapping[Shape, Sequence[int]], window: Window, clip: bool) -> None:

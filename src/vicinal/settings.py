@@ -7,6 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
 
+from . import arguments
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -39,8 +41,7 @@ def using(*, backend: str | None = None, tf32: bool | None = None) -> Generator[
         TypeError: `backend` is not a string, or `tf32` not a bool. A name that no table holds is a ValueError
             of the first call inside the block.
     """
-    if backend is not None and not isinstance(backend, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"backend is {backend!r}; pass the name of a backend, or None")
+    arguments.backend(backend)
     if tf32 is not None and not isinstance(tf32, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"tf32 is {tf32!r}; pass True, False or None")
     changes = {name: value for name, value in (("backend", backend), ("tf32", tf32)) if value is not None}

@@ -1,20 +1,14 @@
 """Bad input: one clear error before anything is computed, with argument, value and way out."""
 
-import re
-
 import mlx.core as mx
 import numpy as np
 import pytest
 
 import vicinal.mlx as na
+from tests.errors import fails
 
 Q = mx.zeros((2, 8, 6, 4, 16))
 K = mx.zeros((2, 8, 6, 2, 16))
-
-
-def fails(error, message, function, *args, **kwargs):
-    with pytest.raises(error, match=re.escape(message)):
-        function(*args, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +20,11 @@ def fails(error, message, function, *args, **kwargs):
         ({"kernel_size": 3.0}, TypeError, "kernel_size is 3.0; each entry is an integer"),
         ({"kernel_size": 3, "is_causal": 1}, TypeError, "is_causal is 1; each entry is True or False"),
         ({"kernel_size": 3, "scale": True}, TypeError, "scale is True, of type bool"),
+        (
+            {"kernel_size": 3, "backend": ["full"]},
+            TypeError,
+            "backend is ['full']; pass the name of a backend",
+        ),
     ],
 )
 def test_windows(window, error, message):
@@ -74,6 +73,35 @@ def test_operands():
     fails(ValueError, "bias dtype is mlx.core.float16", call, Q, K, K, 3, bias=bias.astype(mx.float16))
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_nothing_for_an_operand(place):
+    names = ("query", "key", "value")
+    given = [None if other == place else x for other, x in enumerate((Q, K, K))]
+    message = f"{names[place]} is of type NoneType; pass an mlx.core.array"
+    sizes, layout = [(8, 6)] * 2, na.VarlenLayout([4, 6])
+    fails(TypeError, message, na.na2d, *given, 3)
+    fails(TypeError, message, na.na2d_varlen, *given, sizes, 3)
+    fails(TypeError, message, na.neighborhood_attention_packed, *given, layout, 3)
+    fails(TypeError, message, na.attention, *given)
+    if place < 2:
+        fails(TypeError, message, na.na2d_qk, *given[:2], 3)
+        message = message.replace("query", "attention_weights").replace("key", "value")
+        fails(TypeError, message, na.na2d_av, *given[:2], 3)
+
+
+def test_nothing_to_a_head():
+    fails(ValueError, "value [2, 8, 6, 2, 0] has head dim 0", na.na2d, Q, K, K[..., :0], 3)
+    flat = mx.zeros((1, 4, 2, 8))
+    fails(ValueError, "query [1, 4, 2, 0] has head dim 0", na.attention, flat[..., :0], flat[..., :0], flat)
+    weights, extra = mx.zeros((2, 8, 6, 4, 9)), mx.zeros((2,))
+    fails(ValueError, "additional_values [2] must be", na.na2d_av, weights, K, 3, additional_values=extra)
+
+
+def test_integers_of_another_library():
+    out = na.na2d(Q, K, K, np.int64(3), dilation=(np.int32(2), 1))
+    assert out.shape == Q.shape
+
+
 def test_ranks_and_weights():
     fails(
         ValueError,
@@ -93,7 +121,7 @@ def test_ranks_and_weights():
         3,
     )
     fails(
-        ValueError, "attention weights [2, 8, 6, 4, 8] must be", na.na2d_av, mx.zeros((2, 8, 6, 4, 8)), K, 3
+        ValueError, "attention_weights [2, 8, 6, 4, 8] must be", na.na2d_av, mx.zeros((2, 8, 6, 4, 8)), K, 3
     )
     assert na.na2d(Q, K, K, 3).shape == Q.shape
     assert na.na2d.__name__ == "na2d"
@@ -107,6 +135,9 @@ def test_dense_and_merge():
     fails(TypeError, "is_causal is 1; dense attention takes True or False", na.attention, flat, flat, flat, 1)
     fails(ValueError, "0 outputs and 0 log-sum-exps; pass one of each", na.merge_attentions, [], [])
     lse = mx.zeros((1, 4, 2))
+    fails(TypeError, "output 0 is of type list; pass an mlx.core.array", na.merge_attentions, [[]], [lse])
+    whole = flat.astype(mx.int32)
+    fails(TypeError, "output 0 has dtype mlx.core.int32; pass float32,", na.merge_attentions, [whole], [lse])
     parts = ([flat, flat.astype(mx.float16)], [lse, lse])
     fails(ValueError, "output 1 has dtype mlx.core.float16", na.merge_attentions, *parts)
 
@@ -114,6 +145,8 @@ def test_dense_and_merge():
 def test_layers():
     layer = na.NeighborhoodAttention2D
     fails(ValueError, "embed_dim 30 is not a multiple of num_heads 4", layer, 30, 4, 3)
+    fails(ValueError, "proj_drop is -0.5; pass a number from 0 to 1", layer, 32, 4, 3, proj_drop=-0.5)
+    fails(TypeError, "input is of type int; pass an mlx.core.array", layer(32, 4, 3), 3)
     fails(ValueError, "num_heads 4 is not a multiple of num_kv_heads 3", layer, 32, 4, 3, num_kv_heads=3)
     fails(
         ValueError,

@@ -38,7 +38,7 @@ def dense(query, key, value, is_causal, scale, grad_out, grad_lse):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize(("queries", "keys"), [(9, 9), (5, 12), (12, 5), (1, 3)])
+@pytest.mark.parametrize(("queries", "keys"), [(9, 9), (5, 12), (12, 5), (1, 3), (0, 4)])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "value_dim"), [(4, 2, 8, 5), (3, 3, 4, 12), (2, 1, 7, 7)]
 )

@@ -1,19 +1,14 @@
 """Bad input: one clear error before anything is computed, with argument, value and way out."""
 
-import re
-
+import numpy as np
 import pytest
 import torch
 
 import vicinal.torch as na
+from tests.errors import fails
 
 Q = torch.zeros(2, 8, 6, 4, 16)
 K = torch.zeros(2, 8, 6, 2, 16)
-
-
-def fails(error, message, function, *args, **kwargs):
-    with pytest.raises(error, match=re.escape(message)):
-        function(*args, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -73,12 +68,22 @@ def fails(error, message, function, *args, **kwargs):
             ValueError,
             "kernel_size (3, 3, 3) has 3 entries for 2 spatial axes; pass one, or one per axis",
         ),
+        (
+            {"kernel_size": 3, "output_stride": 2**31},
+            ValueError,
+            "output_stride is 2147483648 on axis 0; pass an integer of 2147483647 or less",
+        ),
         ({"kernel_size": 3, "scale": True}, TypeError, "scale is True, of type bool; pass a float, or None"),
         ({"kernel_size": 3, "scale": "1"}, TypeError, "scale is '1', of type str; pass a float, or None"),
         (
             {"kernel_size": 3, "backend": "cuda"},
             ValueError,
             "backend 'cuda' is unknown; pass None or one of full",
+        ),
+        (
+            {"kernel_size": 3, "backend": ["full"]},
+            TypeError,
+            "backend is ['full']; pass the name of a backend, or None",
         ),
     ],
     ids=str,
@@ -154,7 +159,26 @@ def test_rank():
     fails(ValueError, "query [2, 4, 8] has 3 axes", na.neighborhood_attention, flat, flat, flat, 1)
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_nothing_for_an_operand(place):
+    names = ("query", "key", "value")
+    given = [None if other == place else x for other, x in enumerate((Q, K, K))]
+    message = f"{names[place]} is of type NoneType; pass a tensor"
+    sizes, layout = [(8, 6)] * 2, na.VarlenLayout([4, 6])
+    fails(TypeError, message, na.na2d, *given, 3)
+    fails(TypeError, message, na.na2d_varlen, *given, sizes, 3)
+    fails(TypeError, message, na.neighborhood_attention_packed, *given, layout, 3)
+    fails(TypeError, message, na.attention, *given)
+    if place < 2:
+        fails(TypeError, message, na.na2d_qk, *given[:2], 3)
+        message = message.replace("query", "attention_weights").replace("key", "value")
+        fails(TypeError, message, na.na2d_av, *given[:2], 3)
+
+
 def test_kinds_of_tensor():
+    fails(
+        TypeError, "bias is a sparse_coo tensor", na.na2d, Q, K, K, 3, bias=torch.zeros(4, 5, 5).to_sparse()
+    )
     fails(
         TypeError,
         "query has dtype torch.int64; pass float64, float32, float16 or bfloat16",
@@ -254,118 +278,30 @@ def test_additional_tokens():
         3,
         additional_values=extra[:, :, 0],
     )
+    fails(
+        ValueError,
+        "additional_values [2] must be",
+        na.na2d_av,
+        weights,
+        K,
+        3,
+        additional_values=extra[:, 0, 0, 0],
+    )
 
 
 def test_weights():
     rule = "must be [batch, *spatial, heads, slots] = [2, 8, 6, heads, 9], for 9 keys a window"
-    message = f"attention weights [2, 8, 6, 4, 8] {rule}"
+    message = f"attention_weights [2, 8, 6, 4, 8] {rule}"
     fails(ValueError, message, na.na2d_av, torch.zeros(2, 8, 6, 4, 8), K, 3)
     fails(ValueError, "= [2, 4, 3, heads, 9]", na.na2d_av, torch.zeros(2, 8, 6, 4, 9), K, 3, output_stride=2)
-    fails(ValueError, "query has 3 heads, not a multiple", na.na2d_av, torch.zeros(2, 8, 6, 3, 9), K, 3)
-
-
-def test_dense():
-    rows = torch.zeros(2, 8, 4, 16)
     fails(
         ValueError,
-        "query [2, 8, 6, 4, 16] has 5 axes; dense attention takes [batch, tokens, heads, dim]",
-        na.attention,
-        Q,
+        "attention_weights has 3 heads, not a multiple",
+        na.na2d_av,
+        torch.zeros(2, 8, 6, 3, 9),
         K,
-        K,
-    )
-    fails(
-        ValueError,
-        "key [2, 0, 4, 16] holds no tokens; pass at least one",
-        na.attention,
-        rows,
-        rows[:, :0],
-        rows[:, :0],
-    )
-    fails(TypeError, "is_causal is 1; dense attention takes True or False", na.attention, rows, rows, rows, 1)
-    fails(
-        ValueError,
-        "query has 4 heads, not a multiple of the 3",
-        na.attention,
-        rows,
-        rows[..., :3, :],
-        rows[..., :3, :],
-    )
-
-
-def test_merge():
-    out, lse = torch.zeros(2, 8, 4, 16), torch.zeros(2, 8, 4)
-    fails(
-        ValueError,
-        "0 outputs and 0 log-sum-exps; pass one of each for every part",
-        na.merge_attentions,
-        [],
-        [],
-    )
-    fails(ValueError, "2 outputs and 1 log-sum-exps", na.merge_attentions, [out, out], [lse])
-    fails(ValueError, "part 1 has output [2, 8, 4, 8]", na.merge_attentions, [out, out[..., :8]], [lse, lse])
-    fails(
-        ValueError,
-        "part 0 has output [2, 8, 4, 16] and log-sum-exp [2, 8, 4, 1]",
-        na.merge_attentions,
-        [out],
-        [lse[..., None]],
-    )
-    fails(
-        ValueError,
-        "lse 1 has dtype torch.float64, lse 0 has torch.float32",
-        na.merge_attentions,
-        [out] * 2,
-        [lse, lse.double()],
-    )
-
-
-def test_layers():
-    fails(
-        ValueError,
-        "embed_dim 30 is not a multiple of num_heads 4; change one of them",
-        na.NeighborhoodAttention2D,
-        30,
-        4,
         3,
     )
-    fails(
-        ValueError,
-        "num_heads 4 is not a multiple of num_kv_heads 3; change one of them",
-        na.NeighborhoodAttention2D,
-        32,
-        4,
-        3,
-        num_kv_heads=3,
-    )
-    fails(
-        ValueError,
-        "num_heads is 0 on axis 0; pass an integer of 1 or more",
-        na.NeighborhoodAttention1D,
-        32,
-        0,
-        3,
-    )
-    fails(ValueError, "stride 4 is over kernel_size 3 on axis 0", na.NeighborhoodAttention1D, 32, 4, 3, 4)
-    fails(
-        ValueError,
-        "kernel_size (3, 3) has 2 entries for 3 spatial axes",
-        na.NeighborhoodAttention3D,
-        32,
-        4,
-        (3, 3),
-    )
-    layer = na.NeighborhoodAttention2D(32, 4, 3)
-    fails(
-        ValueError,
-        "input [1, 8, 32] must be [batch, height, width, 32], channels last",
-        layer,
-        torch.zeros(1, 8, 32),
-    )
-    fails(
-        ValueError, "input [1, 32, 8, 8] must be [batch, height, width, 32]", layer, torch.zeros(1, 32, 8, 8)
-    )
-    fails(ValueError, "kernel_size 3 is over the 2 tokens of axis 1", layer, torch.zeros(1, 8, 2, 32))
 
 
 def test_scale_zero_is_a_scale():
@@ -376,5 +312,5 @@ def test_scale_zero_is_a_scale():
 
 def test_sequences_of_every_kind():
     expected = na.na2d(Q, K, K, 3)
-    for size in (3, (3, 3), [3, 3], torch.Size((3, 3))):
+    for size in (3, (3, 3), [3, 3], torch.Size((3, 3)), np.int64(3), (np.int32(3), 3)):
         assert na.na2d(Q, K, K, size).shape == expected.shape

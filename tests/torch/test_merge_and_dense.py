@@ -5,6 +5,7 @@ import torch
 
 import vicinal.torch as na
 from tests import budget
+from tests.errors import fails
 from tests.torch import problems
 
 
@@ -21,7 +22,7 @@ def dense(query, key, value, is_causal, scale):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize(("queries", "keys"), [(9, 9), (5, 12), (12, 5), (1, 3)])
+@pytest.mark.parametrize(("queries", "keys"), [(9, 9), (5, 12), (12, 5), (1, 3), (0, 4)])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "value_dim"), [(4, 2, 8, 5), (3, 3, 4, 12), (2, 1, 7, 7)]
 )
@@ -125,3 +126,63 @@ def test_large_log_sum_exps_do_not_overflow():
     )
     assert merged.item() == 2.0
     assert total.item() == pytest.approx(1e4 + 0.6931, abs=1e-2)
+
+
+def test_bad_operands():
+    rows = torch.zeros(2, 8, 4, 16)
+    fails(
+        ValueError,
+        "query [2, 8, 6, 4, 16] has 5 axes; dense attention takes [batch, tokens, heads, dim]",
+        na.attention,
+        *[torch.zeros(2, 8, 6, 4, 16)] * 3,
+    )
+    fails(
+        ValueError,
+        "key [2, 0, 4, 16] holds no tokens; pass at least one",
+        na.attention,
+        rows,
+        rows[:, :0],
+        rows[:, :0],
+    )
+    fails(ValueError, "query [2, 8, 4, 0] has head dim 0", na.attention, rows[..., :0], rows[..., :0], rows)
+    fails(ValueError, "value [2, 8, 4, 0] has head dim 0", na.attention, rows, rows, rows[..., :0])
+    fails(TypeError, "is_causal is 1; dense attention takes True or False", na.attention, rows, rows, rows, 1)
+    fails(
+        ValueError,
+        "query has 4 heads, not a multiple of the 3",
+        na.attention,
+        rows,
+        rows[..., :3, :],
+        rows[..., :3, :],
+    )
+
+
+def test_bad_parts():
+    out, lse = torch.zeros(2, 8, 4, 16), torch.zeros(2, 8, 4)
+    fails(
+        ValueError,
+        "0 outputs and 0 log-sum-exps; pass one of each for every part",
+        na.merge_attentions,
+        [],
+        [],
+    )
+    fails(TypeError, "lse 0 is of type NoneType; pass a tensor", na.merge_attentions, [out], [None])
+    fails(
+        TypeError, "output 0 has dtype torch.int64; pass float64,", na.merge_attentions, [out.long()], [lse]
+    )
+    fails(ValueError, "2 outputs and 1 log-sum-exps", na.merge_attentions, [out, out], [lse])
+    fails(ValueError, "part 1 has output [2, 8, 4, 8]", na.merge_attentions, [out, out[..., :8]], [lse, lse])
+    fails(
+        ValueError,
+        "part 0 has output [2, 8, 4, 16] and log-sum-exp [2, 8, 4, 1]",
+        na.merge_attentions,
+        [out],
+        [lse[..., None]],
+    )
+    fails(
+        ValueError,
+        "lse 1 has dtype torch.float64, lse 0 has torch.float32",
+        na.merge_attentions,
+        [out] * 2,
+        [lse, lse.double()],
+    )

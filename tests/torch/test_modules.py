@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vicinal.torch as na
+from tests.errors import fails
 
 LAYERS = {1: na.NeighborhoodAttention1D, 2: na.NeighborhoodAttention2D, 3: na.NeighborhoodAttention3D}
 INPUT = {1: (2, 11, 24), 2: (2, 7, 6, 24), 3: (1, 4, 5, 6, 24)}
@@ -106,3 +107,62 @@ def test_repr_says_the_window():
     text = repr(na.NeighborhoodAttention3D(24, 4, (1, 3, 3), is_causal=(True, False, False), num_kv_heads=1))
     assert "4 heads over 1, kernel_size=(1, 3, 3), stride=(1, 1, 1)" in text
     assert "is_causal=(True, False, False)" in text
+
+
+def test_bad_arguments():
+    fails(
+        ValueError,
+        "embed_dim 30 is not a multiple of num_heads 4; change one of them",
+        na.NeighborhoodAttention2D,
+        30,
+        4,
+        3,
+    )
+    fails(
+        ValueError,
+        "num_heads 4 is not a multiple of num_kv_heads 3; change one of them",
+        na.NeighborhoodAttention2D,
+        32,
+        4,
+        3,
+        num_kv_heads=3,
+    )
+    fails(
+        ValueError,
+        "num_heads is 0 on axis 0; pass an integer of 1 or more",
+        na.NeighborhoodAttention1D,
+        32,
+        0,
+        3,
+    )
+    fails(
+        ValueError,
+        "attn_drop is 1.5; pass a number from 0 to 1",
+        na.NeighborhoodAttention1D,
+        32,
+        4,
+        3,
+        attn_drop=1.5,
+    )
+    fails(TypeError, "proj_drop is '0', of type str", na.NeighborhoodAttention1D, 32, 4, 3, proj_drop="0")
+    fails(ValueError, "stride 4 is over kernel_size 3 on axis 0", na.NeighborhoodAttention1D, 32, 4, 3, 4)
+    fails(
+        ValueError,
+        "kernel_size (3, 3) has 2 entries for 3 spatial axes",
+        na.NeighborhoodAttention3D,
+        32,
+        4,
+        (3, 3),
+    )
+    layer = na.NeighborhoodAttention2D(32, 4, 3)
+    fails(TypeError, "input is of type list; pass a tensor", layer, [0.0])
+    fails(
+        ValueError,
+        "input [1, 8, 32] must be [batch, height, width, 32], channels last",
+        layer,
+        torch.zeros(1, 8, 32),
+    )
+    fails(
+        ValueError, "input [1, 32, 8, 8] must be [batch, height, width, 32]", layer, torch.zeros(1, 32, 8, 8)
+    )
+    fails(ValueError, "kernel_size 3 is over the 2 tokens of axis 1", layer, torch.zeros(1, 8, 2, 32))

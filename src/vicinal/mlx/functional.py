@@ -11,6 +11,7 @@ from . import composite, dense, documents, ops
 from .operands import Operands, wide
 from .ops import Call
 
+# Without float64: MLX rounds functions of it to float32, softmax among them.
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 
 
@@ -165,12 +166,14 @@ def av(
     lengths = arguments.spatial("value", value.shape)
     window = _window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
     outputs = [-(-length // step) for length, step in zip(lengths, window[4], strict=True)]
-    tokens = 0 if additional_values is None else additional_values.shape[1]
+    tokens = 0
+    if additional_values is not None:
+        arguments.extra("additional_values", additional_values.shape, "value", value.shape)
+        tokens = additional_values.shape[1]
     arguments.weights(attention_weights.shape, outputs, value.shape, window[0], tokens)
     call = Call(window, **settled(backend))
     if additional_values is None:
         return ops.mix(call, attention_weights, value)
-    arguments.extra("additional_values", additional_values.shape, "value", value.shape)
     slots = attention_weights.shape[-1] - tokens
     weights, values = wide(attention_weights), wide(value)
     out = ops.mix(call, weights[..., :slots], values)
@@ -205,13 +208,13 @@ def attention(
         TypeError, ValueError: an argument is not what is said above.
     """
     arrays(query=query, key=key, value=value)
-    arguments.attention(query.shape, key.shape, value.shape)
     arguments.dense(query.shape, key.shape)
+    arguments.attention(query.shape, key.shape, value.shape)
     if not isinstance(is_causal, bool):
         raise TypeError(f"is_causal is {is_causal!r}; dense attention takes True or False")
     scale = arguments.default_scale(scale, query.shape[-1])
     rows, columns = query.shape[1], key.shape[1]
-    if is_causal and rows < columns:
+    if is_causal and 0 < rows < columns:
         key, value = key[:, :rows], value[:, :rows]
     parts = [(query, is_causal)]
     if is_causal and rows > columns:
@@ -222,20 +225,14 @@ def attention(
     return (out, mx.concatenate([lse for _, lse in found if lse is not None], 1)) if return_lse else out
 
 
-def arrays(**operands: mx.array | None) -> None:
+def arrays(**operands: Any) -> None:
     """Operands are arrays of one dtype that attention is defined for."""
-    first = None
     for name, x in operands.items():
-        if x is None:
-            continue
-        if not isinstance(x, mx.array):
-            raise TypeError(f"{name} is of type {type(x).__name__}; pass an mlx.core.array")
-        first = x.dtype if first is None else first
-        if x.dtype != first:
-            arguments.same("dtype", {n: y.dtype for n, y in operands.items() if y is not None})
-    if first not in DTYPES:
-        # MLX rounds functions of float64 to float32, softmax among them.
-        raise TypeError(f"{next(iter(operands))} has dtype {first}; pass float32, float16 or bfloat16")
+        if x is not None or name not in arguments.OPTIONAL:
+            arguments.instance(name, x, mx.array, "an mlx.core.array")
+    dtypes = {name: x.dtype for name, x in operands.items() if x is not None}
+    arguments.same("dtype", dtypes)
+    arguments.dtype(*next(iter(dtypes.items())), DTYPES)
 
 
 _checked_once = lru_cache(4096, typed=True)(arguments.window)
@@ -252,13 +249,13 @@ def _window(lengths: tuple[int, ...], *given: Any) -> arguments.Window:
 def checked_bias(bias: mx.array | None, query: mx.array, sizes: tuple[int, ...]) -> None:
     if bias is None:
         return
-    if not isinstance(bias, mx.array):
-        raise TypeError(f"bias is of type {type(bias).__name__}; pass an mlx.core.array")
+    arguments.instance("bias", bias, mx.array, "an mlx.core.array")
     arguments.one_of("bias dtype", bias.dtype, (query.dtype, mx.float32))
     arguments.bias(bias.shape, query.shape[-2], sizes)
 
 
 def settled(backend: str | None) -> dict[str, Any]:
     """What arguments and settings choose here, fixed for the backward pass too."""
+    arguments.backend(backend)
     current = settings.current()
     return {"backend": current.backend if backend is None else backend, "tf32": current.tf32}

@@ -6,6 +6,7 @@ from functools import reduce
 import mlx.core as mx
 
 from .. import arguments
+from .functional import DTYPES
 
 
 def merge_attentions(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> tuple[mx.array, mx.array]:
@@ -25,6 +26,10 @@ def merge_attentions(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> t
         TypeError, ValueError: the parts are none, or differ in number, shape or dtype.
     """
     outputs, lses = tuple(outputs), tuple(lses)
+    for kind, parts in (("output", outputs), ("lse", lses)):
+        for place, x in enumerate(parts):
+            arguments.instance(f"{kind} {place}", x, mx.array, "an mlx.core.array")
+            arguments.dtype(f"{kind} {place}", x.dtype, DTYPES)
     arguments.parts([tuple(x.shape) for x in outputs], [tuple(x.shape) for x in lses])
     for kind, parts in (("output", outputs), ("lse", lses)):
         arguments.same("dtype", {f"{kind} {place}": x.dtype for place, x in enumerate(parts)})

@@ -21,7 +21,7 @@ class VarlenLayout(layout.VarlenLayout):
 
     def pack(self, documents: Sequence[mx.array]) -> mx.array:
         """`[total_tokens, ...]` of documents `[*shape, ...]`, in the order of the layout."""
-        layout.packable(self, [x.shape for x in documents])
+        layout.packable(self, documents)
         return mx.concatenate([x.flatten(0, self.rank - 1) for x in documents])
 
 
@@ -124,8 +124,7 @@ def neighborhood_attention_packed(
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention_varlen`.
     """
     operands = _checked(query, key, value, bias, additional_keys, additional_values)
-    if not isinstance(layout, VarlenLayout):
-        raise TypeError(f"layout is of type {type(layout).__name__}; pass a vicinal.mlx.VarlenLayout")
+    arguments.instance("layout", layout, VarlenLayout, "a vicinal.mlx.VarlenLayout")
     arguments.packed(query.shape, key.shape, value.shape)
     # As a batch of documents, for the heads and the additional tokens.
     shapes = ((len(layout), *x.shape) for x in (query, key, value))
@@ -141,8 +140,7 @@ def extents(sizes: Extents, batch: int, rank: int) -> tuple[Shape, ...]:
         arguments.one_of("dtype of sizes", sizes.dtype, (mx.int32, mx.int64))
         arguments.sizes(sizes.shape, batch, rank)
         sizes = cast("list[int]", sizes.tolist())
-    if not isinstance(sizes, (list, tuple)):
-        raise TypeError(f"sizes is of type {type(sizes).__name__}; pass an array, a list or a tuple")
+    arguments.instance("sizes", sizes, (list, tuple), "an array, a list or a tuple")
     found = VarlenLayout(sizes, rank)
     arguments.sizes((len(found), rank), batch, rank)
     return found.shapes

@@ -32,6 +32,11 @@ def refusal(device: str, dtype: str, dim: int) -> str | None:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """`out` `[batch, tokens, heads, value_dim]` and `lse` `[batch, tokens, heads]`."""
+    if not query.numel():
+        # The kernel for CPUs divides by the number of tokens.
+        rows = query.shape[:-1]
+        wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+        return query.new_empty((*rows, value.shape[-1])), query.new_empty(rows, dtype=wide)
     if not _fused(query, value):
         out, lse = composite.attend(walks(key, is_causal), _parts(query, key, value), scale)
         return out.to(query.dtype), lse.contiguous()
@@ -59,6 +64,8 @@ def attend_back(
     attention whose values are the keys, and `scale * P^T (grad_lse * q)` for the key, which is that
     attention's gradient of the values.
     """
+    if not query.numel():
+        return torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
     if not _fused(query, value):
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse

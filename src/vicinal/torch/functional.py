@@ -97,6 +97,7 @@ def _checked_call(
     query = operands[0]
     check = _float8 if isinstance(query, Tensor) and query.dtype == FLOAT8 else checked
     operands = check(*operands)
+    arguments.backend(backend)
     query, key, value, bias, extra_key, extra_value = operands
     lengths = arguments.spatial("query", query.shape)
     extra_shapes = (None if x is None else x.shape for x in (extra_key, extra_value))
@@ -136,7 +137,8 @@ def qk(
     Raises:
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`.
     """
-    query, key, _, bias, extra, _ = checked(query, key, None, bias, additional_keys, None)
+    query, key, _, bias, extra, _ = checked(query, key, key, bias, additional_keys, None)
+    arguments.backend(backend)
     lengths = arguments.spatial("query", query.shape)
     extra_shape = None if extra is None else extra.shape
     arguments.attention(query.shape, key.shape, key.shape, extra_shape, extra_shape)
@@ -182,14 +184,17 @@ def av(
     """
     names = ("attention_weights", "value", "additional_values")
     weights, value, extra = _tensors(names, (attention_weights, value, additional_values))
+    arguments.backend(backend)
     lengths = arguments.spatial("value", value.shape)
     window = arguments.window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
     outputs = [-(-length // step) for length, step in zip(lengths, window[4], strict=True)]
-    tokens = 0 if extra is None else extra.shape[1]
+    tokens = 0
+    if extra is not None:
+        arguments.extra("additional_values", extra.shape, "value", value.shape)
+        tokens = extra.shape[1]
     arguments.weights(weights.shape, outputs, value.shape, window[0], tokens)
     if extra is None:
         return ops.mix(weights, value, *window, backend, None)
-    arguments.extra("additional_values", extra.shape, "value", value.shape)
     slots = weights.shape[-1] - tokens
     out = ops.mix(weights[..., :slots], value, *window, backend, None)
     return out + composite.mix_extra(weights[..., slots:], extra)
@@ -222,8 +227,8 @@ def attention(
         TypeError, ValueError: an argument is not what is said above.
     """
     query, key, value, *_ = checked(query, key, value, None, None, None)
-    arguments.attention(query.shape, key.shape, value.shape)
     arguments.dense(query.shape, key.shape)
+    arguments.attention(query.shape, key.shape, value.shape)
     if not isinstance(is_causal, bool):
         raise TypeError(f"is_causal is {is_causal!r}; dense attention takes True or False")
     scale = arguments.default_scale(scale, query.shape[-1])
@@ -245,8 +250,7 @@ def checked(query, key, value, bias, extra_key, extra_value) -> tuple[Any, ...]:
     names = ("query", "key", "value", "additional_keys", "additional_values")
     query, key, value, extra_key, extra_value = _tensors(names, (query, key, value, extra_key, extra_value))
     if bias is not None:
-        if not isinstance(bias, Tensor):
-            raise TypeError(f"bias is of type {type(bias).__name__}; pass a tensor")
+        _plain("bias", bias)
         if bias.dtype not in (query.dtype, torch.float32) and autocast_dtype(query.device.type) is not None:
             bias = bias.to(query.dtype)
         arguments.one_of("bias dtype", bias.dtype, (query.dtype, torch.float32))
@@ -265,17 +269,21 @@ def _float8(query, key, value, bias, extra_key, extra_value) -> tuple[Any, ...]:
     return query, key, value, None, None, None
 
 
+def _plain(name: str, x: Any) -> None:
+    """`x` is a tensor, neither nested nor sparse."""
+    arguments.instance(name, x, Tensor, "a tensor")
+    if x.is_nested or x.layout != torch.strided:
+        kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
+        raise TypeError(f"{name} is a {kind} tensor; pass a dense one, such as {name}.to_dense()")
+
+
 def _tensors(names: tuple[str, ...], tensors: tuple[Any, ...], dtypes=DTYPES) -> tuple[Any, ...]:
     """Tensors of one of `dtypes`, None among them, that an operator can take together."""
     given = [x for x in tensors if x is not None]
     for name, x in zip(names, tensors, strict=True):
-        if x is None:
+        if x is None and name in arguments.OPTIONAL:
             continue
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} is of type {type(x).__name__}; pass a tensor")
-        if x.is_nested or x.layout != torch.strided:
-            kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
-            raise TypeError(f"{name} is a {kind} tensor; pass a dense one, such as {name}.to_dense()")
+        _plain(name, x)
     device = given[0].device
     if any(x.device != device for x in given):
         arguments.same("device", {n: x.device for n, x in zip(names, tensors, strict=True) if x is not None})
@@ -284,9 +292,7 @@ def _tensors(names: tuple[str, ...], tensors: tuple[Any, ...], dtypes=DTYPES) ->
         tensors = tuple(x.to(narrow) if x is not None and x.dtype in DTYPES[1:] else x for x in tensors)
         given = [x for x in tensors if x is not None]
     dtype = given[0].dtype
-    if dtype not in dtypes:
-        *others, last = (str(x).removeprefix("torch.") for x in dtypes)
-        raise TypeError(f"{names[0]} has dtype {dtype}; pass {', '.join(others)} or {last}")
+    arguments.dtype(names[0], dtype, dtypes)
     if any(x.dtype != dtype for x in given):
         arguments.same("dtype", {n: x.dtype for n, x in zip(names, tensors, strict=True) if x is not None})
     return tensors

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import arguments
+from .functional import DTYPES
 
 
 def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -25,6 +26,10 @@ def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple
         TypeError, ValueError: the parts are none, or differ in number, shape, dtype or device.
     """
     outputs, lses = tuple(outputs), tuple(lses)
+    for kind, parts in (("output", outputs), ("lse", lses)):
+        for place, x in enumerate(parts):
+            arguments.instance(f"{kind} {place}", x, Tensor, "a tensor")
+            arguments.dtype(f"{kind} {place}", x.dtype, DTYPES)
     arguments.parts([tuple(x.shape) for x in outputs], [tuple(x.shape) for x in lses])
     for kind, parts in (("output", outputs), ("lse", lses)):
         arguments.same("dtype", {f"{kind} {place}": x.dtype for place, x in enumerate(parts)})

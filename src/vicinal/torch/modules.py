@@ -59,8 +59,8 @@ class _NeighborhoodAttention(nn.Module):
         output_stride: Sizes = 1,
     ) -> None:
         super().__init__()
-        kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        arguments.layer(embed_dim, num_heads, kv_heads)
+        embed_dim, num_heads, kv_heads = arguments.layer(embed_dim, num_heads, num_kv_heads)
+        attn_drop, proj_drop = arguments.drop("attn_drop", attn_drop), arguments.drop("proj_drop", proj_drop)
         window = arguments.window(
             None, kernel_size, stride, dilation, is_causal, output_stride, rank=self.rank
         )
@@ -94,6 +94,7 @@ class _NeighborhoodAttention(nn.Module):
         `neighborhood_attention_varlen`. Padding changes nothing, whatever it holds, and its rows come out as
         zeros: the projection's bias is not added to them.
         """
+        arguments.instance("input", x, Tensor, "a tensor")
         arguments.channels_last(self.rank, x.shape, self.embed_dim)
         if sizes is not None:
             return self._varlen(x, sizes, fit)

@@ -27,7 +27,7 @@ class VarlenLayout(layout.VarlenLayout):
 
     def pack(self, documents: Sequence[Tensor]) -> Tensor:
         """`[total_tokens, ...]` of documents `[*shape, ...]`, in the order of the layout."""
-        layout.packable(self, [x.shape for x in documents])
+        layout.packable(self, documents)
         return torch.cat([x.flatten(0, self.rank - 1) for x in documents])
 
 
@@ -134,8 +134,7 @@ def neighborhood_attention_packed(
     """
     operands = checked(query, key, value, bias, additional_keys, additional_values)
     query, key, value, bias, extra_key, extra_value = operands
-    if not isinstance(layout, VarlenLayout):
-        raise TypeError(f"layout is of type {type(layout).__name__}; pass a vicinal.torch.VarlenLayout")
+    arguments.instance("layout", layout, VarlenLayout, "a vicinal.torch.VarlenLayout")
     arguments.packed(query.shape, key.shape, value.shape)
     documents, rank = layout.table.shape
     # As a batch of documents, for the heads and the additional tokens.
@@ -150,10 +149,9 @@ def table(sizes: Extents, batch: int, rank: int) -> Tensor:
     """`[batch, rank]` extents as the operators take them: int64, on the CPU."""
     if isinstance(sizes, Tensor):
         arguments.one_of("dtype of sizes", sizes.dtype, (torch.int32, torch.int64))
-    elif isinstance(sizes, (list, tuple)):
-        sizes = VarlenLayout(sizes, rank).table
     else:
-        raise TypeError(f"sizes is of type {type(sizes).__name__}; pass a tensor, a list or a tuple")
+        arguments.instance("sizes", sizes, (list, tuple), "a tensor, a list or a tuple")
+        sizes = VarlenLayout(sizes, rank).table
     arguments.sizes(sizes.shape, batch, rank)
     return sizes.to("cpu", torch.int64).reshape(batch, rank)
 
@@ -178,6 +176,7 @@ def _attend(
     backend: str | None,
 ) -> Any:
     query, bias = operands[0], operands[3]
+    arguments.backend(backend)
     if bias is not None:
         arguments.bias(bias.shape, query.shape[-2], window[0])
     scale, clip = arguments.default_scale(scale, query.shape[-1]), arguments.fit(fit)
