@@ -157,7 +157,7 @@ def _piece(
             accumulate(part, work, sums[1], some.slot, weights, mine.pull, 1.0)
         if not grads.slopes:
             continue
-        slopes = _slopes(mine, weights, value)
+        slopes = _slopes(mine, weights, value, part.blanks(work, some.all, like.device))
         if mine.grad is not None:
             mine.grad.baddbmm_(slopes, key)
         if sums[0] is not None:
@@ -168,14 +168,20 @@ def _piece(
             fold(part, work, made, sink, like, grads.fresh)
 
 
-def _slopes(rows: _Rows, weights: Tensor, values: Tensor) -> Tensor:
-    """Gradient of the scores; completes `delta` where it is pending."""
+def _slopes(rows: _Rows, weights: Tensor, values: Tensor, blanks: Tensor | None = None) -> Tensor:
+    """Gradient of the scores; completes `delta` where it is pending.
+
+    `blanks` are boxes without a tile. What they read of two strips may hold a NaN of one, which their sum
+    would carry to the other.
+    """
     slopes = take("slopes", tuple(weights.shape), Like(weights.dtype, weights.device))
     torch.bmm(rows.pull, values.mT, out=slopes)
     if not rows.pending:
         return slopes.sub_(rows.delta).mul_(weights)
     slopes.mul_(weights)
     rows.delta.add_(slopes.sum(-1, keepdim=True))
+    if blanks is not None:
+        rows.delta.index_fill_(0, blanks, 0)
     return slopes.addcmul_(weights, rows.delta, value=-1)
 
 

@@ -182,6 +182,18 @@ class Part:
             found.append(ids.view(shape).expand(grid).flatten())
         return tuple(found)
 
+    def blanks(self, work: Pass, some: slice, device: torch.device) -> Tensor | None:
+        """Those of `some` boxes that belong to no tile, counted from the first of them."""
+        if work.places == len(work.slab[0]):
+            return None
+        return self.remember(
+            ("blanks", work, some.start, some.stop, device), lambda: self._blanks(work, some, device)
+        )
+
+    def _blanks(self, work: Pass, some: slice, device: torch.device) -> Tensor:
+        boxes = torch.arange(some.start, some.stop, device=device) % work.places
+        return (boxes >= len(work.slab[0])).nonzero().view(-1)
+
     def kinds(self, work: Pass, device: torch.device) -> Tensor:
         """`[boxes]` class of the tile that reads each box, counted over all axes, the last fastest."""
         return self.remember(("kinds", work, device), lambda: self._kinds(work, device))
