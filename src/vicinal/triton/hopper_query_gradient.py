@@ -26,17 +26,17 @@ def _copy(
 ):
     """The producer: queries and output gradients of both warpgroups, then boxes of keys and values."""
     ht.copy_rows(query, grad_out, queries, grad_outs, ready, tile.planes[0], tile, SPEC)
-    box = ht.box_of(gl.to_tensor(0), SPEC)
-    count = tile.boxes[0] * tile.boxes[1] * tile.boxes[2] if SPEC.wants_query else 0
-    for i in range(count):
-        stage = i % SPEC.stages
-        phase = (i // SPEC.stages) & 1
-        at = ht.box_at(tile.first, box, SPEC)
-        mbarrier.wait(keys.empty.index(stage), phase ^ 1)
-        ht.fill(key, keys, stage, tile.planes[1], at, kv_head)
-        mbarrier.wait(values.empty.index(stage), phase ^ 1)
-        ht.fill(value, values, stage, tile.planes[1], at, kv_head)
-        box = ht.step(box, tile.boxes, SPEC)
+    if SPEC.wants_query:
+        box = ht.box_of(gl.to_tensor(0), SPEC)
+        for i in range(tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
+            stage = i % SPEC.stages
+            phase = (i // SPEC.stages) & 1
+            at = ht.box_at(tile.first, box, SPEC)
+            mbarrier.wait(keys.empty.index(stage), phase ^ 1)
+            ht.fill(key, keys, stage, tile.planes[1], at, kv_head)
+            mbarrier.wait(values.empty.index(stage), phase ^ 1)
+            ht.fill(value, values, stage, tile.planes[1], at, kv_head)
+            box = ht.step(box, tile.boxes, SPEC)
 
 
 @gluon.jit
@@ -206,8 +206,13 @@ def _run(
     queries = ht.buffers(query, 2)
     grad_outs = ht.buffers(grad_out, 2)
     ready = ht.barriers(2, 1)
-    keys = ht.ring(key, SPEC.stages, 2)
-    values = ht.ring(value, SPEC.stages, 2)
+    if SPEC.wants_query:
+        keys = ht.ring(key, SPEC.stages, 2)
+        values = ht.ring(value, SPEC.stages, 2)
+    else:
+        # The compiler puts something else over barriers that no partition uses.
+        keys: gl.constexpr = None
+        values: gl.constexpr = None
     gl.warp_specialize(
         [
             (_differentiate, (

@@ -1,0 +1,269 @@
+"""The Hopper kernels on a CPU, in a process of its own: numbers against the oracle, no fault in any order.
+
+python -m tests.triton.interpreted_hopper SEEDS SHARD SHARDS
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests import budget, oracle
+from tests.triton import emulator
+
+with emulator.stand_ins():
+    from vicinal.triton import (
+        hopper_attention,
+        hopper_forward,
+        hopper_key_gradient,
+        hopper_query_gradient,
+        hopper_tile,
+    )
+
+from vicinal import Axis, Problem
+from vicinal.torch.backends.base import Operands
+from vicinal.torch.backends.hopper import HOPPER
+
+emulator.ASSEMBLY[hopper_forward.RESCALE] = lambda acc, factor: acc * factor
+hopper_attention.Launch.__call__ = lambda self, *arguments: self.warmup(*arguments)
+
+
+def problem(*axes, **options):
+    options = {"heads": 1, "dim": 64, "dtype": "bfloat16", "gradients": True} | options
+    options.setdefault("kv_heads", options["heads"])
+    options.setdefault("value_dim", options["dim"])
+    return Problem(axes, device="cuda", **options)
+
+
+# More boxes than stages, in every kernel.
+LONG = problem(Axis(640, 500, 1, 1, False, 5), heads=3, kv_heads=1)
+CASES = {
+    "line": problem(Axis(300, 65)),
+    "line, two batches": problem(Axis(150, 64), batch=2, dim=128),
+    "causal, grouped": problem(Axis(140, 60, 1, 1, True), heads=2, kv_heads=1, dim=128, dtype="float16"),
+    "strides": problem(Axis(200, 70, 16), dim=32),
+    "output stride": problem(Axis(300, 40, 1, 1, False, 3)),
+    "plane": problem(Axis(17, 13), Axis(18, 16)),
+    "wide plane": problem(Axis(17, 9), Axis(19, 8, 4), dim=128),
+    "ragged dims": problem(Axis(17, 9), Axis(19, 8, 4), dim=48, value_dim=40),
+    "wide": problem(Axis(9, 8), Axis(17, 7), dim=256),
+    "volume": problem(Axis(3, 2), Axis(6, 4), Axis(9, 5)),
+    "dilated": problem(Axis(200, 30, 1, 3, True)),
+    "dilated plane": problem(Axis(11, 5, 1, 2), Axis(19, 5, 2, 2), dim=96),
+    "boxes over stages": LONG,
+    "float8": problem(Axis(150, 70), key_dtype="float8_e4m3fn", gradients=False),
+}
+
+
+def operands(case, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    own, of_keys = getattr(torch, case.dtype), getattr(torch, case.key_dtype or case.dtype)
+
+    def make(*shape, dtype=own):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    return Operands(
+        make(case.batch, *case.outputs, case.heads, case.dim, dtype=of_keys),
+        make(case.batch, *case.lengths, case.kv_heads, case.dim, dtype=of_keys),
+        make(case.batch, *case.lengths, case.kv_heads, case.value_dim),
+    )
+
+
+def array(x):
+    return x.double().numpy()
+
+
+@contextmanager
+def blank_is_nan() -> Iterator[None]:
+    """Tensors that PyTorch allocates without a value hold NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def cotangents(case):
+    generator = torch.Generator().manual_seed(1)
+    rows = (case.batch, *case.outputs, case.heads)
+    grad_out = torch.randn(*rows, case.value_dim, generator=generator).to(getattr(torch, case.dtype))
+    return grad_out, torch.randn(rows, generator=generator)
+
+
+def results(case, given, scale, grad_of):
+    """Output, log-sum-exp and gradients of the kernels."""
+    with blank_is_nan():
+        out, lse = HOPPER.attend(case, given, scale)
+        if not case.gradients:
+            return out, lse
+        needs = (True,) * 3 + (False,) * 3
+        grads = HOPPER.attend_back(case, given, out, lse, *grad_of, scale, needs)
+    return out, lse, *grads[:3]
+
+
+def exact(case, given, scale, grad_of):
+    """The oracle's."""
+    sampled = (slice(None), *(slice(None, None, axis.output_stride) for axis in case.axes))
+    query = np.zeros((case.batch, *case.lengths, case.heads, case.dim))
+    query[sampled] = array(given.query)
+    rules = [tuple(getattr(axis, name) for axis in case.axes) for name in (
+        "size", "stride", "dilation", "causal", "output_stride")]  # fmt: skip
+    win = oracle.Window(*rules)
+    grads = dict(zip(("grad_out", "grad_lse"), map(array, grad_of), strict=True)) if case.gradients else {}
+    answer = oracle.attend(query, array(given.key), array(given.value), win, scale, **grads)
+    if not case.gradients:
+        return answer.out, answer.lse
+    return answer.out, answer.lse, answer.query[sampled], answer.key, answer.value
+
+
+def check(case, seeds, scale=0.2):
+    given, grad_of = operands(case), cotangents(case)
+    wanted = exact(case, given, scale, grad_of)
+    for seed in seeds:
+        with emulator.schedule(seed):
+            found = results(case, given, scale, grad_of)
+        names = ("out", "lse", "query", "key", "value")
+        for name, actual, right in zip(names, found, wanted, strict=False):
+            dtype = "float32" if name == "lse" else case.dtype
+            budget.check(name, array(actual), right, dtype, rounded_weights=name != "lse")
+
+
+def check_needs(case):
+    """Gradients one by one are those that come together."""
+    given, grad_of = operands(case), cotangents(case)
+    out, lse, *whole = results(case, given, 0.2, grad_of)
+    for needs in product((True, False), repeat=3):
+        with blank_is_nan():
+            some = HOPPER.attend_back(case, given, out, lse, *grad_of, 0.2, needs + (False,) * 3)
+        for need, one, all_ in zip(needs, some, whole, strict=False):
+            assert (one is None) if not need else torch.equal(one, all_), needs
+
+
+# A module, what stands in it, what is planted there, and what is to be said about it.
+FAULTS = (
+    # A stage of values is given back while the product that reads it is under way.
+    (
+        hopper_forward,
+        """        acc = warpgroup_mma_wait(0, deps=(adding,))
+        mbarrier.arrive(values.empty.index(before), count=1)""",
+        """        mbarrier.arrive(values.empty.index(before), count=1)
+        acc = warpgroup_mma_wait(0, deps=(adding,))""",
+        r"race on values.buffers\[\d\]: a write at hopper_tile.py:\d+ fill.* unordered with .* _add",
+    ),
+    (
+        hopper_query_gradient,
+        """        grad = warpgroup_mma_wait(1, deps=(adding,))
+        mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)""",
+        """        mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)
+        grad = warpgroup_mma_wait(1, deps=(adding,))""",
+        r"race on keys.buffers\[\d\]: a write at hopper_tile.py:\d+ fill.* unordered with .* _walk",
+    ),
+    (
+        hopper_key_gradient,
+        "mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)",
+        "mbarrier.arrive(queries.empty.index(stage), count=1, pred=i > opening)",
+        "race on queries.buffers|deadlock",
+    ),
+    # A product is used while it is under way.
+    (
+        hopper_forward,
+        "warpgroup_mma_wait(1, deps=(flying,))",
+        "warpgroup_mma_wait(2, deps=(flying,))",
+        "takes the product of .* _score .* may be under way",
+    ),
+    # Counts of barriers.
+    (
+        hopper_forward,
+        "keys = ht.ring(key, SPEC.stages, 2)",
+        "keys = ht.ring(key, SPEC.stages, 1)",
+        "race on keys.buffers|arrives 1 times at keys.empty|of keys.(full|empty)",
+    ),
+    (
+        hopper_forward,
+        "keys = ht.ring(key, SPEC.stages, 2)",
+        "keys = ht.ring(key, SPEC.stages, 3)",
+        r"deadlock:(.|\n)*_copy\) waits for phase 0 of keys.empty\[\d\], which has 2 of 3 arrivals",
+    ),
+    (
+        hopper_key_gradient,
+        "queries = ht.ring(query, SPEC.stages, 2, 3)",
+        "queries = ht.ring(query, SPEC.stages, 2, 2)",
+        "race on (notes|borders|queries)|arrives 1 times at queries.full",
+    ),
+    # Waits for too little, too much, and the wrong phase.
+    (hopper_forward, "mbarrier.wait(keys.empty.index(stage), phase ^ 1)", "", "race on keys.buffers"),
+    (
+        hopper_forward,
+        "mbarrier.wait(keys.empty.index(stage), phase ^ 1)",
+        "mbarrier.wait(keys.empty.index(stage), phase)",
+        r"deadlock:(.|\n)*waits for phase 0 of keys.empty\[0\]",
+    ),
+    (
+        hopper_forward,
+        "mbarrier.wait(values.full.index(last), ((end - 1) // SPEC.stages) & 1)",
+        "",
+        "race on values.buffers.* _attend",
+    ),
+    (
+        hopper_query_gradient,
+        "    mbarrier.wait(bar, 0)\n",
+        "\n",
+        "race on grad_outs|reads grad_outs.*nothing",
+    ),
+    # Bytes.
+    (
+        hopper_tile,
+        "block_type.nbytes)\n    tma",
+        "block_type.nbytes - 16)\n    tma",
+        "not all of them expected",
+    ),
+    (hopper_tile, "block_type.nbytes)\n    tma", "block_type.nbytes + 16)\n    tma", "lacks 16 bytes"),
+    # What leaves shared memory.
+    (hopper_forward, "    tma.store_wait(0)\n", "\n", "ends with 0 products and 1 stores"),
+    (hopper_tile, "    fence_async_shared()\n", "\n", "no fence between hopper_tile.py:.* put"),
+    # A barrier that lives on where the compiler puts something else.
+    (
+        hopper_forward,
+        "    turn = ht.turns()\n",
+        "    turn = ht.turns()\n    spare = ht.turns()\n",
+        "no partition uses",
+    ),
+)
+
+
+def check_fault(module, right, wrong, message):
+    """A planted fault is found, in any schedule."""
+    path = Path(module.__file__)
+    source = path.read_text()
+    assert source.count(right) == 1, right
+
+    def put(text):
+        with emulator.stand_ins():
+            exec(compile(text, path, "exec"), module.__dict__)
+
+    put(source.replace(right, wrong))
+    try:
+        results(LONG, operands(LONG), 0.2, cotangents(LONG))
+        said = "nothing"
+    except emulator.Fault as fault:
+        said = str(fault)
+    finally:
+        put(source)
+    assert re.search(message, said), f"{wrong}: {said}"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1:] == ["faults"]:
+        for found in FAULTS:
+            check_fault(*found)
+    elif sys.argv[1:] == ["needs"]:
+        check_needs(CASES["output stride"])
+    else:
+        seeds, shard, shards = map(int, sys.argv[1:])
+        for first, name in list(enumerate(CASES))[shard::shards]:
+            check(CASES[name], range(first, first + seeds))
+            print(name, flush=True)

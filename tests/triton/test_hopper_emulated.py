@@ -1,0 +1,33 @@
+"""The Hopper kernels on a CPU, in processes of their own: modules of the emulator stand in for Triton's."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments):
+    command = [sys.executable, "-W", "ignore", "-m", "tests.triton.interpreted_hopper", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", range(3))
+def test_kernels_match_the_oracle_in_any_order(shard):
+    run("1", str(shard), "3")
+
+
+def test_gradients_one_by_one():
+    run("needs")
+
+
+@pytest.mark.slow
+def test_planted_faults_are_found():
+    run("faults")
