@@ -4,6 +4,8 @@ import hashlib
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -119,11 +121,6 @@ def native() -> tuple[Path, Path]:
 
 def preprocess(source: str, name: str, include: tuple[str, ...] = ()) -> str:
     """Source after the preprocessor, with line markers."""
-    headers = cache() / "headers"
-    for header in HEADERS:
-        path = headers / header
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
     command = [
         CLANG,
         "-E",
@@ -133,11 +130,22 @@ def preprocess(source: str, name: str, include: tuple[str, ...] = ()) -> str:
         "-nostdinc",
         "-undef",
         "-Wno-everything",
-        f"-I{headers}",
+        f"-I{_headers()}",
     ]
     command += [f"-I{path}" for path in include]
     command += ["-D__METAL__=1", "-D__METAL_VERSION__=320", "-D__HAVE_BFLOAT__=1", "-"]
     return run(command, f'#line 1 "{name}"\n{source}').stdout
+
+
+@lru_cache
+def _headers() -> Path:
+    """A folder of empty files, one for each standard header."""
+    headers = cache() / "headers"
+    for header in HEADERS:
+        path = headers / header
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return headers
 
 
 def library(text: str, *, hooks: bool, fast_math: bool) -> Path:
@@ -148,17 +156,14 @@ def library(text: str, *, hooks: bool, fast_math: bool) -> Path:
     stamp = hashlib.sha256(f"{text}{flags}{hooks}{runtime}{shim_stamp()}".encode()).hexdigest()[:20]
     built = cache() / f"{stamp}.so"
     if not built.exists():
-        # Of this process alone, like what is built from it: the compiler maps the file, and crashes where
-        # another process begins to write it.
-        source, compiled = (cache() / f"{stamp}.{os.getpid()}.{suffix}" for suffix in ("clcpp", "o"))
-        source.write_text(text)
-        environment = {} if hooks else {"MSLCPU_NO_HOOKS": "1"}
-        run([CLANG, *flags, "-c", str(source), "-o", str(compiled)], **environment)
-        _publish(
-            [CLANG, "-shared", str(compiled), "-lm", str(runtime), f"-Wl,-rpath,{runtime.parent}"], built
-        )
-        source.unlink()
-        compiled.unlink()
+        with _folder() as folder:
+            source, compiled = folder / "source.clcpp", folder / "source.o"
+            source.write_text(text)
+            environment = {} if hooks else {"MSLCPU_NO_HOOKS": "1"}
+            run([CLANG, *flags, "-c", str(source), "-o", str(compiled)], **environment)
+            _publish(
+                [CLANG, "-shared", str(compiled), "-lm", str(runtime), f"-Wl,-rpath,{runtime.parent}"], built
+            )
     return built
 
 
@@ -167,8 +172,16 @@ def shim_stamp() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SHIM.rglob("*.h")))).hexdigest()
 
 
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Of one build alone, in the cache: clang maps a source, and crashes where another build writes it."""
+    with tempfile.TemporaryDirectory(dir=cache()) as folder:
+        yield Path(folder)
+
+
 def _publish(command: list[str], target: Path) -> None:
-    """Builds under another name first: processes that share the cache never see half a file."""
-    partial = target.with_suffix(f".{os.getpid()}")
-    run([*command, "-o", str(partial)])
-    partial.rename(target)
+    """Builds elsewhere first: processes that share the cache never see half a file."""
+    with _folder() as folder:
+        partial = folder / target.name
+        run([*command, "-o", str(partial)])
+        partial.rename(target)
