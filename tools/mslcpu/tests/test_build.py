@@ -7,7 +7,7 @@ from mslcpu import build
 
 
 def test_no_build_writes_what_another_compiles(monkeypatch, tmp_path):
-    """One is at its compiler while another builds the same library; neither leaves anything but the result."""
+    """One is at its compiler while another builds the same library; neither leaves more than the result."""
     build.native()
     monkeypatch.setenv("MSLCPU_CACHE", str(tmp_path))
     run, text = build.run, '#include "metal.h"\n'
