@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import arguments
 from ..layout import VarlenLayout, groups
@@ -57,6 +57,21 @@ def whole(problem: Problem) -> Layout:
     room = None if documents.frame is None else results.extents[1:]
     rows = [document * problem.extra for document in range(problem.batch)]
     return _together(problem, documents, lambda part: geometry.whole(part, room), rows, results.starts)
+
+
+def sampling(
+    problem: Problem, arange: Callable[[int], Any], concatenate: Callable[[list[Any]], Any]
+) -> tuple[Any, ...] | None:
+    """Index of the tokens of documents that have outputs; None where all have, or queries are sampled."""
+    documents, steps = problem.documents, [axis.output_stride for axis in problem.axes]
+    if documents is None or all(step == 1 for step in steps):
+        return None
+    slices = tuple(slice(None, None, step) for step in steps)
+    if documents.frame is not None:
+        return (slice(None), *slices)
+    found = VarlenLayout(documents.shapes, problem.rank)
+    parts = found.split(arange(found.total_tokens))
+    return (concatenate([part[slices].flatten() for part in parts]),)
 
 
 def _places(problem: Problem, lengths: Extents, steps: Extents) -> Places:

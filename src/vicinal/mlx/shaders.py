@@ -7,7 +7,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..layout import VarlenLayout
 from ..metal import documents, launches, source
 from ..metal.geometry import Layout
 from ..metal.launches import Launch
@@ -133,16 +132,7 @@ def _absent(dtype: mx.Dtype) -> mx.array:
 
 @lru_cache(256)
 def _sampling(problem: Problem) -> tuple[Any, ...] | None:
-    """Index of the tokens of documents that have outputs; None where all have, or queries are sampled."""
-    steps = [axis.output_stride for axis in problem.axes]
-    if problem.documents is None or all(step == 1 for step in steps):
-        return None
-    slices = tuple(slice(None, None, step) for step in steps)
-    if problem.documents.frame is not None:
-        return (slice(None), *slices)
-    found = VarlenLayout(problem.documents.shapes, problem.rank)
-    parts = found.split(mx.arange(found.total_tokens))
-    return (tables.constant(mx.concatenate([part[slices].flatten() for part in parts])),)
+    return documents.sampling(problem, mx.arange, lambda parts: tables.constant(mx.concatenate(parts)))
 
 
 def _spread(problem: Problem, grad: mx.array, query: mx.array) -> mx.array:

@@ -12,6 +12,7 @@ from .. import layout
 from ..arguments import Window
 from ..layout import Group, Shape, VarlenLayout
 from ..problem import Documents
+from .ops import sampled
 
 
 class Placement(NamedTuple):
@@ -127,13 +128,6 @@ def _batch(
     lengths, documents = layout.together(shapes, frame, window, clip)
     tokens, results = Placement(places, frame), Placement(places.sampled(steps), outputs)
     return Batch(tokens, results, found, steps, lengths, documents)
-
-
-def sampled(x: Tensor, steps: Sequence[int]) -> Tensor:
-    """Every `steps`-th token of `[documents, *shape, ...]`, a view."""
-    if all(step == 1 for step in steps):
-        return x
-    return x[(slice(None), *(slice(None, None, step) for step in steps))]
 
 
 def spaced(x: Tensor, steps: Sequence[int], shape: Shape) -> Tensor:

@@ -5,6 +5,7 @@ One schema serves all ranks. The window travels as five lists, one entry per axi
 layouts of `backends/base.py`.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -101,11 +102,11 @@ def _asked(operation: str, like: Tensor, batch: int, widths: tuple, rest: tuple,
     return numbers, current.backend if backend is None else backend
 
 
-def sampled(query: Tensor, steps: tuple[int, ...]) -> Tensor:
-    """The queries that are computed: every one of `steps` along its axis."""
-    if steps == (1,) * len(steps):
-        return query
-    return query[(slice(None), *(slice(None, None, step) for step in steps))]
+def sampled(x: Tensor, steps: Sequence[int]) -> Tensor:
+    """Every `steps`-th token of `[batch, *spatial, ...]`, a view: the queries that are computed."""
+    if all(step == 1 for step in steps):
+        return x
+    return x[(slice(None), *(slice(None, None, step) for step in steps))]
 
 
 def ready(operands: Operands, window, scale: float, gradients: bool, run: tuple) -> Ready:

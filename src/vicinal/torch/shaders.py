@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import VarlenLayout
 from ..metal import documents, launches, source
 from ..metal.geometry import Layout
 from ..metal.launches import Launch
@@ -119,16 +118,7 @@ def _numbers(where: Layout, device: torch.device) -> list[Any]:
 
 @lru_cache(256)
 def _sampling(problem: Problem, device: torch.device) -> tuple[Any, ...] | None:
-    """Index of the tokens of documents that have outputs; None where all have, or queries are sampled."""
-    steps = [axis.output_stride for axis in problem.axes]
-    if problem.documents is None or all(step == 1 for step in steps):
-        return None
-    slices = tuple(slice(None, None, step) for step in steps)
-    if problem.documents.frame is not None:
-        return (slice(None), *slices)
-    found = VarlenLayout(problem.documents.shapes, problem.rank)
-    parts = found.split(torch.arange(found.total_tokens))
-    return (torch.cat([part[slices].flatten() for part in parts]).to(device),)
+    return documents.sampling(problem, torch.arange, lambda parts: torch.cat(parts).to(device))
 
 
 def _spread(problem: Problem, grad: Tensor, query: Tensor) -> Tensor:
