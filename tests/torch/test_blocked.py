@@ -22,14 +22,12 @@ FIELDS = Operands._fields
 
 def sampled(problem, x):
     """Rows of `x` at the output stride."""
-    steps = (slice(None, None, axis.output_stride) for axis in problem.axes)
-    return x[(slice(None), *steps)]
+    return x[(slice(None), *(slice(None, None, axis.output_stride) for axis in problem.axes))]
 
 
 def make(problem, seed=0):
     """Random operands, and the query before it was sampled."""
-    generator = torch.Generator().manual_seed(seed)
-    dtype = getattr(torch, problem.dtype)
+    generator, dtype = torch.Generator().manual_seed(seed), getattr(torch, problem.dtype)
 
     def draw(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -40,10 +38,8 @@ def make(problem, seed=0):
     bias = draw(problem.heads, *(2 * size - 1 for size in problem.window)) if problem.bias else None
     extra = [None, None]
     if problem.extra:
-        extra = [
-            draw(problem.batch, problem.extra, problem.kv_heads, width)
-            for width in (problem.dim, problem.value_dim)
-        ]
+        rows = (problem.batch, problem.extra, problem.kv_heads)
+        extra = [draw(*rows, width) for width in (problem.dim, problem.value_dim)]
     return query, Operands(sampled(problem, query), key, value, bias, *extra)
 
 
@@ -336,11 +332,9 @@ def test_a_nan_reaches_no_further_than_the_tiles_that_read_it():
     hit = found.isnan().any(-1)[0, :, :, 0]
     assert hit[19:22, 29:32].all()
     rows, columns = hit.nonzero().unbind(1)
-    tile = plan.parts(problem)[0].tile
-    assert rows.min() >= 19 - tile[0]
-    assert rows.max() <= 21 + tile[0]
-    assert columns.min() >= 29 - tile[1]
-    assert columns.max() <= 31 + tile[1]
+    for at, first, size in zip((rows, columns), (19, 29), plan.parts(problem)[0].tile, strict=True):
+        assert at.min() >= first - size
+        assert at.max() <= first + 2 + size
     assert torch.equal(found[~found.isnan()], clean[~found.isnan()])
 
 
