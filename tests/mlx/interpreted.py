@@ -14,6 +14,7 @@ import torch
 from tests import budget, oracle
 from tests.documents import CASES, EXTRA
 from tests.mlx import documents, problems
+from tests.triton import interpreting
 from vicinal import catalog
 from vicinal.mlx import fused, ops
 from vicinal.mlx.backends.cuda import CUDA, Cuda
@@ -85,7 +86,7 @@ def _recorded(method, seen):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    interpreting.start()
     fused.run = launched
     Cuda.refusal = lambda self, problem: None
     ops.device = lambda: "cuda"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests import budget, oracle
 from tests.torch import problems as make
+from tests.triton import interpreting
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.triton import TRITON
@@ -133,7 +134,7 @@ def check_any(count):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    interpreting.start()
     if sys.argv[1] == "any":
         check_any(int(sys.argv[2]))
     for case in sys.argv[1:] if sys.argv[1] != "any" else ():

@@ -5,11 +5,11 @@ from dataclasses import replace
 from unittest.mock import patch
 
 import hypothesis
-import torch
 from hypothesis import strategies as st
 
 from tests.documents import CASES, EXTRA, cases
 from tests.torch.documents import Packed, Padded, check
+from tests.triton import interpreting
 from vicinal.torch.backends.triton import TRITON, Triton
 
 FORMS = {"packed": Packed, "padded": Padded}
@@ -51,7 +51,7 @@ def check_any(count):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    interpreting.start()
     assert TRITON.name == "triton"
     if sys.argv[1] == "any":
         check_any(int(sys.argv[2]))

@@ -4,22 +4,17 @@ import sys
 from dataclasses import replace
 
 import hypothesis
-import torch
-import triton.language as tl
 from hypothesis import strategies as st
 
-from tests.triton import emulated
+from tests.triton import emulated, interpreting
 
 with emulated.stand_ins():
-    from vicinal.triton import ring, ring_backward, ring_forward, ring_walks
+    from vicinal.triton import ring_backward, ring_forward, ring_walks  # noqa: F401
 
 from tests.triton.interpreted import any_axis, check_attend, check_walks
 from vicinal import Axis, Problem
 from vicinal.triton import launches, ring_launches, ring_plan
 
-for module in (ring, ring_forward, ring_backward, ring_walks):
-    # The interpreter puts its own functions into the language that a module holds.
-    module.tl = tl  # pyright: ignore[reportAttributeAccessIssue]
 ring_launches.runs_here = lambda: True
 
 SWEEPS = (ring_plan.forward, ring_plan.query_gradient, ring_plan.key_gradient)
@@ -92,7 +87,7 @@ def check_any(count):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    interpreting.start()
     for name in ("small_forward_launch", "forward_launch", "delta_launch", "query_gradient_launch"):
         setattr(launches, name, lambda *_: forbidden)
     other_walk = launches.walk_launch

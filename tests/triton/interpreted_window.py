@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tests.triton import interpreting
 from vicinal import Axis
 from vicinal.triton.window import key_span, query_span, rule, viewers, window
 
@@ -105,6 +106,7 @@ def axes():
 
 
 if __name__ == "__main__":
+    interpreting.start()
     for number in range(1, LONGEST + 1):
         for step, causal in product(range(1, number + 1), (False, True)):
             check_rule(number, step, causal)
