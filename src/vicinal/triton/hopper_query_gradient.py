@@ -206,13 +206,9 @@ def _run(
     queries = ht.buffers(query, 2)
     grad_outs = ht.buffers(grad_out, 2)
     ready = ht.barriers(2, 1)
-    if SPEC.wants_query:
-        keys = ht.ring(key, SPEC.stages, 2)
-        values = ht.ring(value, SPEC.stages, 2)
-    else:
-        # The compiler puts something else over barriers that no partition uses.
-        keys: gl.constexpr = None
-        values: gl.constexpr = None
+    # Triton lays barriers that no partition uses over buffers of others.
+    keys = ht.ring(key, SPEC.stages, 2) if SPEC.wants_query else ()
+    values = ht.ring(value, SPEC.stages, 2) if SPEC.wants_query else ()
     gl.warp_specialize(
         [
             (_differentiate, (

@@ -165,9 +165,11 @@ def stand_ins():
     gluon.constexpr_function = lambda function: function
     hopper = ("fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait")
     operations.tma.make_tensor_descriptor = memory.Descriptor
+    plain = _module("triton.language", condition=lambda holds, **_: holds)
     runtime = _module("triton.runtime", driver=SimpleNamespace(active=None))
     modules = (
-        _module("triton", knobs=None, runtime=runtime),
+        _module("triton", knobs=None, runtime=runtime, language=plain),
+        plain,
         runtime,
         _module("triton.experimental", gluon=gluon),
         gluon,
