@@ -1,17 +1,20 @@
 """The Hopper kernels on a CPU, in a process of its own: numbers against the oracle, no fault in any order.
 
-python -m tests.triton.interpreted_hopper SEEDS SHARD SHARDS
+python -m tests.triton.interpreted_hopper SEEDS SHARD SHARDS | any COUNT FIRST | needs | faults
 """
 
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
 from tests import budget, oracle
 from tests.triton import emulator
@@ -25,6 +28,7 @@ with emulator.stand_ins():
         hopper_tile,
     )
 
+from tests.triton.interpreted import any_axis
 from vicinal import Axis, Problem
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.hopper import HOPPER
@@ -140,6 +144,42 @@ def check_needs(case):
             some = HOPPER.attend_back(case, given, out, lse, *grad_of, 0.2, needs + (False,) * 3)
         for need, one, all_ in zip(needs, some, whole, strict=False):
             assert (one is None) if not need else torch.equal(one, all_), needs
+
+
+@st.composite
+def any_problem(draw):
+    rank = draw(st.integers(1, 3))
+    axes = [draw(any_axis((300, 24, 9)[rank - 1])) for _ in range(rank)]
+    # No output stride on a dilated axis.
+    axes = [replace(axis, output_stride=1) if axis.dilation > 1 else axis for axis in axes]
+    kv_heads = draw(st.integers(1, 2))
+    return problem(
+        *axes,
+        batch=draw(st.integers(1, 2)),
+        heads=kv_heads * draw(st.integers(1, 2)),
+        kv_heads=kv_heads,
+        dim=draw(st.sampled_from((32, 64, 72, 128))),
+        value_dim=draw(st.sampled_from((32, 64, 128))),
+        dtype=draw(st.sampled_from(("float16", "bfloat16"))),
+    )
+
+
+def check_any(count, first):
+    """Random problems in random orders; `first` moves both."""
+
+    @hypothesis.settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.seed(first)
+    @hypothesis.given(any_problem(), st.integers(0, 2**32), st.sampled_from((0.2, -0.3)))
+    def test(found, order, scale):
+        hypothesis.note(f"{found}, order {order}")
+        check(found, [order], scale)
+
+    test()
 
 
 # A module, what stands in it, what is planted there, and what is to be said about it.
@@ -260,6 +300,8 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["faults"]:
         for found in FAULTS:
             check_fault(*found)
+    elif sys.argv[1] == "any":
+        check_any(int(sys.argv[2]), int(sys.argv[3]))
     elif sys.argv[1:] == ["needs"]:
         check_needs(CASES["output stride"])
     else:

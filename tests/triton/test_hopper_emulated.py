@@ -11,8 +11,8 @@ pytest.importorskip("torch")
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments):
-    command = [sys.executable, "-W", "ignore", "-m", "tests.triton.interpreted_hopper", *arguments]
+def run(*arguments, module="interpreted_hopper"):
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.triton.{module}", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -22,6 +22,15 @@ def run(*arguments):
 @pytest.mark.parametrize("shard", range(3))
 def test_kernels_match_the_oracle_in_any_order(shard):
     run("1", str(shard), "3")
+
+
+def test_the_emulator_knows_the_rules():
+    run(module="emulated_rules")
+
+
+@pytest.mark.slow
+def test_random_problems_match_the_oracle_in_any_order():
+    run("any", "5", "0")
 
 
 def test_gradients_one_by_one():

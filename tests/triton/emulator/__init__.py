@@ -43,7 +43,7 @@ import torch
 from . import arrays, memory, operations
 from .schedule import PROGRAM, Fault, Knowledge, Partition, Schedule, Scheduler
 
-__all__ = ["ASSEMBLY", "Fault", "schedule", "stand_ins"]
+__all__ = ["ASSEMBLY", "Fault", "launch", "schedule", "stand_ins"]
 
 # What a piece of inline PTX computes, by its text.
 ASSEMBLY = {}

@@ -170,11 +170,11 @@ class Storage:
         self.tensor[at] = torch.from_numpy(self.held)[at].to(self.tensor.dtype)
 
 
-def _mark(held, written, at, values):
+def _mark(held, written, at, values, where):
     """Programs write no element twice, unless with the same value."""
     again = written[at] & (held[at] != values)
     if again.any():
-        raise Fault(f"{here()} writes {again.sum()} elements that hold other results")
+        raise Fault(f"{where} writes {again.sum()} elements that hold other results")
     held[at], written[at] = values, True
 
 
@@ -199,7 +199,7 @@ def load(pointer, mask=None, other=None):
 def store(pointer, value, mask=None):
     at, mask = _reached(pointer, mask)
     values = np.broadcast_to(rounded(block(value).held, pointer.dtype), at.shape)
-    _mark(pointer.memory.held, pointer.memory.written, at[mask], values[mask])
+    _mark(pointer.memory.held, pointer.memory.written, at[mask], values[mask], here())
 
 
 class Descriptor:
@@ -242,10 +242,10 @@ class Descriptor:
         found[own] = self.held[inside]
         return found
 
-    def write(self, corner, values):
+    def write(self, corner, values, where):
         """The box, without what lies outside of the tensor."""
         inside, own = self._overlap(corner)
-        _mark(self.held, self.written, inside, values[own])
+        _mark(self.held, self.written, inside, values[own], where)
 
 
 class BlockType:

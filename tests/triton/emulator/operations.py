@@ -163,12 +163,12 @@ class tma:
     def async_copy_shared_to_global(descriptor, coordinate, source):
         me = this()
         me.switch()
-        corner = [int(number(x)) for x in coordinate]
+        corner, where = [int(number(x)) for x in coordinate], here()
         if source.dtype is not descriptor.dtype or tuple(source.shape) != descriptor.box:
-            raise Fault(f"{here()} copies {source.shape} as boxes {descriptor.box}")
+            raise Fault(f"{where} copies {source.shape} as boxes {descriptor.box}")
         me.store_lane.step()
         _started(me, me.store_lane, source, "record_read")
-        me.scheduler.later("store", lambda: descriptor.write(corner, source.held), me.stores)
+        me.scheduler.later("store", lambda: descriptor.write(corner, source.held, where), me.stores)
 
     @staticmethod
     def store_wait(pendings):
@@ -242,7 +242,9 @@ def num_programs(axis):
 
 def _named(name, value):
     """Shared memory is known by the names of parameters."""
-    if isinstance(value, Memory) and value.name.startswith("memory of"):
+    if isinstance(value, View):
+        _named(name, value.slot.memory)
+    elif isinstance(value, Memory) and value.name.startswith("memory of"):
         value.name = name
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         for field, member in zip(value._fields, value, strict=True):
@@ -255,7 +257,7 @@ def warp_specialize(functions, worker_num_warps, worker_num_regs):
         raise Fault(f"{here()} names warps of {len(worker_num_warps)} of {len(functions) - 1} workers")
     for place, (function, arguments) in enumerate(functions):
         code = function.__code__
-        for name, value in zip(code.co_varnames[: code.co_argcount], arguments, strict=True):
+        for name, value in zip(code.co_varnames[: code.co_argcount], arguments, strict=False):
             _named(name, value)
         part = Partition(
             me.scheduler,

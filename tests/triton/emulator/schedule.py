@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+FOLDER = Path(__file__).parent
 # The kind of what is not in a `warp_specialize`.
 PROGRAM = "program"
 
@@ -27,12 +28,12 @@ def here():
     frame, lines = sys._getframe(1), []
     while frame is not None and len(lines) < 3:
         path = Path(frame.f_code.co_filename)
-        if path.parts[-3:-1] == ("vicinal", "triton"):
+        if path.parent != FOLDER:
             lines.append(f"{path.name}:{frame.f_lineno} {frame.f_code.co_name}")
         elif lines:
             break
         frame = frame.f_back
-    return " < ".join(lines) or "the launch"
+    return " < ".join(lines)
 
 
 class Knowledge:
