@@ -1,5 +1,7 @@
 """Derivatives of every order and mode, on small float64 problems with every option."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -133,6 +135,39 @@ def test_functional_transforms(problem):
     hessian = torch.func.hessian(lambda q: loss(q, *detached[1:]))(detached[0])
     flat = hessian.reshape(detached[0].numel(), -1)
     torch.testing.assert_close(flat, flat.T)
+
+
+def dense():
+    args = tuple(torch.randn(1, 5, 2, width, dtype=torch.float64, requires_grad=True) for width in (3, 3, 2))
+    return lambda *args: na.attention(*args, return_lse=True), args
+
+
+def packed():
+    args = tuple(torch.randn(8, 2, width, dtype=torch.float64, requires_grad=True) for width in (3, 3, 2))
+    options = {"layout": na.VarlenLayout([3, 1, 4]), "kernel_size": 3, "fit": "clip", "return_lse": True}
+    return lambda *args: na.neighborhood_attention_packed(*args, **options), args
+
+
+NESTED = {name: partial(fused, problem) for name, problem in FUSED.items()}
+NESTED |= {"split": partial(split, FUSED["everything"]), "dense": dense, "packed": packed}
+
+
+@pytest.mark.parametrize("make", NESTED.values(), ids=NESTED)
+def test_forward_mode_of_forward_mode(make):
+    """In which PyTorch's own `autograd.Function` loses derivatives without a word."""
+    function, args = make()
+
+    def loss(*args):
+        found = function(*args)
+        return sum(x.sin().sum() for x in (found if isinstance(found, tuple) else (found,)))
+
+    first, second = (tuple(map(torch.randn_like, args)) for _ in range(2))
+    along = lambda *args: torch.func.jvp(loss, args, first)[1]  # noqa: E731
+    _, got = torch.func.jvp(along, tuple(x.detach() for x in args), second)
+    grads = torch.autograd.grad(loss(*args), args, create_graph=True)
+    slope = sum((grad * move).sum() for grad, move in zip(grads, first, strict=True))
+    curves = torch.autograd.grad(slope, args)
+    torch.testing.assert_close(got, sum((x * move).sum() for x, move in zip(curves, second, strict=True)))
 
 
 def test_vmap_over_some_operands():

@@ -6,6 +6,7 @@ dispatcher.
 """
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch._C import (
     _AutoDispatchBelowADInplaceOrView,
 )
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.autograd.function import _SingleLevelFunction
 
 from .. import settings
@@ -74,7 +75,11 @@ def differentiate(name: str, formula: Formula) -> Any:
         return (None, *formula.backward(ctx, *grads), *(None,) * others)
 
     def jvp(ctx, _, *tangents):
-        return formula.jvp(ctx, *tangents[: formula.tensors])
+        saved = [x if x is None else unpack_dual(x).primal for x in ctx.saved_tensors]
+        at = SimpleNamespace(**vars(ctx), saved_tensors=tuple(saved))
+        # PyTorch turns forward mode off in here, for outer levels too.
+        with _set_fwd_grad_enabled(True):
+            return formula.jvp(at, *tangents[: formula.tensors])
 
     methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
     members = {key: staticmethod(method) for key, method in methods.items()}
