@@ -160,6 +160,22 @@ def test_a_shift_is_the_smallest_with_which_every_tile_finds_its_columns():
                 assert ring._shift(reach, one.columns, width) == (least if least <= most else None)
 
 
+@pytest.mark.parametrize(
+    "axis",
+    [Axis(79, 79, causal=True), Axis(97, 96), Axis(123, 3, output_stride=2), Axis(293, 96, dilation=3)],
+    ids=str,
+)
+def test_boxes_as_wide_as_their_axis(axis):
+    """Their last one holds slots that are past the axis once more than there are columns."""
+    check(Problem((axis,), batch=2, heads=4, kv_heads=2, dim=2, value_dim=3, bias=True, dtype="float64"))
+
+
+@given(problems(longest=(130, 16, 6)))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_axes_of_several_tiles_with_every_option(problem):
+    check(problem)
+
+
 @pytest.mark.parametrize("length", [96, 97])
 def test_gradients_that_are_written_once_are_whole(length):
     """Every key is seen or none is left unwritten: with an output stride some keys are seen by no query."""

@@ -32,9 +32,9 @@ class Run(NamedTuple):
 def runs(ring: Ring, slots: range) -> list[Run]:
     """The columns that `slots` hold: the axis itself first, then what wraps around; other slots are blank."""
     columns, width = ring.columns, ring.width
-    before = range(slots.start, min(slots.stop, 0, columns - width))
+    before = range(max(slots.start, -width), min(slots.stop, 0, columns - width))
     inside = range(max(slots.start, 0), min(slots.stop, columns))
-    after = range(max(slots.start, columns, width), slots.stop)
+    after = range(max(slots.start, columns, width), min(slots.stop, columns + width))
     found = ((inside, 0), (before, width), (after, -width))
     return [Run(part.start - slots.start, part.start + hop, len(part)) for part, hop in found if part]
 
