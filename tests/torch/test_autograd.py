@@ -185,6 +185,20 @@ def test_vmap_over_some_operands():
     torch.testing.assert_close(got[:, 1], problems.call(problem, {**tensors, "query": -tensors["query"]}))
 
 
+@pytest.mark.parametrize(("backend", "size"), [("blocked", 3), ("reference", 3), ("full", 5)])
+def test_no_additional_tokens_have_gradients_of_no_tokens(backend, size):
+    args = [torch.randn(1, n, 2, 3, requires_grad=True) for n in (5, 5, 5, 0, 0)]
+    tokens = {"additional_keys": args[3], "additional_values": args[4]}
+    out = na.na1d(*args[:3], size, **tokens, backend=backend)
+    for create_graph in (False, True):
+        grads = torch.autograd.grad(out.sum(), args, retain_graph=True, create_graph=create_graph)
+        assert [x.shape for x in grads] == [x.shape for x in args]
+    packed = {"layout": na.VarlenLayout([2, 3]), "kernel_size": 2}
+    tokens = {name: x.expand(2, 0, 2, 3) for name, x in tokens.items()}
+    out = na.neighborhood_attention_packed(*(x[0] for x in args[:3]), **tokens, **packed)
+    assert [x.shape for x in torch.autograd.grad(out.sum(), args)] == [x.shape for x in args]
+
+
 def test_half_precision_second_derivatives():
     """They run in float32 inside and come back in the operands' dtype."""
     problem = Problem((Axis(6, 3),), heads=2, kv_heads=2, dim=4, value_dim=4, dtype="bfloat16")

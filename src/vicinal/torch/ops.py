@@ -17,7 +17,7 @@ from ..dispatch import choose, first
 from ..problem import Documents, Problem
 from ..window import Axis
 from . import dense, relative
-from .backends.base import Backend, Operands, Ready
+from .backends.base import Backend, Grads, Operands, Ready
 
 LIBRARY = torch.library.Library("vicinal", "DEF")
 
@@ -132,7 +132,16 @@ def attend_back(query, key, value, bias, extra_key, extra_value, out, lse, grad_
         return tuple(x.zero_() for x in blank)
     found, runs = _attend_chosen(operands, window, True, (backend, tf32))
     results = out.contiguous(), lse.contiguous()
-    return runs.attend_back(found, operands, *results, grad_out, grad_lse, scale, tuple(needs))
+    grads = runs.attend_back(found, operands, *results, grad_out, grad_lse, scale, tuple(needs))
+    return present(grads, operands, needs)
+
+
+def present(grads: Grads, operands: Operands, needs) -> tuple[Tensor | None, ...]:
+    """What a backend found, with the gradients of additional tokens of which there are none."""
+    return tuple(
+        x.new_empty(x.shape) if grad is None and need and x is not None and not x.numel() else grad
+        for grad, x, need in zip(grads, operands, needs, strict=True)
+    )
 
 
 def _attend_back(query, *args):

@@ -18,7 +18,7 @@ from ..problem import Problem
 from . import documents
 from .backends.base import Operands
 from .documents import Batch
-from .ops import ATTEND, LIBRARY, RUN, WINDOW, accumulating, together
+from .ops import ATTEND, LIBRARY, RUN, WINDOW, accumulating, present, together
 from .strips import fresh
 
 ops = torch.ops.vicinal
@@ -60,6 +60,7 @@ def _attend_back(*args):
     if runs is not None:
         results = (x.contiguous() for x in saved[:2])
         grads = runs.attend_back(found, given, *results, *saved[2:], scale, tuple(needs))
+        grads = present(grads, given, needs)
         return tuple(given.query.new_empty(0) if grad is None else grad for grad in grads)
     bias = given.bias
     if bias is not None:
