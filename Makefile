@@ -15,7 +15,7 @@ PY := $(BIN)/python
 READY := $(VENV)/.ready
 CLIENTS := $(VENV)-clients
 # Test processes share the cores; each would otherwise start a thread on every one.
-# One test at a time: the longest come last, and no core is to wait for another with a few of them.
+# One test at a time: no core waits for another that has several left.
 RUN_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --maxschedchunk 1
 
 .PHONY: demo test test-offline test-tritons check lint types docs coverage test-all checker test-clients test-metal mac-selftest gpu-check gpu-sanitize gpu-bench wheel clean

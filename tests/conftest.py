@@ -36,6 +36,11 @@ def pytest_report_header() -> list[str]:
     return [f"left out: tests/{folder}, which needs {NEEDS[folder][0]}" for folder in collect_ignore]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: no process begins one when the others have nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked `cuda` is skipped where there is none; tests/metal has its own rule."""
     if item.get_closest_marker("cuda") is not None and not has_cuda():
