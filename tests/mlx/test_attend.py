@@ -148,6 +148,22 @@ def test_nothing_to_do(batch, heads, backend):
     assert mixed.shape == out.shape
 
 
+@on_this_device
+def test_no_additional_tokens_change_nothing(backend):
+    """And have gradients of no tokens."""
+    query = mx.random.normal((1, 5, 2, 3))
+
+    def loss(query, extra):
+        tokens = {"additional_keys": extra, "additional_values": extra}
+        return na.na1d(query, query, query, 5, **tokens, backend=backend.name).square().sum()
+
+    none = mx.zeros((1, 0, 2, 3))
+    found, grads = mx.value_and_grad(loss, (0, 1))(query, none)
+    wanted = na.na1d(query, query, query, 5, backend=backend.name).square().sum()
+    assert mx.allclose(found, wanted)
+    assert [x.shape for x in grads] == [query.shape, none.shape]
+
+
 @pytest.mark.parametrize("poison", ["key", "value"])
 def test_reference_keeps_a_non_finite_token_to_who_sees_it(poison):
     problem = named("dilation").problem

@@ -64,6 +64,10 @@ class Call(NamedTuple):
 
 def attend(call: Call, operands: Operands, with_lse: bool) -> tuple[mx.array, mx.array | None]:
     """Output, and log-sum-exp if asked for."""
+    if operands.extra_key is not None and not operands.extra_key.shape[1]:
+        # No additional tokens; MLX has no maximum of nothing.
+        operands = operands._replace(extra_key=None, extra_value=None)
+        call = call._replace(present=(*call.present[:4], False, False))
     problem, backend = _attending(call, operands)
     if backend is None:
         return _nothing(operands.query, problem)
