@@ -166,8 +166,20 @@ def test_running_a_module():
     assert "use_fused_na(" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("arguments", [(), ("script.py",), ("natten==0.17.5",), ("natten", "-m")])
-def test_usage(arguments):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), ""),
+        (("script.py",), "script.py comes where a package does: natten, natten_mps, natten_mlx"),
+        (("natten==0.17.5",), ""),
+        (("natten", "-m"), ""),
+        (("natten==1.0", "script.py"), "NATTEN 1.0 is not known here; give a release from 0.14 to 0.21"),
+        (("natten==0.17.5", "natten==0.14.6", "script.py"), "natten 0.17.5 is installed; call uninstall"),
+    ],
+)
+def test_usage(arguments, message):
     done = run(*arguments)
     assert done.returncode
     assert done.stderr.startswith("usage: python -m vicinal.compat"), done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

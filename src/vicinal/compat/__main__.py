@@ -11,11 +11,19 @@ USAGE = "usage: python -m vicinal.compat REQUIREMENT... (SCRIPT | -m MODULE) [AR
 
 def main() -> None:
     """Install the packages named first, then run what follows as `python` would."""
-    given = sys.argv[1:]
+    given, wanted = sys.argv[1:], []
     while given and given[0].partition("==")[0].replace("-", "_") in LATEST:
-        install(given.pop(0))
-    if len(given) == len(sys.argv) - 1 or not given or given == ["-m"]:
-        raise SystemExit(USAGE)
+        wanted.append(given.pop(0))
+    if not wanted or not given or given == ["-m"]:
+        stray = (
+            f"\n{given[0]} comes where a package does: {', '.join(LATEST)}" if given and not wanted else ""
+        )
+        raise SystemExit(USAGE + stray)
+    try:
+        for requirement in wanted:
+            install(requirement)
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(f"{USAGE}\n{error}") from None
     if given[0] == "-m":
         sys.argv = given[1:]
         sys.path.insert(0, "")
