@@ -226,6 +226,22 @@ def test_demo_wants_no_framework_but_its_own(framework, capsys, monkeypatch):
     assert "missing no-such-package: pip install" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--device", "tpu"), "--device is tpu, which is not here; pass "),
+        (("--epochs", "0"), "--epochs is 0; pass 1 or more"),
+    ],
+)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_demo_asks_for_what_is_here(framework, option, message, capsys):
+    for needed in (framework, *DEMO):
+        pytest.importorskip(needed)
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "--framework", framework, *option])
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_demo_learns_cleans_and_draws(framework, tmp_path, capsys):

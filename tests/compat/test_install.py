@@ -170,7 +170,7 @@ def test_running_a_module():
     ("arguments", "message"),
     [
         ((), ""),
-        (("script.py",), "script.py comes where a package does: natten, natten_mps, natten_mlx"),
+        (("script.py",), "script.py is not one of natten, natten_mps, natten_mlx"),
         (("natten==0.17.5",), ""),
         (("natten", "-m"), ""),
         (("natten==1.0", "script.py"), "NATTEN 1.0 is not known here; give a release from 0.14 to 0.21"),

@@ -15,10 +15,8 @@ def main() -> None:
     while given and given[0].partition("==")[0].replace("-", "_") in LATEST:
         wanted.append(given.pop(0))
     if not wanted or not given or given == ["-m"]:
-        stray = (
-            f"\n{given[0]} comes where a package does: {', '.join(LATEST)}" if given and not wanted else ""
-        )
-        raise SystemExit(USAGE + stray)
+        stray = given[:1] if not wanted else []
+        raise SystemExit("\n".join([USAGE, *(f"{x} is not one of {', '.join(LATEST)}" for x in stray)]))
     try:
         for requirement in wanted:
             install(requirement)

@@ -24,6 +24,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     others = frameworks.FRAMEWORKS.keys() - {args.framework}
     extras.require(args.parser, args.framework, "demo", without=others)
+    devices = frameworks.devices(args.framework)
+    if args.device not in devices:
+        args.parser.error(f"--device is {args.device}, which is not here; pass {' or '.join(devices)}")
+    if args.epochs < 1:
+        args.parser.error(f"--epochs is {args.epochs}; pass 1 or more")
     # `with_torch` and `with_mlx` do the same work: `learn`, `attend`, `look`.
     work = import_module(f".with_{args.framework}", __package__)
     args.folder.mkdir(parents=True, exist_ok=True)
