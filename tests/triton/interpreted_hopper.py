@@ -234,7 +234,7 @@ FAULTS = (
         "race on (notes|borders|queries)|arrives 1 times at queries.full",
     ),
     # Waits for too little, too much, and the wrong phase.
-    (hopper_forward, "mbarrier.wait(keys.empty.index(stage), phase ^ 1)", "", "race on keys.buffers"),
+    (hopper_forward, "mbarrier.wait(keys.empty.index(stage), phase ^ 1)", "", "race on keys.buffers|at keys.full"),
     (
         hopper_forward,
         "mbarrier.wait(keys.empty.index(stage), phase ^ 1)",
@@ -262,7 +262,7 @@ FAULTS = (
     ),
     (hopper_tile, "block_type.nbytes)\n    tma", "block_type.nbytes + 16)\n    tma", "lacks 16 bytes"),
     # What leaves shared memory.
-    (hopper_forward, "    tma.store_wait(0)\n", "\n", "ends with 0 products and 1 stores"),
+    (hopper_forward, "    tma.store_wait(0)\n", "\n", "ends without having waited for its stores"),
     (hopper_tile, "    fence_async_shared()\n", "\n", "no fence between hopper_tile.py:.* put"),
     # A barrier that lives on where the compiler puts something else.
     (

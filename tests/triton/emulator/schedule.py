@@ -97,7 +97,7 @@ class Partition(threading.Thread):
         # Phases that it has waited for; events that it has started and not waited for.
         self.observed, self.products, self.stores = {}, [], []
         self.memories = []
-        self.product_lane, self.store_lane = Lane(f"products of {label}"), Lane(f"stores of {label}")
+        self.product_lane, self.store_lane = Lane("products"), Lane("stores")
         self.may_run, self.blocked, self.failure, self.ended = threading.Semaphore(0), None, None, False
 
     def run(self):
@@ -105,9 +105,9 @@ class Partition(threading.Thread):
         try:
             if not self.scheduler.stopping:
                 self.call()
-                if self.products or self.stores:
-                    products, stores = len(self.products), len(self.stores)
-                    raise Fault(f"{self.label} ends with {products} products and {stores} stores under way")
+                for lane in (self.product_lane, self.store_lane):
+                    if self.knowledge.seen.get(lane, 0) < lane.count:
+                        raise Fault(f"{self.label} ends without having waited for its {lane.name}")
         except Stopped:
             pass
         except BaseException as failure:
