@@ -61,6 +61,26 @@ def test_forward_mode_is_the_slope(name, backend):
     assert np.abs(np.array(moved) - slope(function, at, along)).max() < 2e-3 * np.abs(moved).max()
 
 
+@pytest.mark.skipif(mx.default_device().type != mx.cpu, reason="on a GPU dense attention is MLX's own")
+@pytest.mark.parametrize("name", ["full", "blocked", "dense"])
+def test_modes_nest(name):
+    """Forward and reverse mode, in any order, find the same second derivative."""
+    at, one, two = (mx.random.normal((1, 6, 2, 4), key=mx.random.key(seed)) for seed in range(3))
+
+    def loss(x):
+        if name == "dense":
+            found = na.attention(x, x, x, True, return_lse=True)
+        else:
+            found = na.na1d(x, x, x, 6, backend=name, return_lse=True)
+        return sum(mx.sin(part).sum() for part in found)
+
+    move = lambda function, along: lambda x: mx.jvp(function, [x], [along])[1][0]  # noqa: E731
+    pull = lambda function, along: lambda x: (mx.grad(function)(x) * along).sum()  # noqa: E731
+    wanted = pull(pull(loss, one), two)(at)
+    for outer, inner in ((move, move), (move, pull), (pull, move)):
+        close(outer(inner(loss, one), two)(at), wanted, scale=10.0)
+
+
 def test_forward_mode_asks_nothing_of_what_runs(monkeypatch):
     """A kernel has no derivative that MLX knows; nor has a QR decomposition."""
     run = blocked.Blocked.attend

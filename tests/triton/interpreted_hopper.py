@@ -234,7 +234,12 @@ FAULTS = (
         "race on (notes|borders|queries)|arrives 1 times at queries.full",
     ),
     # Waits for too little, too much, and the wrong phase.
-    (hopper_forward, "mbarrier.wait(keys.empty.index(stage), phase ^ 1)", "", "race on keys.buffers|at keys.full"),
+    (
+        hopper_forward,
+        "mbarrier.wait(keys.empty.index(stage), phase ^ 1)",
+        "",
+        "race on keys.buffers|at keys.full",
+    ),
     (
         hopper_forward,
         "mbarrier.wait(keys.empty.index(stage), phase ^ 1)",

@@ -52,7 +52,8 @@ def _by_pieces(is_causal: bool, budget: int) -> Callable[..., Any]:
         for piece in _pieces(query, key, budget):
             (rows,) = after([query[..., piece, :]], [*outs[-1:], *lses[-1:]])
             scores = _scores(rows, key, piece.start if is_causal else None)
-            top = scores.max(-1, keepdims=True)
+            # Of no consequence to results, and MLX knows no second derivative of a maximum.
+            top = mx.stop_gradient(scores.max(-1, keepdims=True))
             weights = powers(scores - top)
             total = weights.sum(-1, keepdims=True)
             outs += [_rows(weights, value[0], rows.shape) / total for _ in value]
