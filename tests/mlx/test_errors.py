@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import vicinal.mlx as na
-from tests.errors import fails
+from tests.errors import fails, fails_without_an_operand
 
 Q = mx.zeros((2, 8, 6, 4, 16))
 K = mx.zeros((2, 8, 6, 2, 16))
@@ -75,18 +75,7 @@ def test_operands():
 
 @pytest.mark.parametrize("place", range(3))
 def test_nothing_for_an_operand(place):
-    names = ("query", "key", "value")
-    given = [None if other == place else x for other, x in enumerate((Q, K, K))]
-    message = f"{names[place]} is of type NoneType; pass an mlx.core.array"
-    sizes, layout = [(8, 6)] * 2, na.VarlenLayout([4, 6])
-    fails(TypeError, message, na.na2d, *given, 3)
-    fails(TypeError, message, na.na2d_varlen, *given, sizes, 3)
-    fails(TypeError, message, na.neighborhood_attention_packed, *given, layout, 3)
-    fails(TypeError, message, na.attention, *given)
-    if place < 2:
-        fails(TypeError, message, na.na2d_qk, *given[:2], 3)
-        message = message.replace("query", "attention_weights").replace("key", "value")
-        fails(TypeError, message, na.na2d_av, *given[:2], 3)
+    fails_without_an_operand(na, Q, K, place, "an mlx.core.array")
 
 
 def test_nothing_to_a_head():
