@@ -217,6 +217,13 @@ def test_mlx_mirrors_torch():
     assert mlx - torch == MLX_ONLY
 
 
+@pytest.mark.parametrize("era", ["v014", "v015", "v017", "v020"])
+def test_eras_have_the_same_names_but_for_what_counts_modules_of_pytorch(era):
+    torch, mlx = (_listed(PACKAGE / name / COMPAT / f"{era}.py") for name in ("torch", "mlx"))
+    assert mlx <= torch
+    assert all(name == "get_flops" or name.endswith("_flop") for name in torch - mlx)
+
+
 def test_version_is_one():
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## {vicinal.__version__}" in changelog
