@@ -135,7 +135,9 @@ def test_refuses_where_the_real_package_is_imported(tmp_path, monkeypatch):
     del sys.modules["natten"]
 
 
-@pytest.mark.parametrize("requirement", ["torch==2.0", "natten>=0.17", "natten==", "", "natten==0.17.5.dev1"])
+@pytest.mark.parametrize(
+    "requirement", ["torch==2.0", "natten>=0.17", "natten==", "", "natten==0.17.5.dev1", None]
+)
 def test_requirements_that_are_not_understood(requirement):
     with pytest.raises(ValueError, match="is not understood; pass natten"):
         vicinal.compat.install(requirement)

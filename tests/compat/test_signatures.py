@@ -3,7 +3,9 @@
 import inspect
 
 import pytest
+import torch
 
+from tests.errors import fails
 from vicinal.torch.compat import allin1, natten_mps, v014, v015, v017, v020
 
 OLD_LAYER = "dilation=1, bias=True, qkv_bias=True, qk_scale=None, attn_drop=0.0, proj_drop=0.0"
@@ -147,3 +149,10 @@ def test_all_names_are_documented(era):
     names = getattr(era, "__all__", [name for name in vars(era) if name.startswith("na")])
     undocumented = [name for name in names if callable(getattr(era, name)) and not getattr(era, name).__doc__]
     assert not undocumented
+
+
+@pytest.mark.parametrize("era", [v014, v015, v017], ids=lambda era: era.__name__.rpartition(".")[2])
+def test_nothing_for_an_operand_is_named(era):
+    x = torch.zeros(1, 2, 8, 8, 4)
+    for given, name in (((None, x), "query"), ((x, None), "key")):
+        fails(TypeError, f"{name} is of type NoneType; pass a tensor", era.natten2dqk, *given, 3, 1)

@@ -44,7 +44,7 @@ def install(requirement: str) -> Installed:
         ValueError: the requirement is not of that form, or the release is not known here.
         RuntimeError: the real package is imported already, or another release is installed.
     """
-    match = re.fullmatch(r"([a-z_-]+)(?:==([0-9]+(?:\.[0-9]+)*))?", requirement.strip().lower())
+    match = re.fullmatch(r"([a-z_-]+)(?:==([0-9]+(?:\.[0-9]+)*))?", str(requirement).strip().lower())
     package = match[1].replace("-", "_") if match else ""
     if match is None or package not in LATEST:
         raise ValueError(

@@ -16,7 +16,7 @@ def era_of(version: str) -> str:
     Raises:
         ValueError: the version is no release of 0.14 to 0.21.
     """
-    release = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    release = tuple(int(part) for part in str(version).split(".")[:2] if part.isdigit())
     eras = [era for era, start in _STARTS.items() if start <= release]
     if len(release) != 2 or not eras or release >= _END:
         raise ValueError(

@@ -8,6 +8,8 @@ from .front import Array, Flags, Front, Sizes, given
 def operations(front: Front, rank: int) -> tuple[Callable[..., Array], Callable[..., Array]]:
     """Scores, and sums of values, of arrays `[batch, heads, *spatial, ...]`."""
     dot, mix, move = front.ranked(rank, "_qk"), front.ranked(rank, "_av"), front.move
+    # The public functions say what is wrong with nothing.
+    last = lambda x: None if x is None else move(x, 1, -2)  # noqa: E731
 
     def qk(
         query: Array,
@@ -20,14 +22,14 @@ def operations(front: Front, rank: int) -> tuple[Callable[..., Array], Callable[
     ) -> Array:
         """`[batch, heads, *spatial, slots + tokens]`."""
         scores = dot(
-            move(query, 1, -2),
-            move(key, 1, -2),
+            last(query),
+            last(key),
             kernel_size,
             dilation=given(dilation, 1),
             is_causal=given(is_causal, False),
             scale=1.0,
             bias=bias,
-            additional_keys=None if additional_keys is None else move(additional_keys, 1, -2),
+            additional_keys=last(additional_keys),
         )
         return move(scores, -2, 1)
 
@@ -41,12 +43,12 @@ def operations(front: Front, rank: int) -> tuple[Callable[..., Array], Callable[
     ) -> Array:
         """`[batch, heads, *spatial, dim]`."""
         out = mix(
-            move(attn, 1, -2),
-            move(value, 1, -2),
+            last(attn),
+            last(value),
             kernel_size,
             dilation=given(dilation, 1),
             is_causal=given(is_causal, False),
-            additional_values=None if additional_values is None else move(additional_values, 1, -2),
+            additional_values=last(additional_values),
         )
         return move(out, -2, 1)
 
