@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vicinal import Axis
 from vicinal.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +46,28 @@ def test_commands_exist(page):
         for target in pair
         if target
     } <= targets
+
+
+def numbers(text: str) -> list[int]:
+    """`1-3 7` as 1, 2, 3, 7; commas separate too."""
+    ends = [part.split("-") for part in text.replace(",", " ").split()]
+    return [
+        number for first, *last in ends for number in range(int(first), int(last[0] if last else first) + 1)
+    ]
+
+
+def test_examples_of_windows_are_those_of_the_code():
+    text = (ROOT / "docs" / "semantics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d, ]+) \| (yes|no) \| (.+) \|$", text, re.M)
+    assert len(rows) == 10
+    for window, causal, windows in rows:
+        length, size, stride, dilation = numbers(window)
+        axis = Axis(length, size, stride, dilation, causal == "yes")
+        shown = {}
+        for entry in windows.split("; "):
+            queries, _, keys = entry.partition(": ")
+            shown |= dict.fromkeys(numbers(queries), numbers(keys))
+        assert shown == {query: list(axis.keys(query)) for query in range(length)}, window
 
 
 def test_readme_is_short():
