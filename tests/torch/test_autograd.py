@@ -199,6 +199,26 @@ def test_no_additional_tokens_have_gradients_of_no_tokens(backend, size):
     assert [x.shape for x in torch.autograd.grad(out.sum(), args)] == [x.shape for x in args]
 
 
+@pytest.mark.parametrize("make", NESTED.values(), ids=NESTED)
+def test_vmap_over_nothing(make):
+    function, args = make()
+
+    def every(*args):
+        found = function(*args)
+        return found if isinstance(found, tuple) else (found,)
+
+    def loss(*args):
+        found = torch.func.vmap(every, in_dims=(0, *(None for _ in args[1:])))(*args)
+        return sum(x.sum() for x in found)
+
+    given = tuple(x.detach() for x in args)
+    none = tuple(x.expand(0, *x.shape) for x in given)
+    assert [x.shape for x in torch.func.vmap(every)(*none)] == [(0, *x.shape) for x in every(*given)]
+    grads = torch.func.grad(loss, tuple(range(len(args))))(none[0], *given[1:])
+    assert grads[0].shape == none[0].shape
+    assert not any(x.any() for x in grads[1:])
+
+
 def test_half_precision_second_derivatives():
     """They run in float32 inside and come back in the operands' dtype."""
     problem = Problem((Axis(6, 3),), heads=2, kv_heads=2, dim=4, value_dim=4, dtype="bfloat16")

@@ -37,6 +37,13 @@ def _rule(name: str, inputs: Sequence[int], outputs: Sequence[int], adjust: Call
 
     def batched(info, in_dims, *args):
         size, count = info.batch_size, len(inputs)
+        if not size:
+            # Shapes are those of one example, and a sum over none is one of zeros.
+            given = zip(args[:count], in_dims[:count], strict=True)
+            found = operator(*(x if dim is None else x.sum(dim) for x, dim in given), *args[count:])
+            if len(outputs) == 1:
+                return found.expand(0, *found.shape), 0
+            return tuple(x.expand(0, *x.shape) for x in found), (0,) * len(outputs)
         folded = [
             _fold(x, dim, heads, size)
             for x, dim, heads in zip(args[:count], in_dims[:count], inputs, strict=True)
