@@ -204,6 +204,16 @@ def test_large_results_ask_for_huge_pages():
         assert ("hg" in flags) == flagged
 
 
+def test_large_zeros_are_zero():
+    """Whatever their pages held."""
+    size = fresh.LARGE // 4 + 1001
+    for _ in range(3):
+        x = fresh.zeros((size,), torch.float32, torch.device("cpu"))
+        assert not x.any()
+        x.fill_(1)
+        assert not fresh.drop(x) or not x.any()
+
+
 PEAK = """
 import torch
 from pathlib import Path

@@ -18,6 +18,7 @@ from vicinal.torch import backends
 from vicinal.torch import ops as ops_module
 from vicinal.torch.backends.base import Grads
 from vicinal.torch.backends.reference import Reference
+from vicinal.torch.strips import bundle
 
 ops = torch.ops.vicinal
 
@@ -53,10 +54,24 @@ def alike(drawn, places, backend):
     return results, tokens
 
 
+def neighbors(shapes):
+    """Documents of one shape that follow one another; empty ones left out."""
+    found = [[0]]
+    for place in range(1, len(shapes)):
+        if shapes[place] == shapes[place - 1]:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return [places for places in found if 0 not in shapes[places[0]]]
+
+
 @form
 @each_case
-@pytest.mark.parametrize("backend", [None, "blocked", "reference"])
-def test_results_are_those_of_the_fixed_shape_bit_by_bit(form, case, backend):
+@pytest.mark.parametrize("backend", ["blocked", "reference"])
+def test_results_are_those_of_the_fixed_shape_bit_by_bit(form, case, backend, monkeypatch):
+    """`test_bundles.py` has what small documents are computed together with."""
+    monkeypatch.setattr(bundle, "SMALL", 0)
+    bundle.bundles.cache_clear()
     drawn, made = Drawn(case), form(case)
     tokens, rest = operands(made, drawn)
     results = call(made, case, tokens, rest, backend=backend)
@@ -64,10 +79,7 @@ def test_results_are_those_of_the_fixed_shape_bit_by_bit(form, case, backend):
     grads = torch.autograd.grad(results, tuple(tokens.values()), list(map(made.flow, flow)))
     split = [made.results(x, blank) for x, blank in zip(results, (0.0, -torch.inf), strict=True)]
     split += map(made.tokens, grads)
-    for shape in set(case.shapes):
-        places = [place for place, other in enumerate(case.shapes) if other == shape]
-        if 0 in shape:
-            continue
+    for places in neighbors(case.shapes):
         want, leaves = alike(drawn, places, backend)
         pull = [torch.stack([x[place] for place in places]) for x in flow]
         want += torch.autograd.grad(want, leaves, pull)
@@ -119,6 +131,7 @@ def test_a_backend_takes_all_documents_in_one_call(form, name, monkeypatch):
 
 
 OTHERS = [backend for backend in backends.BACKENDS if backend.name != "triton"]
+TAKES = {("blocked", "cpu"), ("metal", "mps"), ("metal-plain", "mps")}
 
 
 @pytest.mark.parametrize("backend", OTHERS, ids=lambda backend: backend.name)
@@ -127,7 +140,7 @@ def test_other_backends_refuse_documents(backend):
     problem = Problem((Axis(8, 8),), batch=2, dtype="float16", documents=documents)
     for device in ("cpu", "cuda", "mps"):
         reason = backend.refusal(replace(problem, device=device))
-        if (backend.name, device) in {("metal", "mps"), ("metal-plain", "mps")}:
+        if (backend.name, device) in TAKES:
             assert reason is None
             continue
         assert reason in (SHAPE_BY_SHAPE, f"runs on cuda, not {device}", f"runs on mps, not {device}")

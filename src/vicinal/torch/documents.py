@@ -1,7 +1,8 @@
 """Documents of different shapes inside one tensor: views of them, and tensors put together from them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import pad
 from .. import layout
 from ..arguments import Window
 from ..layout import Group, Shape, VarlenLayout
-from ..problem import Documents
+from ..problem import Documents, Problem
 from .ops import sampled
 
 
@@ -52,6 +53,15 @@ class Placement(NamedTuple):
             return
         for document, rows in zip(group.documents, part.split(1), strict=True):
             sampled(self.one(x, document).unsqueeze(0), steps).copy_(rows)
+
+    def outside(self, x: Tensor) -> Iterator[Tensor]:
+        """Views that are all of `x` but the documents."""
+        if self.frame is None:
+            return
+        for entry, shape in zip(x, self.layout.shapes, strict=True):
+            for axis, (extent, room) in enumerate(zip(shape, self.frame, strict=True)):
+                if extent < room:
+                    yield entry[(*map(slice, shape[:axis]), slice(extent, None))]
 
     def joined(self, groups: Sequence[Group], parts: Sequence[Tensor], token: Tensor) -> Tensor:
         """One tensor of parts `[documents, *shape, ...]`, differentiable; `token` is one that is zero."""
@@ -116,6 +126,17 @@ def batch(tokens: Tensor, shapes: Tensor, window: Sequence, clip: bool) -> Batch
     frame = None if tokens.dim() == 3 else tuple(tokens.shape[1:-2])
     entries = tuple(map(tuple, shapes.tolist()))
     return _batch(entries, shapes.shape[1], frame, tokens.shape[0], tuple(map(tuple, window)), clip)
+
+
+def arranged(problem: Problem) -> Batch:
+    """How the documents of a problem lie."""
+    assert problem.documents is not None
+    shapes, frame, clip = problem.documents
+    tokens = sum(map(prod, shapes)) if frame is None else len(shapes)
+    window = zip(
+        *((a.size, a.stride, a.dilation, a.causal, a.output_stride) for a in problem.axes), strict=True
+    )
+    return _batch(shapes, problem.rank, frame, tokens, tuple(window), clip)
 
 
 @lru_cache(256)

@@ -14,12 +14,14 @@ class Blocked(Backend):
     def refusal(self, problem: Problem) -> str | None:
         if problem.key_dtype is not None:
             return ONE_DTYPE
-        return None if problem.documents is None else SHAPE_BY_SHAPE
+        # Elsewhere other backends take documents of one shape faster than this one takes all.
+        return SHAPE_BY_SHAPE if problem.documents is not None and problem.device != "cpu" else None
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
-        from ..strips import forward
+        from ..strips import documents, forward
 
-        return forward.attend(problem, operands, scale)
+        run = forward if problem.documents is None else documents
+        return run.attend(problem, operands, scale)
 
     def attend_back(
         self,
@@ -32,9 +34,10 @@ class Blocked(Backend):
         scale: float,
         needs: Needs,
     ) -> Grads:
-        from ..strips import backward
+        from ..strips import backward, documents
 
-        return backward.attend_back(problem, operands, out, lse, grad_out, grad_lse, scale, needs)
+        run = backward if problem.documents is None else documents
+        return run.attend_back(problem, operands, out, lse, grad_out, grad_lse, scale, needs)
 
     def dot(
         self, problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float

@@ -11,7 +11,7 @@ from ..backends.base import Grads, Needs, Operands
 from . import direct
 from .arena import Like, sheet, take, trim
 from .call import LOG2E, Call, chunk, columns_of, rows_of
-from .gradients import Gradients
+from .gradients import Gradients, gradients
 from .layout import accumulate, chunks, cut, fold, strips
 from .moves import Place
 from .plan import Pass, parts
@@ -27,34 +27,45 @@ def attend_back(
     grad_lse: Tensor | None,
     scale: float,
     needs: Needs,
+    into: Grads | None = None,
 ) -> Grads:
+    """Gradients, written `into` tensors where there are some; there, those of bias and additional tokens are
+    added, in the dtype of sums."""
     if grad_lse is None and grad_out is not None and out.numel() and direct.faster(problem, True):
         made = direct.attend_back(problem, operands, out, lse, grad_out, scale)
-        return Grads(*(x if need else None for x, need in zip(made, needs, strict=True)))
+        if into is None:
+            return Grads(*(x if need else None for x, need in zip(made, needs, strict=True)))
+        return Grads(
+            *(None if x is None or y is None else x.copy_(y) for x, y in zip(into, made, strict=True))
+        )
     found = parts(problem, True) if out.numel() else ()
-    grads = Gradients(operands, needs, found)
-    if grad_out is None:
-        grad_out = out.new_zeros(()).expand_as(out)
-    saved = _Saved(out, lse.unsqueeze(-1), grad_out, None if grad_lse is None else grad_lse.unsqueeze(-1))
+    grads = gradients(operands, needs, found, into)
+    saved = Saved.of(out, lse, grad_out, grad_lse)
     trim()
     for part in found:
         call = Call(part, operands, scale)
         for batch in range(len(part.batches)):
             columns = grads.columns(part, batch)
             for slab in range(len(part.slabs)):
-                _pass(call, batch, slab, saved, grads, columns)
+                run_pass(call, batch, slab, saved, grads, columns)
             grads.leave(part, batch, columns)
         grads.finish(part)
     return grads.result()
 
 
-class _Saved(NamedTuple):
+class Saved(NamedTuple):
     """Results of the forward pass and what flows into them."""
 
     out: Tensor
     lse: Tensor
     grad_out: Tensor
     grad_lse: Tensor | None
+
+    @classmethod
+    def of(cls, out: Tensor, lse: Tensor, grad_out: Tensor | None, grad_lse: Tensor | None) -> "Saved":
+        if grad_out is None:
+            grad_out = out.new_zeros(()).expand_as(out)
+        return cls(out, lse.unsqueeze(-1), grad_out, None if grad_lse is None else grad_lse.unsqueeze(-1))
 
 
 class _Rows(NamedTuple):
@@ -90,8 +101,8 @@ class _Rows(NamedTuple):
         )
 
 
-def _pass(
-    call: Call, batch: int, slab: int, saved: _Saved, grads: Gradients, columns: list[Place | None]
+def run_pass(
+    call: Call, batch: int, slab: int, saved: Saved, grads: Gradients, columns: list[Place | None]
 ) -> None:
     part = call.part
     inputs = columns_of(part, call.key, batch), columns_of(part, call.value, batch)
@@ -106,7 +117,7 @@ def _pass(
         scatter(part, work, rows.grad.mul_(call.scale), "grad_query", rows_of(part, grads.query, batch))
 
 
-def _rows(call: Call, batch: int, work: Pass, saved: _Saved, grads: Gradients) -> _Rows:
+def _rows(call: Call, batch: int, work: Pass, saved: Saved, grads: Gradients) -> _Rows:
     part, like = call.part, call.like
 
     def tiled(x: Tensor, name: str) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..backends.base import Operands
 from . import plan
 from .arena import Like
+from .bundle import Bundle
 from .moves import Geometry, Place, blank, geometry, placed
 from .plan import Part, Pass
 from .residues import columns_view, rows_view
@@ -32,7 +33,10 @@ def chunk(rows: int, keys: int, like: Like, buffers: int = 1) -> int:
 
 
 def rows_of(part: Part, x: Tensor, batch: int) -> Place:
-    """`[*batch, share, *rows, dim]` of queries and what has their shape, for a batch by number."""
+    """`[*batch, share, *rows, dim]` of queries and what has their shape, for a batch by number; all of a
+    tensor that holds several documents."""
+    if isinstance(part, Bundle):
+        return placed(x)
 
     def make() -> Geometry:
         return geometry(
@@ -43,7 +47,10 @@ def rows_of(part: Part, x: Tensor, batch: int) -> Place:
 
 
 def columns_of(part: Part, x: Tensor, batch: int) -> Place:
-    """`[*batch, *columns, dim]` of keys and what has their shape, for a batch by number."""
+    """`[*batch, *columns, dim]` of keys and what has their shape, for a batch by number; all of a tensor that
+    holds several documents."""
+    if isinstance(part, Bundle):
+        return placed(x)
 
     def make() -> Geometry:
         return geometry(columns_view(blank(x.shape, x.stride()), part.residues)[part.batches[batch]])

@@ -26,22 +26,32 @@ WARM = 1 << 18, 20 << 20
 not stay."""
 
 
-def attend(problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
-    query, value = operands.query, operands.value
-    out = fresh.empty((*query.shape[:-1], value.shape[-1]), query.dtype, query.device)
-    lse = fresh.empty(query.shape[:-1], accumulating(query.dtype), query.device)
+def attend(
+    problem: Problem, operands: Operands, scale: float, into: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp, written `into` tensors where there are some."""
+    if direct.faster(problem) and operands.query.numel():
+        found = direct.attend(problem, operands, scale)
+        if into is None:
+            return found
+        return into[0].copy_(found[0]), into[1].copy_(found[1])
+    out, lse = into or _blank(operands)
     if out.numel() == 0:
         return out, lse
-    if direct.faster(problem):
-        return direct.attend(problem, operands, scale)
     trim()
     _warm(operands)
     for part in parts(problem):
         call = Call(part, operands, scale)
-        run = narrow.run_pass if narrow.faster(problem) and len(part.pieces) == 1 else _pass
+        run = narrow.run_pass if narrow.faster(problem) and len(part.pieces) == 1 else run_pass
         for batch, slab in part.passes():
             run(call, batch, slab, (out, lse.unsqueeze(-1)))
     return out, lse
+
+
+def _blank(operands: Operands) -> tuple[Tensor, Tensor]:
+    query, value = operands.query, operands.value
+    out = fresh.empty((*query.shape[:-1], value.shape[-1]), query.dtype, query.device)
+    return out, fresh.empty(query.shape[:-1], accumulating(query.dtype), query.device)
 
 
 def _extremes(x: Tensor, blank: float) -> tuple[float, float]:
@@ -114,7 +124,7 @@ def _scratch(call: Call, work: Pass) -> _Scratch:
     return keep(("tiles", work, width, like, torch.get_num_threads()), like.device, make)
 
 
-def _pass(call: Call, batch: int, slab: int, results: tuple[Tensor, Tensor]) -> None:
+def run_pass(call: Call, batch: int, slab: int, results: tuple[Tensor, Tensor]) -> None:
     part, like = call.part, call.like
     columns = columns_of(part, call.key, batch), columns_of(part, call.value, batch)
     work = part.measure(batch, slab, 0)

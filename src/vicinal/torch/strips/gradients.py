@@ -15,23 +15,40 @@ from .plan import Part
 from .scores import Additive, Tally
 
 
+def gradients(
+    operands: Operands, needs: Needs, parts: Sequence[Part], into: Grads | None = None
+) -> "Gradients":
+    """Those of all `parts` of a problem, in memory of their own or `into` tensors."""
+    # Every key is in a part, and written once: nothing has to be zero before.
+    held = sum(prod(len(x.columns) * x.groups for x in part.residues) for part in parts)
+    written = held == prod(operands.key.shape[1:-2]) and all(map(covers, parts))
+    if into is None:
+        wanted = [x if need else None for x, need in zip(operands, needs, strict=True)]
+        tokens = (
+            None if x is None else _blank(x.shape, x.dtype, x.device, whole)
+            for x, whole in zip(wanted[:3], (bool(parts), written, written), strict=True)
+        )
+        dtype = accumulating(operands.query.dtype)
+        into = Grads(*tokens, *(None if x is None else x.new_zeros(x.shape, dtype=dtype) for x in wanted[3:]))
+    elif not written:
+        for x in into[1:3]:
+            if x is not None:
+                x.zero_()
+    return Gradients(operands, into, written)
+
+
+def _blank(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, written: bool) -> Tensor:
+    """Memory that is `written` throughout, or else added to."""
+    return (fresh.empty if written else fresh.zeros)(shape, dtype, device)
+
+
 class Gradients:
     """Only what is needed exists. Keys and values are summed in the accumulating dtype, one batch at a
-    time."""
+    time; where they are not `fresh`, memory was zero before."""
 
-    def __init__(self, operands: Operands, needs: Needs, parts: Sequence[Part]) -> None:
-        self.operands, self.dtype = operands, accumulating(operands.query.dtype)
-        # Every key is in a part, and written once: nothing has to be zero before.
-        held = sum(prod(len(x.columns) * x.groups for x in part.residues) for part in parts)
-        self.fresh = held == prod(operands.key.shape[1:-2]) and all(map(covers, parts))
-        wanted = [x if need else None for x, need in zip(operands, needs, strict=True)]
-        self.query, self.key, self.value = (
-            None if x is None else self._blank(x.shape, x.dtype, x.device, written)
-            for x, written in zip(wanted[:3], (bool(parts), self.fresh, self.fresh), strict=True)
-        )
-        self.bias, self.extra_key, self.extra_value = (
-            None if x is None else x.new_zeros(x.shape, dtype=self.dtype) for x in wanted[3:]
-        )
+    def __init__(self, operands: Operands, into: Grads, fresh: bool) -> None:
+        self.operands, self.dtype, self.fresh = operands, accumulating(operands.query.dtype), fresh
+        self.query, self.key, self.value, self.bias, self.extra_key, self.extra_value = into
         self.tally: Tally | None = None
 
     @property
@@ -48,12 +65,7 @@ class Gradients:
         x = found.tensor
         if x.dtype == self.dtype:
             return found
-        return placed(self._blank(found.shape, self.dtype, x.device, self.fresh))
-
-    @staticmethod
-    def _blank(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, written: bool) -> Tensor:
-        """Memory that is `written` throughout, or else added to."""
-        return (fresh.empty if written else fresh.zeros)(shape, dtype, device)
+        return placed(_blank(found.shape, self.dtype, x.device, self.fresh))
 
     def leave(self, part: Part, batch: int, columns: list[Place | None]) -> None:
         """Round the sums of a batch to the dtype of the gradients."""

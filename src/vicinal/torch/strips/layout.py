@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from .arena import Like, keep, take
-from .moves import Held, Place, Step, blank, hold, play, record, run
+from .bundle import Bundle
+from .moves import Held, Move, Place, Step, blank, hold, play, record, run
 from .plan import Part, Pass
 from .ring import Ring
-from .rows import Lookup, lookup, read
+from .rows import Lookup, joined, lookup, read
 
 
 class Run(NamedTuple):
@@ -126,8 +127,10 @@ def _cut(
     part: Part, work: Pass, x: Tensor, name: str, like: Like
 ) -> tuple[Strips, Lookup | None, list[Held]]:
     made, key = strips(part, work, x.shape[-1], name, like), ("cut", work, x.shape, x.stride())
+    if isinstance(part, Bundle):
+        return made, part.remember(key, lambda: _cutting_all(part, work, x)), []
     if part.rank > 1:
-        return made, part.remember(key, lambda: _cutting(part, work, x)), []
+        return made, part.remember(key, lambda: _cutting(part, work, x, _tail(work) * part.width)), []
     moves = part.remember(key, lambda: record(_lines(part, work, x)))
     return made, None, hold(moves, made.slots)
 
@@ -147,7 +150,17 @@ def _lines(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
     yield Step("zero_", 0, made[_body(work) :])
 
 
-def _cutting(part: Part, work: Pass, x: Tensor) -> Lookup:
+def _cutting_all(part: Bundle, work: Pass, x: Tensor) -> Lookup:
+    found = []
+    for member in part.members:
+        mine = part.columns(member, x)
+        found.append(
+            (_cutting(member.part, member.work, mine, 0), int(mine.storage_offset() - x.storage_offset()))
+        )
+    return joined(found, _tail(work) * part.width)
+
+
+def _cutting(part: Part, work: Pass, x: Tensor, tail: int) -> Lookup:
     rank, steps = part.rank, x.stride()
     # [*batch, *tiles of the other axes, length, *widths of the other axes]
     ndim, batch = x.ndim + rank - 2, x.ndim - rank - 1
@@ -159,7 +172,7 @@ def _cutting(part: Part, work: Pass, x: Tensor) -> Lookup:
         outer.append(among(starts, ndim, axis - 2 * rank, axis - rank))
     slots = torch.arange(work.length, device=x.device) + _read(part, work, 0).start
     inner = among(_columns(part.rings[0], slots) * steps[batch], ndim, -rank)
-    return lookup(outer, [inner], _tail(work) * part.width, len(part.slabs))
+    return lookup(outer, [inner], tail, len(part.slabs))
 
 
 def _columns(ring: Ring, slots: Tensor) -> Tensor:
@@ -247,16 +260,49 @@ def fold(part: Part, work: Pass, made: Tensor, target: Place, like: Like, first:
     Strips are spent. Every sum has one order, whatever the number of threads.
     """
     x = target.view()
+    if isinstance(part, Bundle):
+        _fold_all(part, work, made, x, like)
+        return
     shape = _padded_shape(part, work, x)
     key = ("fold", first, work, target.shape, target.strides)
-    moves = part.remember(key, lambda: record(_folding(part, work, x, first)))
+    meta, body = blank(x.shape, x.stride()), blank((_body(work), part.width, x.shape[-1]))
+    moves = part.remember(key, lambda: record(_folding(part, work, meta, body, first)))
     run(moves, x, made, made if part.rank == 1 else take("padded", shape, like))
 
 
-def _folding(part: Part, work: Pass, like: Tensor, first: bool) -> Iterator[Step]:
+def _fold_all(part: Bundle, work: Pass, made: Tensor, x: Tensor, like: Like) -> None:
+    """Where a dtype is too narrow for sums, they are made beside (0), and then rounded (3)."""
+    key = ("fold", work, x.shape, x.stride(), x.dtype, made.shape)
+    meta = blank(x.shape, x.stride())
+    sums, padded, moves = part.remember(key, lambda: _folding_all(part, made, meta, x.dtype != like.dtype))
+    target = take("sums", (sums,), like) if sums else x
+    run(moves, target, made, made if part.rank == 1 else take("padded", (padded,), like), x)
+
+
+def _folding_all(part: Bundle, made: Tensor, like: Tensor, rounds: bool) -> tuple[int, int, tuple[Move, ...]]:
+    """Numbers of sums and of the largest padded copy, and the moves."""
+    strips, sums, padded, steps = blank(made.shape), 0, 0, []
+    for member in part.members:
+        mine, work = part.columns(member, like), member.work
+        padded = max(padded, prod(_padded_shape(member.part, work, mine)))
+        target = mine
+        if rounds:
+            target = blank((sums + mine.numel(),))[sums:].view(mine.shape)
+            sums += mine.numel()
+        first = covers(member.part)
+        if not first:
+            steps.append(Step("zero_", 0, target))
+        start = member.box * work.pitch
+        body = strips[start : start + _body(work)]
+        steps += _folding(member.part, work, target, body, first)
+        if rounds:
+            steps.append(Step("copy_", 3, mine, 0, target))
+    return sums, padded, record(steps)
+
+
+def _folding(part: Part, work: Pass, target: Tensor, body: Tensor, first: bool) -> Iterator[Step]:
     """From strips (1) through a padded copy (2) to a tensor (0)."""
-    rank, shape, dim = part.rank, _padded_shape(part, work, like), like.shape[-1]
-    target, body = blank(like.shape, like.stride()), blank((_body(work), part.width, dim))
+    rank, shape, dim = part.rank, _padded_shape(part, work, target), target.shape[-1]
     padded = body.view(shape) if rank == 1 else blank(shape)
     if rank > 1:
         yield Step("zero_", 2, padded)

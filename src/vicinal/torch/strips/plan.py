@@ -194,15 +194,14 @@ class Part:
         boxes = torch.arange(some.start, some.stop, device=device) % work.places
         return (boxes >= len(work.slab[0])).nonzero().view(-1)
 
-    def kinds(self, work: Pass, device: torch.device) -> Tensor:
-        """`[boxes]` class of the tile that reads each box, counted over all axes, the last fastest."""
-        return self.remember(("kinds", work, device), lambda: self._kinds(work, device))
-
-    def _kinds(self, work: Pass, device: torch.device) -> Tensor:
+    def kinds(self, work: Pass, heads: int, device: torch.device) -> Tensor:
+        """`[boxes]` class of the tile that reads each box, counted over `heads` and all axes, the last
+        fastest."""
         kinds = torch.zeros(work.boxes, dtype=torch.int64, device=device)
         for mask, ids in zip(self.tables(device), self.ids(work, device), strict=True):
             kinds = kinds * mask.entries.shape[0] + ids
-        return kinds
+        head = torch.arange(heads, device=device).unsqueeze(1)
+        return (kinds.view(heads, -1) + head * self.classes).view(-1)
 
 
 @lru_cache(64)

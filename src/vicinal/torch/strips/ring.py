@@ -58,8 +58,7 @@ def _ring(residue: Residue, tile: int, pace: int, alone: bool) -> Ring:
     """The narrowest ring; a row moves its window by `pace` columns."""
     rows, columns = len(residue.rows), len(residue.columns)
     tile = min(tile, rows)
-    lasts = [*range(tile - 1, rows - 1, tile), rows - 1]
-    starts, stops = residue.starts[::tile], [residue.stops[last] for last in lasts]
+    starts, stops = _ends(residue, tile)
     narrow, wide = max(map(sub, stops, starts)), columns
     step = tile * pace
     if len(starts) == 1:
@@ -78,6 +77,32 @@ def _ring(residue: Residue, tile: int, pace: int, alone: bool) -> Ring:
     found = shift(wide)
     assert found is not None
     return Ring(rows, columns, tile, len(starts), step, found, wide)
+
+
+@lru_cache(4096)
+def widened(axis: Axis, tile: int, width: int) -> tuple[Ring, ...] | None:
+    """Rings with a box of `width`, over the axis too, and whole tiles; None where some tile does not find its
+    columns."""
+    pace = axis.output_stride // gcd(axis.dilation, axis.output_stride)
+    found = [_widened(residue, tile, tile * pace, width) for residue in residues(axis)]
+    return None if None in found else tuple(ring for ring in found if ring is not None)
+
+
+def _widened(residue: Residue, tile: int, step: int, width: int) -> Ring | None:
+    starts, stops = _ends(residue, tile)
+    shift = (
+        -starts[0] if len(starts) == 1 else _shift(_Reach(starts, stops, step), len(residue.columns), width)
+    )
+    if shift is None or max(map(sub, stops, starts)) > width:
+        return None
+    return Ring(len(residue.rows), len(residue.columns), tile, len(starts), step, shift, width)
+
+
+def _ends(residue: Residue, tile: int) -> tuple[Sequence[int], list[int]]:
+    """First column of every tile, and the one behind its last."""
+    rows = len(residue.rows)
+    lasts = [*range(tile - 1, rows - 1, tile), rows - 1]
+    return residue.starts[::tile], [residue.stops[last] for last in lasts]
 
 
 class _Reach:

@@ -48,6 +48,15 @@ def lookup(outer: Sequence[Tensor], inner: Sequence[Tensor], tail: int, passes: 
     return replace(found, index=_fill(found, index))
 
 
+def joined(found: Sequence[tuple[Lookup, int]], tail: int) -> Lookup:
+    """Rows of several layouts in one tensor, each with the element that it starts at; the last row `tail`
+    times more."""
+    step = gcd(*(one.step for one, _ in found), *(start for _, start in found)) or 1
+    rows = [(one.outer + one.inner).view(-1) * (one.step // step) + start // step for one, start in found]
+    index = torch.cat([*rows, rows[-1][-1:].expand(tail)])
+    return Lookup(int(index.max()) + 1, step, index, index.new_zeros(1), 0, index)
+
+
 def read(found: Lookup, place: Place, into: Tensor) -> None:
     """Write the rows of a place to `into` `[rows, dim]`, in its dtype."""
     x, dim, index = place.tensor, place.shape[-1], found.index

@@ -43,14 +43,7 @@ class Additive:
     def kinds(self, work: Pass) -> Tensor:
         """`[boxes]` table entry of every box of a pass."""
         key = ("kinds of heads", work, len(self.heads), self.device)
-        return self.part.remember(key, lambda: self._kinds(work))
-
-    def _kinds(self, work: Pass) -> Tensor:
-        kinds = self.part.kinds(work, self.device)
-        if len(self.heads) == 1:
-            return kinds
-        head = torch.arange(len(self.heads), device=self.device).unsqueeze(1)
-        return (kinds.view(len(self.heads), -1) + head * self.part.classes).view(-1)
+        return self.part.remember(key, lambda: self.part.kinds(work, len(self.heads), self.device))
 
     def fill(self, scores: Tensor, kinds: Tensor) -> None:
         """Write what belongs to `scores` `[boxes, rows, keys]`."""

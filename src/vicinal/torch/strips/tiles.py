@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from .arena import Like, keep, take
+from .bundle import Bundle
 from .layout import among, batch_starts
 from .moves import Held, Move, Place, Step, blank, hold, play, record
 from .plan import Part, Pass
-from .rows import Lookup, lookup, read
+from .rows import Lookup, joined, lookup, read
 
 
 def _pieces(part: Part, work: Pass, x: Tensor, tiles: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -25,7 +26,7 @@ def _pieces(part: Part, work: Pass, x: Tensor, tiles: Tensor) -> Iterator[tuple[
         shape = (*batch, *(counts[i] for i in order), part.share, *sizes, x.shape[-1])
         hops = [steps[at + axis] * ring.tile for axis, ring in enumerate(part.rings)]
         strides = (*steps[:share], *(hops[i] for i in order), steps[share], *steps[at:])
-        offset = sum(c[1].start * hop for c, hop in zip(chosen, hops, strict=True))
+        offset = x.storage_offset() + sum(c[1].start * hop for c, hop in zip(chosen, hops, strict=True))
         piece = tiles
         for place, axis in enumerate(order):
             piece = piece.narrow(share + place, chosen[axis][0], counts[axis])
@@ -56,11 +57,26 @@ def _grid(part: Part, work: Pass, x: Tensor) -> Tensor:
 
 def _gathering(part: Part, work: Pass, x: Tensor) -> tuple[Lookup | None, tuple[Move, ...]]:
     """Rows of tiles, or moves of them, and what to clear of tiles that are cut off or do not exist."""
-    rank, steps = part.rank, x.stride()
-    if rank == 1:
-        pieces = _pieces(part, work, blank(x.shape, steps), _grid(part, work, x))
+    if isinstance(part, Bundle):
+        return _gathering_all(part, x), ()
+    if part.rank == 1:
+        pieces = _pieces(part, work, blank(x.shape, x.stride()), _grid(part, work, x))
         copies = (Step("copy_", 0, made, 1, source) for source, made in pieces)
         return None, record((*copies, *_clearing(part, work, x)))
+    return _rows(part, work, x), record(_clearing(part, work, x))
+
+
+def _gathering_all(part: Bundle, x: Tensor) -> Lookup:
+    found = []
+    for member in part.members:
+        mine = part.rows_in(member, x)
+        found.append((_rows(member.part, member.work, mine), int(mine.storage_offset() - x.storage_offset())))
+    return joined(found, 0)
+
+
+def _rows(part: Part, work: Pass, x: Tensor) -> Lookup:
+    """Rows of tiles; those that do not exist repeat others of their axes."""
+    rank, steps = part.rank, x.stride()
     # [*batch, *tiles of the other axes, places, share, *tile]
     ndim, batch = x.ndim + rank - 1, x.ndim - rank - 2
     outer, inner = batch_starts(x, ndim, batch), []
@@ -71,7 +87,7 @@ def _gathering(part: Part, work: Pass, x: Tensor) -> tuple[Lookup | None, tuple[
         place = -rank - 2 if axis == 0 else axis - 2 * rank - 2
         (outer if axis else inner).append(among(starts, ndim, place, axis - rank))
     inner.append(among(torch.arange(part.share, device=x.device) * steps[batch], ndim, -rank - 1))
-    return lookup(outer, inner, 0, len(part.slabs)), record(_clearing(part, work, x))
+    return lookup(outer, inner, 0, len(part.slabs))
 
 
 def _clearing(part: Part, work: Pass, x: Tensor) -> Iterator[Step]:
@@ -86,7 +102,19 @@ def _clearing(part: Part, work: Pass, x: Tensor) -> Iterator[Step]:
 
 
 def _scattering(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
-    for sink, piece in _pieces(part, work, blank(like.shape, like.stride()), _grid(part, work, like)):
+    x = blank(like.shape, like.stride())
+    if not isinstance(part, Bundle):
+        yield from _leaving(part, work, x, _grid(part, work, x))
+        return
+    made = blank((work.boxes, part.rows, like.shape[-1]))
+    for member in part.members:
+        mine, boxes = part.rows_in(member, x), slice(member.box, member.box + member.work.boxes)
+        grid = _grid(member.part, member.work, mine)
+        yield from _leaving(member.part, member.work, mine, made[boxes].view(grid.shape))
+
+
+def _leaving(part: Part, work: Pass, x: Tensor, made: Tensor) -> Iterator[Step]:
+    for sink, piece in _pieces(part, work, x, made):
         yield Step("copy_", 1, sink, 0, piece)
 
 
@@ -101,6 +129,8 @@ def gather(part: Part, work: Pass, x: Place, name: str, like: Like) -> Tensor:
     made, found, held = keep(key, like.device, lambda: _gather(part, work, x.view(), name, like))
     if found is not None:
         read(found, x, made.view(-1, x.shape[-1]))
+    if isinstance(part, Bundle):
+        made.view(-1, x.shape[-1]).index_fill_(0, part.unused(like.device), 0)
     play(held, x)
     return made
 
