@@ -133,28 +133,42 @@ def bundles(problem: Problem, back: bool = False) -> Bundles:
 
 def _is_small(problem: Problem, group: Group) -> bool:
     wide = problem.dim + problem.value_dim
-    itemsize = 8 if problem.dtype == "float64" else 4
-    return prod(group.shape) * (problem.heads + problem.kv_heads) * wide * itemsize <= SMALL
+    return prod(group.shape) * (problem.heads + problem.kv_heads) * wide * _itemsize(problem) <= SMALL
+
+
+def _itemsize(problem: Problem) -> int:
+    """Bytes of a number while it is computed with."""
+    return 8 if problem.dtype == "float64" else 4
 
 
 def _bundled(problem: Problem, batch: Batch, small: Sequence[Group], back: bool) -> Iterator[Bundle]:
     """As many documents at a time as one pass takes."""
-    parts, limit = _parts(problem, small, back), plan.PASS // (8 if problem.dtype == "float64" else 4)
-    per, members, numbers, box = plan.load(problem, back), [], 0, 0
-    places = sorted((document, group) for group in small for document in group.documents)
-    for document, group in places:
-        for part in parts[group]:
+    itemsize, per = _itemsize(problem), plan.load(problem, back)
+    parts = _parts(problem, small, back)
+    members, numbers, box, kinds = [], 0, 0, [set()] * problem.rank
+    places = {document: group for group in small for document in group.documents}
+    for document in sorted(places):
+        for part in parts[places[document]]:
             work = _joined(part)
-            mine = work.boxes * part.rows * per.row + work.boxes * work.pitch * part.width * per.slot
-            if members and numbers + mine > limit:
+            mine = work.boxes * (part.rows * per.row + work.pitch * part.width * per.slot)
+            more = [one | set(x.ids.tolist()) for one, x in zip(kinds, part.tables(CPU), strict=True)]
+            masks = prod(map(len, more)) * part.rows * len(work.slots) * part.width
+            if members and ((numbers + mine) * itemsize > plan.PASS or masks * itemsize > plan.TABLE):
                 yield _bundle(members, batch)
                 members, numbers, box = [], 0, 0
+                more = [set(x.ids.tolist()) for x in part.tables(CPU)]
             members.append(Member(document, part, work, box))
-            numbers, box = numbers + mine, box + work.boxes
+            numbers, box, kinds = numbers + mine, box + work.boxes, more
     yield _bundle(members, batch)
 
 
 def _bundle(members: Sequence[Member], batch: Batch) -> Bundle:
+    tables = zip(*(member.part.tables(CPU) for member in members), strict=True)
+    own = zip(*map(_united, tables), strict=True)
+    members = [
+        member._replace(part=replace(member.part, memo={("tables", CPU): mine}))
+        for member, mine in zip(members, own, strict=True)
+    ]
     first = members[0].part
     names = ("residues", "rings", "sizes", "share", "kv_heads", "grid", "batches", "slabs", "pieces")
     shared = {name: getattr(first, name) for name in names}
@@ -221,16 +235,13 @@ def _ringed(axes: set[Axis], whole: Axis, tile: int, alone: bool) -> dict[Axis, 
     }
 
 
-def _united(tables: Sequence[Table]) -> Iterator[Table]:
+def _united(tables: Sequence[Table]) -> list[Table]:
     """`tables` with the classes of all."""
-    shape = tables[0].entries.shape[1:]
-    every = torch.cat([table.entries.flatten(1) for table in tables])
+    every = torch.cat([table.entries[table.ids].flatten(1) for table in tables])
     unique, kinds = torch.unique(every, dim=0, return_inverse=True)
-    start = 0
-    for one in tables:
-        stop = start + len(one.entries)
-        yield Table(kinds[start:stop][one.ids], unique.view(-1, *shape), one.places[:0])
-        start = stop
+    entries = unique.view(-1, *tables[0].entries.shape[1:])
+    ids = kinds.split([len(table.ids) for table in tables])
+    return [table._replace(ids=mine, entries=entries) for table, mine in zip(tables, ids, strict=True)]
 
 
 def _part(problem: Problem, chosen: Sequence[Chosen]) -> Part:

@@ -33,13 +33,13 @@ class Lookup:
 
     @cached_property
     def count(self) -> int:
-        return prod(torch.broadcast_shapes(self.outer.shape, self.inner.shape)) + self.tail
+        return prod(_broadcast(self.outer, self.inner)) + self.tail
 
 
 def lookup(outer: Sequence[Tensor], inner: Sequence[Tensor], tail: int, passes: int) -> Lookup:
     """Rows that start at sums of elements; `passes` like this one are made of a layout."""
     first, second = _sum(outer), _sum(inner)
-    step = gcd(*(int(x) for table in (*outer, *inner) for x in table.unique())) or 1
+    step = gcd(*(x for table in (*outer, *inner) for x in table.unique().tolist())) or 1
     rows = int(first.max() + second.max()) // step + 1
     found = Lookup(rows, step, first // step, second // step, tail, None)
     if found.count * passes > KEPT:
@@ -79,8 +79,12 @@ def _sum(tables: Sequence[Tensor]) -> Tensor:
 
 def _fill(found: Lookup, index: Tensor) -> Tensor:
     size = found.count - found.tail
-    shape = torch.broadcast_shapes(found.outer.shape, found.inner.shape)
-    torch.add(found.outer, found.inner, out=index[:size].view(shape))
+    torch.add(found.outer, found.inner, out=index[:size].view(_broadcast(found.outer, found.inner)))
     if found.tail:
         index[size:].zero_()
     return index
+
+
+def _broadcast(one: Tensor, other: Tensor) -> tuple[int, ...]:
+    """The shape of a sum of tensors of as many axes."""
+    return tuple(map(max, one.shape, other.shape))
