@@ -338,18 +338,6 @@ def test_a_nan_reaches_no_further_than_the_tiles_that_read_it():
     assert torch.equal(found[~found.isnan()], clean[~found.isnan()])
 
 
-@pytest.mark.parametrize("field", [0, 1, 2], ids=["query", "key", "value"])
-def test_a_nan_of_one_batch_entry_reaches_no_other(field):
-    """Boxes between two strips read of both."""
-    problem = Problem((Axis(20, 7), Axis(22, 7)), 2, 2, 2, 16, 16)
-    assert any(part.measure(0, 0, 0).runs == 1 for part in plan.parts(problem, True))
-    _, operands = make(problem)
-    clean = flat(*run(problem, operands)[:3])
-    operands[field][1] = float("nan")
-    for got, want in zip(flat(*run(problem, operands)[:3]), clean, strict=True):
-        assert torch.equal(got[0], want[0])
-
-
 def test_large_scores_do_not_overflow():
     problem = Problem((Axis(40, 7),), 1, 1, 1, 8, 8)
     query, operands = make(problem)

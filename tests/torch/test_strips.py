@@ -112,6 +112,18 @@ def test_what_is_not_finite_stays_with_its_readers(field, poison):
     assert poison == float("inf") or torch.equal(found[0, away], clean[0, away])
 
 
+@pytest.mark.parametrize("field", [0, 1, 2], ids=["query", "key", "value"])
+def test_a_nan_of_one_batch_entry_reaches_no_other(field):
+    """Boxes between two strips read of both."""
+    problem = Problem((Axis(20, 7), Axis(22, 7)), 2, 2, 2, 16, 16)
+    assert any(part.measure(0, 0, 0).runs == 1 for part in plan.parts(problem, True))
+    _, operands = make(problem)
+    clean = flat(*run(problem, operands)[:3])
+    operands[field][1] = float("nan")
+    for got, want in zip(flat(*run(problem, operands)[:3]), clean, strict=True):
+        assert torch.equal(got[0], want[0])
+
+
 @pytest.mark.parametrize("problem", BITWISE[1:3], ids=str)
 def test_runs_change_no_bit(monkeypatch, problem):
     """Strips computed apart, or all together with boxes that belong to no tile."""
