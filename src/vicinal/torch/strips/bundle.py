@@ -16,7 +16,8 @@ from ... import arguments
 from ...layout import Group
 from ...problem import Problem
 from ...window import Axis
-from ..documents import Batch, arranged, sampled
+from ..documents import Batch, arranged
+from ..ops import sampled
 from . import plan
 from .plan import Part, Pass
 from .residues import Residue, columns_view, residues, rows_view

@@ -11,7 +11,8 @@ from ... import arguments
 from ...layout import Group
 from ...problem import Problem
 from ..backends.base import Grads, Needs, Operands
-from ..documents import Batch, Placement, arranged, central, members, sampled
+from ..documents import Batch, Placement, arranged, central, members
+from ..ops import sampled
 from . import backward, forward, fresh, narrow
 from .arena import trim
 from .backward import Saved
