@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.triton import machine_code
 from vicinal import Axis, Problem
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -133,6 +134,8 @@ def test_compiles_to_what_hopper_is_fast_at(case, tmp_path):
         # In Triton 3.6 a one-warp producer that copies boxes of 32-bit elements hits an illegal instruction.
         assert all(one["elem_size"] <= 2 for one in compiled.metadata.tensordesc_meta or ()), compiled.name
         assert "HGMMA" in code, compiled.name
+        assert not machine_code.touched(code), compiled.name
+        assert not machine_code.early_arrivals(compiled.asm["ptx"]), compiled.name
         assert case.key_dtype is None or "QGMMA" in code, compiled.name
         assert "UTMALDG" in code, compiled.name
         assert "HMMA.16816" not in code, compiled.name
