@@ -1,6 +1,6 @@
 """The Hopper kernels on a CPU, in a process of its own: numbers against the oracle, no fault in any order.
 
-python -m tests.triton.interpreted_hopper SEEDS SHARD SHARDS | any COUNT FIRST | needs | faults
+python -m tests.triton.interpreted_hopper SEEDS SHARD SHARDS | any COUNT FIRST | orders | needs | faults
 """
 
 import re
@@ -123,11 +123,22 @@ def exact(case, given, scale, grad_of):
     return answer.out, answer.lse, answer.query[sampled], answer.key, answer.value
 
 
-def check(case, seeds, scale=0.2):
+# The producer as far ahead as it can be, then as far behind; one consumer ahead, then the other; what goes on
+# beside partitions at once, or as late as it can be.
+ORDERS = (
+    ("partition 2", "load", "partition 0", "partition 1", "store", "product"),
+    ("partition 0", "partition 1", "product", "store", "load", "partition 2"),
+    ("partition 0", "load", "partition 2", "product", "store", "partition 1"),
+    ("product", "store", "load", "partition 1", "partition 2", "partition 0"),
+    ("partition 1", "partition 0", "partition 2", "product", "store", "load"),
+)
+
+
+def check(case, schedules, scale=0.2):
     given, grad_of = operands(case), cotangents(case)
     wanted = exact(case, given, scale, grad_of)
-    for seed in seeds:
-        with emulator.schedule(seed):
+    for schedule in schedules:
+        with emulator.schedule(**schedule):
             found = results(case, given, scale, grad_of)
         names = ("out", "lse", "query", "key", "value")
         for name, actual, right in zip(names, found, wanted, strict=False):
@@ -177,7 +188,7 @@ def check_any(count, first):
     @hypothesis.given(any_problem(), st.integers(0, 2**32), st.sampled_from((0.2, -0.3)))
     def test(found, order, scale):
         hypothesis.note(f"{found}, order {order}")
-        check(found, [order], scale)
+        check(found, [{"seed": order}], scale)
 
     test()
 
@@ -238,7 +249,7 @@ FAULTS = (
         hopper_forward,
         "mbarrier.wait(keys.empty.index(stage), phase ^ 1)",
         "",
-        "race on keys.buffers|at keys.full",
+        "race on keys.buffers|keys.full",
     ),
     (
         hopper_forward,
@@ -307,10 +318,12 @@ if __name__ == "__main__":
             check_fault(*found)
     elif sys.argv[1] == "any":
         check_any(int(sys.argv[2]), int(sys.argv[3]))
+    elif sys.argv[1:] == ["orders"]:
+        check(LONG, [{"order": order, "restless": 0.0} for order in ORDERS])
     elif sys.argv[1:] == ["needs"]:
         check_needs(CASES["output stride"])
     else:
         seeds, shard, shards = map(int, sys.argv[1:])
         for first, name in list(enumerate(CASES))[shard::shards]:
-            check(CASES[name], range(first, first + seeds))
+            check(CASES[name], [{"seed": seed} for seed in range(first, first + seeds)])
             print(name, flush=True)

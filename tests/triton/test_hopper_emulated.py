@@ -33,6 +33,10 @@ def test_random_problems_match_the_oracle_in_any_order():
     run("any", "5", "0")
 
 
+def test_extreme_orders():
+    run("orders")
+
+
 def test_gradients_one_by_one():
     run("needs")
 
