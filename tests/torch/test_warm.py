@@ -1,5 +1,7 @@
 """A call like one before answers as the first did, and whoever watches, casts or refuses still does."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
@@ -9,13 +11,15 @@ import torch
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests import budget
 from vicinal import UnsupportedProblem, using
-from vicinal.torch import na1d, na2d, warm
+from vicinal.torch import known, na1d, na2d
+from vicinal.torch.backends import reference
 
 
 @pytest.fixture(autouse=True)
 def _known(monkeypatch):
-    monkeypatch.setattr(warm, "_known", {})
+    monkeypatch.setattr(known, "_known", {})
 
 
 def operands(*shape, **options):
@@ -38,11 +42,11 @@ class Names(TorchDispatchMode):
 def test_one_entry_serves_equal_calls_bit_for_bit():
     first, second = operands(), [x + 1 for x in operands()]
     cold = na2d(*second, 3)
-    warm._known.clear()
+    known._known.clear()
     na2d(*first, 3)
     assert torch.equal(na2d(*second, 3), cold)
     assert torch.equal(na2d(*second, kernel_size=3, stride=1), cold)
-    assert len(warm._known) == 1
+    assert len(known._known) == 1
 
 
 @pytest.mark.parametrize(
@@ -65,11 +69,11 @@ def test_equal_numbers_of_other_types_are_refused_after_good_ones(asked, error):
     given = operands()
     for size in (3, (3, 3), [3, 3]):
         na2d(*given, size, scale=1.0)
-    count = len(warm._known)
+    count = len(known._known)
     for _ in range(2):
         with pytest.raises(error):
             na2d(*given, **{"kernel_size": 3, "scale": 1.0, **asked})
-    assert len(warm._known) == count
+    assert len(known._known) == count
 
 
 def test_every_part_of_a_call_counts():
@@ -114,7 +118,7 @@ def test_watchers_see_the_operator():
 def test_meta_tensors_keep_nothing():
     given = [x.to("meta") for x in operands()]
     assert na2d(*given, 3).is_meta
-    assert not warm._known
+    assert not known._known
 
 
 def test_autocast_casts():
@@ -122,7 +126,7 @@ def test_autocast_casts():
     na2d(*given, 3)
     narrow = [x.bfloat16() for x in given]
     want = na2d(*narrow, 3)
-    count = len(warm._known)
+    count = len(known._known)
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16):
             assert na2d(*given, 3).dtype == torch.bfloat16
@@ -131,7 +135,7 @@ def test_autocast_casts():
             assert na2d(*narrow, 3).dtype == torch.float16
     assert na2d(*given, 3).dtype == torch.float32
     # What autocast leaves as it is.
-    assert len(warm._known) == count + 1
+    assert len(known._known) == count + 1
 
 
 def test_transforms_see_through():
@@ -166,6 +170,121 @@ def test_gradients_come_only_where_they_are_wanted():
     assert torch.autograd.grad(out.sum() + lse.sum(), leaf)[0].shape == query.shape
 
 
+def gradients(given, seed=0, flow=(True, True), **options):
+    """Gradients of the operands that require any, with `flow` into the output, the log-sum-exp or both."""
+    generator = torch.Generator().manual_seed(seed)
+    results = [x for x, wanted in zip(na2d(*given, return_lse=True, **options), flow, strict=True) if wanted]
+    cotangents = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in results]
+    return torch.autograd.grad(results, [x for x in given if x.requires_grad], cotangents)
+
+
+def test_one_entry_serves_equal_backward_passes_bit_for_bit():
+    first, second = operands(requires_grad=True), [(x + 1).requires_grad_() for x in operands()]
+    cold = gradients(second, kernel_size=3)
+    known._known.clear()
+    gradients(first, kernel_size=3)
+    count = len(known._known)
+    for warm, wanted in zip(gradients(second, kernel_size=3), cold, strict=True):
+        assert torch.equal(warm, wanted)
+    assert len(known._known) == count == 2
+
+
+def check_every_part(backend, other):
+    """Forward and backward, after one that differs in one part; `other` is another dtype."""
+    plain = operands(requires_grad=True)
+    query, key, value = plain
+    turned = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in plain]
+    calls = [
+        (plain, {}),
+        (plain, {"stride": 2}),
+        (plain, {"dilation": 2}),
+        (plain, {"is_causal": True}),
+        (plain, {"is_causal": (True, False)}),
+        (plain, {"kernel_size": (3, 5)}),
+        (plain, {"scale": 1.0}),
+        (plain, {"output_stride": 2}),
+        (plain, {"flow": (True, False)}),
+        (plain, {"flow": (False, True)}),
+        ([query.detach(), key, value], {}),
+        ([query, key.detach(), value.detach()], {}),
+        (turned, {}),
+        ([turned[0], key, value], {}),
+        ([x.detach().to(other).requires_grad_() for x in plain], {}),
+        ([x.detach()[:1].requires_grad_() for x in plain], {}),
+        (plain, {}),
+    ]
+    for seed, (given, options) in enumerate(calls):
+        asked = {"kernel_size": 3, **options}
+        wanted = gradients(given, seed, backend="reference", **asked)
+        for found, exact in zip(gradients(given, seed, backend=backend, **asked), wanted, strict=True):
+            budget.check(
+                "gradient", found.double().numpy(), exact.double().numpy(), str(exact.dtype)[6:], True
+            )
+
+
+def test_every_part_of_a_backward_pass_counts():
+    check_every_part(None, torch.float64)
+
+
+def test_settings_in_force_count_backward(monkeypatch):
+    given = operands(requires_grad=True)
+    gradients(given, kernel_size=3)
+    out = na2d(*given, 3)
+    ran = []
+    original = reference.Reference.attend_back
+    monkeypatch.setattr(
+        reference.Reference, "attend_back", lambda *args, **named: ran.append(1) or original(*args, **named)
+    )
+    with using(backend="reference"):
+        torch.autograd.grad(out, given, torch.ones_like(out), retain_graph=True)
+    assert len(ran) == 1
+    torch.autograd.grad(out, given, torch.ones_like(out))
+    assert len(ran) == 1
+
+
+def test_watchers_see_the_backward_operator():
+    given = operands(requires_grad=True)
+    gradients(given, kernel_size=3)
+    out = na2d(*given, 3)
+    with Names() as names:
+        torch.autograd.grad(out, given, torch.ones_like(out))
+    assert "vicinal.attend_back.default" in names.seen
+
+
+def test_batched_and_recorded_gradients_see_through():
+    given = operands(dtype=torch.float64, requires_grad=True)
+    out = na2d(*given, 3)
+    many = torch.randn(3, *out.shape, dtype=torch.float64)
+    each = [torch.autograd.grad(out, given, x, retain_graph=True) for x in many]
+    batched = torch.autograd.grad(out, given, many, retain_graph=True, is_grads_batched=True)
+    for found, *rows in zip(batched, *each, strict=True):
+        torch.testing.assert_close(found, torch.stack(rows))
+    recorded = torch.autograd.grad(out, given, many[0].requires_grad_(), create_graph=True)
+    for found, wanted in zip(recorded, each[0], strict=True):
+        assert found.requires_grad
+        torch.testing.assert_close(found, wanted)
+
+
+def test_saved_tensors_of_another_geometry_are_read_right():
+    given = operands(requires_grad=True)
+    wanted = gradients(given, kernel_size=3)
+    turn = lambda x: x.transpose(0, -1).contiguous().transpose(0, -1)  # noqa: E731
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.detach(), turn):
+        for _ in range(2):
+            for found, exact in zip(gradients(given, kernel_size=3), wanted, strict=True):
+                torch.testing.assert_close(found, exact)
+
+
+def test_no_tensor_is_kept():
+    given = operands(requires_grad=True)
+    out = na2d(*given, 3)
+    held = [weakref.ref(x) for x in (*given, out, *torch.autograd.grad(out, given, torch.ones_like(out)))]
+    del given, out
+    gc.collect()
+    assert known._known
+    assert [x() for x in held] == [None] * 7
+
+
 def test_threads_share_what_is_kept():
     shapes = [(1, length, 2, 8) for length in range(5, 45)]
     given = {shape: operands(*shape) for shape in shapes}
@@ -177,10 +296,10 @@ def test_threads_share_what_is_kept():
 
 
 def test_what_is_kept_has_an_end(monkeypatch):
-    monkeypatch.setattr(warm, "MOST", 3)
+    monkeypatch.setattr(known, "MOST", 3)
     for length in range(5, 25):
         na1d(*operands(1, length, 1, 4), 3)
-        assert len(warm._known) <= 3
+        assert len(known._known) <= 3
 
 
 def test_an_empty_batch_stays_empty():

@@ -52,6 +52,24 @@ def check_attend(problem, seed=0, scale=0.3):
         budget.check(name, make.array(grad), wanted, problem.dtype, rounded)
 
 
+def check_flows(problem, scale=0.3):
+    """Gradients where only one result has any, and where not all are needed."""
+    tensors, given = operands(problem, 0)
+    out, lse = TRITON.attend(problem, given, scale)
+    grad_out, grad_lse = noise(out.shape, 1, out.dtype), noise(lse.shape, 2)
+    for flow in ((grad_out, None), (None, grad_lse), (torch.stack([grad_out] * 2, -1)[..., 0], grad_lse)):
+        grads = TRITON.attend_back(problem, given, out, lse, *flow, scale, (True,) * 6)
+        arrays = [make.array(x * 0 if y is None else y) for x, y in zip((out, lse), flow, strict=True)]
+        exact = make.exact(problem, tensors, scale, *arrays)
+        for name in tensors:
+            budget.check(name, make.array(getattr(grads, name)), getattr(exact, name), problem.dtype)
+    for place, whole in enumerate(grads):
+        needs = tuple(other == place for other in range(6))
+        some = TRITON.attend_back(problem, given, out, lse, *flow, scale, needs)
+        assert torch.equal(some[place], whole)
+        assert all(x is None for x in some[:place] + some[place + 1 :])
+
+
 def check_walks(problem, seed=0, scale=0.3):
     tensors, given = operands(problem, seed)
     win = oracle.window(problem.rank, **make.window(problem))
@@ -137,5 +155,8 @@ if __name__ == "__main__":
     interpreting.start()
     if sys.argv[1] == "any":
         check_any(int(sys.argv[2]))
-    for case in sys.argv[1:] if sys.argv[1] != "any" else ():
-        check(case)
+    elif sys.argv[1] == "flows":
+        check_flows(Problem((Axis(5, 3), Axis(4, 3)), 2, 2, 1, 4, 4, bias=True, extra=3, gradients=True))
+    else:
+        for case in sys.argv[1:]:
+            check(case)

@@ -4,50 +4,19 @@ In a process of its own: kernels remember what they were compiled with.
 """
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import torch
 from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 
-from tests.triton import offline
+from tests.triton import absent, offline
 from vicinal import Axis
 from vicinal.triton import support
 
 CALLS = []
 
 
-class Recorder:
-    """Stands in for the launcher of a compiled kernel."""
-
-    def __init__(self, *_):
-        pass
-
-    def __call__(self, *arguments):
-        CALLS.append([plain(argument) for argument in arguments])
-
-
-class CudaLauncher:
-    """The same by the name and with the attributes of Triton's own, which wraps a function in C."""
-
-    global_scratch_size = profile_scratch_size = 0
-    launch_cooperative_grid = launch_pdl = False
-
-    def __init__(self, *_):
-        self.launch = Recorder()
-
-    def __call__(self, x, y, z, stream, function, *arguments):
-        self.launch(x, y, z, stream, function, False, False, None, None, *arguments)
-
-
-class RecordingDevice(offline.AbsentDevice):
-    # The launches know the wrapper of one release.
-    launcher_cls = CudaLauncher if support.installed() == support.GLUON else Recorder
-    utils = SimpleNamespace(
-        load_binary=lambda *_: (1, 2, 32, 0, 1024),
-        get_device_properties=lambda _: {"max_shared_mem": 232448},
-    )
+def record(*arguments):
+    CALLS.append([plain(argument) for argument in arguments])
 
 
 def plain(argument):
@@ -59,7 +28,7 @@ def plain(argument):
 
 
 def main():
-    driver.set_active(RecordingDevice(GPUTarget("cuda", 90, 32)))
+    absent.install(record)
     p = offline.problem((Axis(23, 5),), 16, "float16", bias=True, extra=3, kv_heads=2)
     for _, launch, dtypes in offline.kernels(p):
         tensors = [None if dtype is None else torch.empty(16, dtype=dtype) for dtype in dtypes]

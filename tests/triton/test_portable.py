@@ -86,6 +86,12 @@ def test_kernels_match_the_oracle_for_any_options():
     interpret("interpreted", "any", "12")
 
 
+@needs_triton
+@pytest.mark.slow
+def test_gradients_of_one_result_and_of_some_operands():
+    interpret("interpreted", "flows")
+
+
 @needs_gluon
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", range(5))
@@ -121,3 +127,14 @@ def test_window_rule_matches_axis():
 @needs_triton
 def test_repeated_launches_pass_what_triton_passes():
     run("launching")
+
+
+@needs_triton
+@pytest.mark.slow
+def test_every_part_of_a_call_counts():
+    interpret("interpreted_warm")
+
+
+@needs_gluon
+def test_repeated_calls_plan_nothing_and_pass_nothing_stale():
+    run("repeating")

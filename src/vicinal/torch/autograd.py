@@ -5,6 +5,7 @@ piece of `torch.autograd.Function` that works inside one dispatch; functorch, co
 dispatcher.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +21,11 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.autograd.function import _SingleLevelFunction
 
 from .. import settings
-from . import composite, dense
+from . import composite, dense, known
 from . import ops as kernels
 from .composite import Pair, Parts, Walks
 from .ops import LIBRARY, SCHEMAS, accumulating
-from .watching import is_recorded, is_transformed, needs_dispatcher
+from .watching import is_recorded, is_transformed, is_watched
 
 ops = torch.ops.vicinal
 
@@ -100,10 +101,25 @@ def keep(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_forward(*tensors)
 
 
-def fixed(backend: str | None, tf32: bool | None) -> tuple[str | None, bool]:
-    """The caller's settings, fixed: a backward pass may run in another thread."""
+def fixed(window: Sequence, backend: str | None, tf32: bool | None) -> tuple[tuple, tuple]:
+    """The window, hashable, and the caller's settings, fixed: a backward pass may run in another thread."""
     current = settings.current()
-    return current.backend if backend is None else backend, current.tf32 if tf32 is None else tf32
+    run = current.backend if backend is None else backend, current.tf32 if tf32 is None else tf32
+    return tuple(map(tuple, window)), run
+
+
+def call(name: str, tensors: tuple[Any, ...], *rest: Any) -> Any:
+    """The operator `name`; beside the dispatcher where nobody watches, with None for an empty tensor."""
+    found = None if is_watched() else known.geometry(tensors)
+    if found is None or found[1]:
+        return getattr(ops, name)(*tensors, *rest)
+    key = (name, found[0], rest, settings.current().backend)
+    ready = known.find(key)
+    if ready is None:
+        if tensors[0].is_meta:
+            return getattr(ops, name)(*tensors, *rest)
+        ready = known.keep(key, kernels.READY[name](tensors, rest))
+    return ready(*tensors)
 
 
 def _zeros(tensor: Tensor | None, like: Tensor | None) -> Any:
@@ -151,14 +167,13 @@ class Attend(Formula):
     def save(self, ctx, inputs, output):
         keep(ctx, *inputs[:6], *output)
         *window, ctx.scale, _, backend, tf32 = inputs[6:]
-        ctx.window, ctx.run = tuple(window), fixed(backend, tf32)
+        ctx.window, ctx.run = fixed(window, backend, tf32)
 
     def backward(self, ctx, grad_out, grad_lse):
         needs = ctx.needs_input_grad[1:7]
         given = (*ctx.saved_tensors, grad_out, grad_lse)
-        attend_back = ops.attend_back if needs_dispatcher(given) else kernels.attend_back
-        grads = attend_back(*given, *ctx.window, ctx.scale, needs, *ctx.run)
-        return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+        grads = call("attend_back", given, *ctx.window, ctx.scale, needs, *ctx.run)
+        return tuple([grad if need else None for grad, need in zip(grads, needs, strict=True)])
 
     def jvp(self, ctx, *tangents):
         operands, (out, lse) = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
@@ -177,7 +192,7 @@ class AttendBack(Formula):
         operands, (out, lse, grad_out, grad_lse) = inputs[:6], inputs[6:10]
         keep(ctx, *operands, _zeros(grad_out, out.detach()), _zeros(grad_lse, lse.detach()))
         *window, ctx.scale, ctx.needs, backend, tf32 = inputs[10:]
-        ctx.window, ctx.run = tuple(window), fixed(backend, tf32)
+        ctx.window, ctx.run = fixed(window, backend, tf32)
         ctx.given = (grad_out is not None, grad_lse is not None)
 
     def backward(self, ctx, *cotangents):
@@ -221,15 +236,15 @@ class Dot(Formula):
     def save(self, ctx, inputs, output):
         x, y, bias, *window, ctx.scale, _, backend, tf32 = inputs
         keep(ctx, x, y, bias)
-        ctx.window, ctx.run = tuple(window), fixed(backend, tf32)
+        ctx.window, ctx.run = fixed(window, backend, tf32)
 
     def backward(self, ctx, grad):
         x, y, bias = ctx.saved_tensors
         _, *needs = ctx.needs_input_grad[:4]
         lengths, kv_heads = y.shape[1:-2], y.shape[-2]
         scaled = grad * ctx.scale
-        to_x = ops.mix(scaled, y, *ctx.window, *ctx.run) if needs[0] else None
-        to_y = ops.mix_back(scaled, x, lengths, kv_heads, *ctx.window, *ctx.run) if needs[1] else None
+        to_x = call("mix", (scaled, y), *ctx.window, *ctx.run) if needs[0] else None
+        to_y = call("mix_back", (scaled, x), lengths, kv_heads, *ctx.window, *ctx.run) if needs[1] else None
         to_bias = ops.tally(grad, lengths, *ctx.window).to(bias.dtype) if needs[2] else None
         return to_x, to_y, to_bias
 
@@ -245,14 +260,15 @@ class Mix(Formula):
     def save(self, ctx, inputs, output):
         weights, y, *window, backend, tf32 = inputs
         keep(ctx, weights, y)
-        ctx.window, ctx.run = tuple(window), fixed(backend, tf32)
+        ctx.window, ctx.run = fixed(window, backend, tf32)
 
     def backward(self, ctx, grad):
         weights, y = ctx.saved_tensors
         _, *needs = ctx.needs_input_grad[:3]
         lengths, kv_heads = y.shape[1:-2], y.shape[-2]
-        to_weights = ops.dot(grad, y, None, *ctx.window, 1.0, 0.0, *ctx.run) if needs[0] else None
-        to_y = ops.mix_back(weights, grad, lengths, kv_heads, *ctx.window, *ctx.run) if needs[1] else None
+        rest = (*ctx.window, *ctx.run)
+        to_weights = call("dot", (grad, y, None), *ctx.window, 1.0, 0.0, *ctx.run) if needs[0] else None
+        to_y = call("mix_back", (weights, grad), lengths, kv_heads, *rest) if needs[1] else None
         return to_weights, to_y
 
     def jvp(self, ctx, move_weights, move_y):
@@ -267,13 +283,13 @@ class MixBack(Formula):
     def save(self, ctx, inputs, output):
         weights, x, ctx.lengths, ctx.kv_heads, *window, backend, tf32 = inputs
         keep(ctx, weights, x)
-        ctx.window, ctx.run = tuple(window), fixed(backend, tf32)
+        ctx.window, ctx.run = fixed(window, backend, tf32)
 
     def backward(self, ctx, grad):
         weights, x = ctx.saved_tensors
         _, *needs = ctx.needs_input_grad[:3]
-        to_weights = ops.dot(x, grad, None, *ctx.window, 1.0, 0.0, *ctx.run) if needs[0] else None
-        return to_weights, ops.mix(weights, grad, *ctx.window, *ctx.run) if needs[1] else None
+        to_weights = call("dot", (x, grad, None), *ctx.window, 1.0, 0.0, *ctx.run) if needs[0] else None
+        return to_weights, call("mix", (weights, grad), *ctx.window, *ctx.run) if needs[1] else None
 
     def jvp(self, ctx, move_weights, move_x):
         weights, x = ctx.saved_tensors

@@ -5,8 +5,9 @@ One schema serves all ranks. The window travels as five lists, one entry per axi
 layouts of `backends/base.py`.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,34 +110,33 @@ def sampled(x: Tensor, steps: Sequence[int]) -> Tensor:
     return x[(slice(None), *(slice(None, None, step) for step in steps))]
 
 
-def ready(operands: Operands, window, scale: float, gradients: bool, run: tuple) -> Ready:
-    """What computes the operator `attend` for operands like these."""
-    if not operands.query.shape[0] * operands.query.shape[-2]:
-        return _attend_shapes
-    found, runs = _attend_chosen(operands, window, gradients, run)
-    return runs.prepare(found, operands, scale)
-
-
-def _attend(query, key, value, bias, extra_key, extra_value, *rest):
+def ready_attend(operands: tuple, rest: tuple) -> Ready:
+    """What computes the operator `attend` for operands like these; `rest` are its other arguments."""
     *window, scale, gradients, backend, tf32 = rest
-    operands = Operands(query, key, value, bias, extra_key, extra_value)
-    return ready(operands, window, scale, gradients, (backend, tf32))(*operands)
+    given = Operands(*operands)
+    if not given.query.shape[0] * given.query.shape[-2]:
+        return _attend_shapes
+    found, runs = _attend_chosen(given, window, gradients, (backend, tf32))
+    return runs.prepare(found, given, scale)
 
 
-def attend_back(query, key, value, bias, extra_key, extra_value, out, lse, grad_out, grad_lse, *rest):
-    """The operator `attend_back` beside the dispatcher, with None for a gradient that is not needed."""
+def ready_attend_back(tensors: tuple, rest: tuple) -> Ready:
+    """The same for `attend_back`, but with None for a gradient that is not needed."""
     *window, scale, needs, backend, tf32 = rest
-    operands = Operands(query, key, value, bias, extra_key, extra_value)
-    if not query.shape[0] * query.shape[-2]:
-        blank = _attend_back_shapes(*operands, out, lse, grad_out, grad_lse, *rest)
-        return tuple(x.zero_() for x in blank)
+    operands, needs = Operands(*tensors[:6]), tuple(needs)
+    if not operands.query.shape[0] * operands.query.shape[-2]:
+        return lambda *given: tuple(
+            [torch.zeros_like(x) if need else None for x, need in zip(given, needs, strict=False)]
+        )
     found, runs = _attend_chosen(operands, window, True, (backend, tf32))
-    results = out.contiguous(), lse.contiguous()
-    grads = runs.attend_back(found, operands, *results, grad_out, grad_lse, scale, tuple(needs))
-    return present(grads, operands, needs)
+    run = runs.prepare_back(found, _settled(*tensors), scale, needs)
+    results = tensors[6:8]
+    if all(x.is_contiguous() for x in results) and all(x is None or x.numel() for x in operands):
+        return run
+    return lambda *given: present(run(*_settled(*given)), Operands(*given[:6]), needs)
 
 
-def present(grads: Grads, operands: Operands, needs) -> tuple[Tensor | None, ...]:
+def present(grads: Sequence, operands: Operands, needs) -> tuple[Tensor | None, ...]:
     """What a backend found, with the gradients of additional tokens of which there are none."""
     return tuple(
         x.new_empty(x.shape) if grad is None and need and x is not None and not x.numel() else grad
@@ -144,9 +144,10 @@ def present(grads: Grads, operands: Operands, needs) -> tuple[Tensor | None, ...
     )
 
 
-def _attend_back(query, *args):
-    grads = attend_back(query, *args)
-    return tuple([query.new_empty(0) if grad is None else grad for grad in grads])
+def _settled(*tensors: Any) -> tuple:
+    """The tensors of `attend_back`, with results as backends take them."""
+    *operands, out, lse, grad_out, grad_lse = tensors
+    return (*operands, out.contiguous(), lse.contiguous(), grad_out, grad_lse)
 
 
 def _attend_chosen(operands: Operands, window, gradients: bool, run: tuple) -> tuple[Problem, Backend]:
@@ -157,33 +158,38 @@ def _attend_chosen(operands: Operands, window, gradients: bool, run: tuple) -> t
     return chosen("attend", value, widths, key.shape[1:-2], window, rest, run, key_dtype)
 
 
-def _dot(x, y, bias, *rest):
+def ready_dot(tensors: tuple, rest: tuple) -> Ready:
+    """As `ready_attend`, for the operator `dot`."""
+    x, y, bias = tensors
     *window, scale, fill, backend, tf32 = rest
     if not x.shape[0] * x.shape[-2]:
-        return _dot_shapes(x, y, bias, *rest)
+        return lambda *given: _dot_shapes(*given, *rest)
     widths = (x.shape[-2], y.shape[-2], x.shape[-1], y.shape[-1])
-    found, runs = chosen(
-        "dot", x, widths, y.shape[1:-2], window, (bias is not None, 0, False), (backend, tf32)
-    )
-    return runs.dot(found, x, y, bias, scale, fill)
+    further = (bias is not None, 0, False)
+    found, runs = chosen("dot", x, widths, y.shape[1:-2], window, further, (backend, tf32))
+    return lambda x, y, bias: runs.dot(found, x, y, bias, scale, fill)
 
 
-def _mix(weights, y, *rest):
+def ready_mix(tensors: tuple, rest: tuple) -> Ready:
+    """As `ready_attend`, for the operator `mix`."""
+    weights, y = tensors
     *window, backend, tf32 = rest
     if not y.shape[0] * weights.shape[-2]:
-        return _mix_shapes(weights, y, *rest)
+        return _mix_shapes
     widths = (weights.shape[-2], y.shape[-2], y.shape[-1], y.shape[-1])
     found, runs = chosen("mix", y, widths, y.shape[1:-2], window, (False, 0, False), (backend, tf32))
-    return runs.mix(found, weights, y)
+    return partial(runs.mix, found)
 
 
-def _mix_back(weights, x, lengths, kv_heads, *rest):
-    *window, backend, tf32 = rest
+def ready_mix_back(tensors: tuple, rest: tuple) -> Ready:
+    """As `ready_attend`, for the operator `mix_back`."""
+    _, x = tensors
+    lengths, kv_heads, *window, backend, tf32 = rest
     if not x.shape[0] * x.shape[-2]:
-        return _mix_back_shapes(weights, x, lengths, kv_heads, *rest).zero_()
+        return lambda *given: _mix_back_shapes(*given, *rest).zero_()
     widths = (x.shape[-2], kv_heads, x.shape[-1], x.shape[-1])
     found, runs = chosen("mix_back", x, widths, lengths, window, (False, 0, False), (backend, tf32))
-    return runs.mix_back(found, weights, x)
+    return partial(runs.mix_back, found)
 
 
 @lru_cache(1024)
@@ -253,19 +259,39 @@ def _dense_back_shapes(query, key, value, *_):
     return tuple(x.new_empty(x.shape) for x in (query, key, value))
 
 
+def _kernel(name: str) -> Callable:
+    """The operator `name`, which has an empty tensor for None."""
+    ready, count = READY[name], SCHEMAS[name].split("->")[0].count("Tensor")
+
+    def kernel(*args):
+        found = ready(args[:count], args[count:])(*args[:count])
+        if isinstance(found, Tensor):
+            return found
+        return tuple([args[0].new_empty(0) if x is None else x for x in found])
+
+    return kernel
+
+
+READY = {
+    "attend": ready_attend,
+    "attend_back": ready_attend_back,
+    "dot": ready_dot,
+    "mix": ready_mix,
+    "mix_back": ready_mix_back,
+}
 _KERNELS = {
-    "attend": (_attend, _attend_shapes),
-    "attend_back": (_attend_back, _attend_back_shapes),
-    "dot": (_dot, _dot_shapes),
-    "mix": (_mix, _mix_shapes),
-    "mix_back": (_mix_back, _mix_back_shapes),
+    "attend": (_kernel("attend"), _attend_shapes),
+    "attend_back": (_kernel("attend_back"), _attend_back_shapes),
+    "dot": (_kernel("dot"), _dot_shapes),
+    "mix": (_kernel("mix"), _mix_shapes),
+    "mix_back": (_kernel("mix_back"), _mix_back_shapes),
     "spread": (_spread, _spread_shapes),
     "tally": (_tally, _tally_shapes),
     "dense": (dense.attend, _dense_shapes),
     "dense_back": (dense.attend_back, _dense_back_shapes),
 }
-for _name, (_kernel, _shapes) in _KERNELS.items():
-    LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+for _name, (_compute, _shapes) in _KERNELS.items():
+    LIBRARY.impl(_name, _compute, "CompositeExplicitAutograd")
     torch.library.register_fake(f"vicinal::{_name}", _shapes, lib=LIBRARY)
 
 

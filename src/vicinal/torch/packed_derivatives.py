@@ -34,7 +34,7 @@ class AttendVarlen(Formula):
     def save(self, ctx, inputs, output):
         keep(ctx, *inputs[:6], *output, inputs[6])
         *window, ctx.clip, ctx.scale, _, backend, tf32 = inputs[7:]
-        ctx.window, ctx.run = tuple(window), fixed(backend, tf32)
+        ctx.window, ctx.run = fixed(window, backend, tf32)
 
     def backward(self, ctx, grad_out, grad_lse):
         *saved, shapes = ctx.saved_tensors
@@ -63,7 +63,7 @@ class AttendVarlenBack(Formula):
         operands, results, grads = inputs[:6], inputs[6:8], inputs[8:10]
         keep(ctx, *operands, *_zeros(grads, tuple(x.detach() for x in results)), inputs[10])
         *window, ctx.clip, ctx.scale, ctx.needs, backend, tf32 = inputs[11:]
-        ctx.window, ctx.run = tuple(window), fixed(backend, tf32)
+        ctx.window, ctx.run = fixed(window, backend, tf32)
         ctx.given = tuple(grad is not None for grad in grads)
 
     def backward(self, ctx, *cotangents):

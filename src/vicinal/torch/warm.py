@@ -6,19 +6,14 @@ so does a `Ready` function. It takes operands of that geometry, and reads addres
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import settings
 from ..arguments import Window
-from . import ops
+from . import known, ops
 from .autograd import FUNCTIONS
-from .backends.base import Operands, Ready
-from .watching import PLAIN, autocast_dtype, is_watched
-
-# Many more geometries than a model has; a program that never repeats one must not grow forever.
-MOST = 4096
-_known: dict[tuple, Ready] = {}
+from .backends.base import Ready
+from .watching import autocast_dtype, is_watched
 
 
 def key(operands: tuple[Tensor | None, ...], asked: tuple[Any, ...]) -> tuple | None:
@@ -26,32 +21,22 @@ def key(operands: tuple[Tensor | None, ...], asked: tuple[Any, ...]) -> tuple | 
 
     `asked` are the arguments as they came. Equal numbers of other types are other arguments.
     """
-    if is_watched():
+    found = None if is_watched() else known.geometry(operands)
+    if found is None:
         return None
-    gradients = False
-    geometry: list[Any] = []
-    for x in operands:
-        if x is None:
-            geometry.append(None)
-        elif type(x) in PLAIN:
-            geometry += (x.shape, x.stride(), x.dtype, x.device)
-            gradients = gradients or x.requires_grad
-        else:
-            return None
     kinds: tuple = tuple(map(type, asked))
     if tuple in kinds or list in kinds:
         asked = tuple([tuple(x) if type(x) in (tuple, list) else (x,) for x in asked])
         kinds += tuple([tuple(map(type, entries)) for entries in asked])
     current = settings.current()
-    gradients = gradients and torch.is_grad_enabled()
     narrow = None if operands[0] is None else autocast_dtype(operands[0].device.type)
-    return (*geometry, asked, kinds, gradients, narrow, current.backend, current.tf32)
+    return (*found, asked, kinds, narrow, current.backend, current.tf32)
 
 
 def find(key: tuple | None) -> Ready | None:
     """What `keep` was given for `key`, if so."""
     try:
-        return None if key is None else _known.get(key)
+        return None if key is None else known.find(key)
     except TypeError:
         # Checks refuse an argument that no dictionary takes.
         return None
@@ -62,18 +47,13 @@ def keep(key: tuple, operands: tuple[Any, ...], window: Window, rest: tuple) -> 
 
     `rest` are the last arguments of the operator `attend`.
     """
-    steps = window[4]
-    scale, gradients, *run = rest
-    given = Operands(ops.sampled(operands[0], steps), *operands[1:])
-    ready = ops.ready(given, window, scale, gradients, tuple(run))
+    steps, gradients = window[4], rest[1]
+    ready = ops.ready_attend((ops.sampled(operands[0], steps), *operands[1:]), (*window, *rest))
     if gradients:
         ready = _recorded(ready, (*window, *rest))
     if any(step > 1 for step in steps):
         ready = _of_samples(ready, steps)
-    if len(_known) >= MOST:
-        _known.clear()
-    _known[key] = ready
-    return ready
+    return known.keep(key, ready)
 
 
 def _recorded(ready: Ready, rest: tuple) -> Ready:

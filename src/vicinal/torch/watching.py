@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active
 from torch._C._autograd import _profiler_enabled
-from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 # A subclass may want to see the operators that it is given to.
@@ -41,12 +40,3 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None
-
-
-def needs_dispatcher(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether a call with these tensors must go through the dispatcher."""
-    for x in tensors:
-        # `torch.autograd.grad(is_grads_batched=True)` hides a batch in what looks like a tensor.
-        if x is not None and (type(x) not in PLAIN or x.is_meta or is_legacy_batchedtensor(x)):
-            return True
-    return is_watched() or is_recorded(tensors)

@@ -1,9 +1,9 @@
 """Attention and its gradients on tensors: what is allocated, and which kernels run."""
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from . import documents, launches, plan, ring_launches
 from .launch import addresses_aligned, rows_aligned, strides
 from .launches import Strides
 from .tables import table
+
+_blank = partial(torch.empty_like, memory_format=torch.contiguous_format)
 
 
 class Inputs(NamedTuple):
@@ -80,102 +82,113 @@ class Forward:
 _forward = lru_cache(4096)(Forward)
 
 
-def attend_back(
-    problem: Problem,
-    given: Inputs,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor | None,
-    grad_lse: Tensor | None,
-    scale: float,
-    needs: tuple[bool, ...],
-) -> list[Tensor | None]:
-    """Gradients in the order of `Inputs`, None where not needed."""
-    query, _, _, bias, extra_key, extra_value = given
-    _, _, _, need_bias, need_extra_key, need_extra_value = needs
-    grads: list[Tensor | None] = [None] * 6
-    if not lse.numel():
-        return [None if x is None else torch.zeros_like(x) for x in given]
-    aligned: Tensor = torch.zeros_like(out) if grad_out is None else rows_aligned(grad_out)
+def backward(
+    problem: Problem, given: tuple, scale: float, needs: tuple[bool, ...]
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    """What returns gradients of operands, None where not needed, of tensors with the geometry of these.
+
+    They are operands, output and log-sum-exp, and the gradients of both.
+    """
+    if not given[7].numel():
+        return lambda *others: _wanted(
+            [None if x is None else torch.zeros_like(x) for x in others[:6]], needs
+        )
+    aligned = _aligned(problem, given)
+    steps = tuple([strides(x) for x in (*aligned[:6], aligned[8])])
+    run = _backward(problem, steps, scale, needs)
+    if all(x is y for x, y in zip(aligned, given, strict=True)):
+        return run
+
+    def run_aligned(*others: Any) -> tuple[Tensor | None, ...]:
+        grads, bias = list(run(*_aligned(problem, others))), others[3]
+        grads[3] = None if grads[3] is None else grads[3].to(bias.dtype)
+        return tuple(grads)
+
+    return run_aligned
+
+
+def _aligned(problem: Problem, given: tuple) -> tuple[Any, ...]:
+    """What `backward` is given, as the kernels read it."""
+    *operands, out, lse, grad_out, grad_lse = given
+    grad_out = torch.zeros_like(out) if grad_out is None else rows_aligned(grad_out)
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    key_strides = (*[strides(x) for x in given], strides(aligned))
-    saved = (out, lse, aligned, grad_lse)
-    delta, *grads[:3] = _main_gradients(problem, given, saved, scale, key_strides, needs[:3])
-    if bias is not None and need_bias:
-        grads[3] = _bias_gradient(problem, given, scale, key_strides, aligned, lse, delta)
-    if extra_key is not None and extra_value is not None and (need_extra_key or need_extra_value):
-        launch, parts = launches.extra_gradient_launch(problem, scale, key_strides)
-        sums = [
-            torch.empty((parts, *x.shape), dtype=torch.float32, device=x.device)
-            for x in (extra_key, extra_value)
-        ]
-        launch(query, extra_key, extra_value, aligned, lse, delta, table(problem, query.device), *sums)
-        grads[4], grads[5] = (total.sum(0).to(query.dtype) for total in sums)
-    return grads
+    return (*inputs(problem, *operands), out, lse, grad_out, grad_lse)
 
 
-def _main_gradients(
-    problem: Problem,
-    given: Inputs,
-    saved: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    scale: float,
-    key_strides: Strides,
-    needs: tuple[bool, ...],
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """What `backward.py` calls delta, and the gradients of query, key and value."""
-    (query, key, value), (out, lse, grad_out, grad_lse) = given[:3], saved
-    to_query = to_key = to_value = sweep = None
-    delta = torch.empty_like(lse)
-    swept, steps = (query, key, value, grad_out), (*key_strides[:3], key_strides[6])
-    even = addresses_aligned((*swept, out))
-    if needs[0]:
-        to_query = _blank_query(problem, query)
-        sweep = ring_launches.query_gradient_launch(problem, scale, steps) if even else None
-    if sweep is not None:
-        sweep(query, key, value, out, grad_out, lse, grad_lse, delta, to_query)
-    else:
-        each = table(problem, query.device) if documents.is_padded(problem) else None
-        launches.delta_launch(problem, strides(grad_out))(out, grad_out, grad_lse, each, delta)
-    if sweep is None and to_query is not None:
-        tiles = table(problem, query.device, documents.query_gradient(problem))
-        launch = launches.query_gradient_launch(problem, scale, key_strides)
-        launch(*given, grad_out, lse, delta, tiles, to_query)
-    if needs[1] or needs[2]:
-        to_key = key.new_empty(key.shape)
-        to_value = value.new_empty(value.shape)
-        sweep = ring_launches.key_gradient_launch(problem, scale, steps) if even else None
-        if sweep is not None:
-            sweep(*swept, lse, delta, to_key, to_value)
-        else:
-            launch = launches.key_gradient_launch(problem, scale, key_strides)
-            tiles = table(problem, query.device, documents.key_gradient(problem))
-            launch(query, key, value, given.bias, grad_out, lse, delta, tiles, to_key, to_value)
-    return delta, to_query, to_key, to_value
+def _wanted(grads: Sequence[Tensor | None], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    return tuple([grad if need else None for grad, need in zip(grads, needs, strict=True)])
 
 
-def _blank_query(problem: Problem, query: Tensor) -> Tensor:
-    """What the gradient of the query is written to; documents have queries between those of outputs."""
-    grad = query.new_empty(query.shape)
-    has_gaps = problem.documents is not None and any(axis.output_stride > 1 for axis in problem.axes)
-    return grad.zero_() if has_gaps else grad
+class Backward:
+    """Gradients of inputs with the strides `steps`, the last of which are those of the output's gradient."""
+
+    def __init__(self, problem: Problem, steps: Strides, scale: float, needs: tuple[bool, ...]) -> None:
+        self.problem, self.needs = problem, needs
+        self.wants_keys = needs[1] or needs[2]
+        swept = (problem, scale, (*steps[:3], steps[6]))
+        self.query_sweep = ring_launches.query_gradient_launch(*swept) if needs[0] else None
+        self.key_sweep = ring_launches.key_gradient_launch(*swept)
+        self.delta = launches.delta_launch(problem, steps[6])
+        self.query = launches.query_gradient_launch(problem, scale, steps)
+        self.key = launches.key_gradient_launch(problem, scale, steps)
+        self.is_padded = documents.is_padded(problem)
+        self.query_tiles, self.key_tiles = documents.query_gradient(problem), documents.key_gradient(problem)
+        self.has_gaps = problem.documents is not None and any(axis.output_stride > 1 for axis in problem.axes)
+        wants_bias, wants_extra = problem.bias and needs[3], problem.extra and (needs[4] or needs[5])
+        heads = range(0, problem.heads, launches.bias_split(problem).heads) if wants_bias else ()
+        self.bias = [launches.bias_gradient_launches(problem, scale, steps, first) for first in heads]
+        self.extra = launches.extra_gradient_launch(problem, scale, steps) if wants_extra else None
+
+    def __call__(
+        self, query, key, value, bias, extra_key, extra_value, out, lse, grad_out, grad_lse
+    ) -> tuple[Tensor | None, ...]:
+        problem = self.problem
+        grads: list[Tensor | None] = [None] * 6
+        given, flow = (query, key, value, bias, extra_key, extra_value), (out, lse, grad_out, grad_lse)
+        is_even = addresses_aligned((query, key, value, grad_out, out))
+        delta, grads[0] = self._query_gradient(given, flow, is_even)
+        if self.wants_keys:
+            grads[1:3] = to_keys = _blank(key), _blank(value)
+            if self.key_sweep is not None and is_even:
+                self.key_sweep(query, key, value, grad_out, lse, delta, *to_keys)
+            else:
+                tiles = table(problem, query.device, self.key_tiles)
+                self.key(query, key, value, bias, grad_out, lse, delta, tiles, *to_keys)
+        rows = (grad_out, lse, delta)
+        if self.bias:
+            grads[3] = self._bias_gradient((query, key, value, bias), rows)
+        if self.extra is not None:
+            launch, parts = self.extra
+            sums = [lse.new_empty((parts, *x.shape)) for x in (extra_key, extra_value)]
+            launch(query, extra_key, extra_value, *rows, table(problem, query.device), *sums)
+            grads[4:] = [total.sum(0).to(query.dtype) for total in sums]
+        return _wanted(grads, self.needs)
+
+    def _query_gradient(self, given: tuple, flow: tuple, is_even: bool) -> tuple[Tensor, Tensor | None]:
+        """What `backward.py` calls delta, and the gradient of the query if needed."""
+        query, (out, lse, grad_out, grad_lse) = given[0], flow
+        delta = torch.empty_like(lse)
+        to_query = _blank(query) if self.needs[0] else None
+        if self.query_sweep is not None and is_even:
+            self.query_sweep(*given[:3], out, grad_out, lse, grad_lse, delta, to_query)
+            return delta, to_query
+        each = table(self.problem, query.device) if self.is_padded else None
+        self.delta(out, grad_out, grad_lse, each, delta)
+        if to_query is not None:
+            # Documents have queries between those of outputs.
+            to_query = to_query.zero_() if self.has_gaps else to_query
+            tiles = table(self.problem, query.device, self.query_tiles)
+            self.query(*given, grad_out, lse, delta, tiles, to_query)
+        return delta, to_query
+
+    def _bias_gradient(self, given: tuple, rows: tuple) -> Tensor:
+        problem, device = self.problem, given[0].device
+        grad_bias = torch.empty_like(given[3])
+        for scores, tally, shape in self.bias:
+            held = torch.empty(shape, dtype=torch.float32, device=device)
+            scores(*given, *rows, table(problem, device, documents.bias_gradient(problem)), held)
+            tally(held, table(problem, device), grad_bias)
+        return grad_bias
 
 
-def _bias_gradient(
-    problem: Problem,
-    given: Inputs,
-    scale: float,
-    key_strides: Strides,
-    grad_out: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-) -> Tensor:
-    query, key, value, bias = given[:4]
-    assert bias is not None
-    grad_bias = torch.empty_like(bias)
-    for first in range(0, problem.heads, launches.bias_split(problem).heads):
-        scores, tally, shape = launches.bias_gradient_launches(problem, scale, key_strides, first)
-        held = torch.empty(shape, dtype=torch.float32, device=query.device)
-        tiles = table(problem, query.device, documents.bias_gradient(problem))
-        scores(query, key, value, bias, grad_out, lse, delta, tiles, held)
-        tally(held, table(problem, query.device), grad_bias)
-    return grad_bias
+_backward = lru_cache(4096)(Backward)

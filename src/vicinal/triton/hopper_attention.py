@@ -1,7 +1,7 @@
 """Attention and its gradients by the Hopper kernels: what is allocated, and what runs with which boxes."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 
 import torch
@@ -16,6 +16,7 @@ from .hopper_launch import GroupLaunch, Launch, Map, mapped, strides_fit
 from .hopper_query_gradient import differentiate_queries, differentiate_query_groups
 
 LOG2E = 1.4426950408889634
+_blank = partial(torch.empty_like, memory_format=torch.contiguous_format)
 
 
 def forward(problem: Problem, operands: tuple, scale: float) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -46,37 +47,54 @@ def forward(problem: Problem, operands: tuple, scale: float) -> Callable[..., tu
     return attend_mapped
 
 
-def attend_back(
-    problem: Problem,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor | None,
-    grad_lse: Tensor | None,
-    scale: float,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of queries, keys and values, where `needs` asks for them."""
-    query, positive = _with_positive_scale(query, scale)
-    query, key, value = mapped(query), mapped(key), mapped(value)
-    # A product with zeros is rare enough to be a product.
-    grad_out = torch.zeros_like(out) if grad_out is None else mapped(grad_out)
+def backward(
+    problem: Problem, given: tuple, scale: float, needs: tuple[bool, ...]
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    """What returns gradients of operands, None where not needed, of tensors with the geometry of these.
+
+    They are operands, output and log-sum-exp, and the gradients of both.
+    """
+    query, key, value, *_, grad_out, grad_lse = given
+    wants_query, wants_key, wants_value, *_ = needs
+    wants_keys = wants_key or wants_value
+    query_launch = query_gradient_launch(problem, wants_query, grad_lse is not None)
+    key_launches = key_gradient_launches(problem, wants_key, wants_value) if wants_keys else ()
     rows = problem.batch * problem.heads * prod(problem.outputs)
-    statistics = torch.empty(2, rows, dtype=torch.float32, device=out.device)
-    grad_query = query.new_empty(query.shape) if needs[0] else query
-    kept = (out.contiguous(), lse, lse if grad_lse is None else grad_lse.contiguous(), statistics)
-    launch = query_gradient_launch(problem, needs[0], grad_lse is not None)
-    launch((query, grad_out, key, value, grad_query), kept, (scale, positive * LOG2E))
-    scales = (positive, positive * LOG2E)
-    grads: list[Tensor | None] = [grad_query if needs[0] else None, None, None]
-    if needs[1] or needs[2]:
-        grads[1], grads[2] = (x.new_empty(x.shape) for x in (key, value))
-        tensors = (key, value, query, grad_out, grads[1], grads[2])
-        for launch in key_gradient_launches(problem, needs[1], needs[2]):
-            launch(tensors, (statistics,), scales)
-    return grads[0], grads[1] if needs[1] else None, grads[2] if needs[2] else None
+    positive = abs(scale) or 1.0
+
+    def differentiate(query, key, value, out, lse, grad_out, grad_lse) -> tuple[Tensor | None, ...]:
+        statistics = lse.new_empty((2, rows))
+        to_query = _blank(query) if wants_query else query
+        kept = (out, lse, lse if grad_lse is None else grad_lse, statistics)
+        query_launch((query, grad_out, key, value, to_query), kept, (scale, positive * LOG2E))
+        grads: list[Tensor | None] = [to_query if wants_query else None, *(None,) * 5]
+        if wants_keys:
+            to_key, to_value = _blank(key), _blank(value)
+            for launch in key_launches:
+                tensors = (key, value, query, grad_out, to_key, to_value)
+                launch(tensors, (statistics,), (positive, positive * LOG2E))
+            grads[1:3] = to_key if wants_key else None, to_value if wants_value else None
+        return tuple(grads)
+
+    def differentiate_any(query, key, value, _bias, _extra_key, _extra_value, out, lse, grad_out, grad_lse):
+        # A product with zeros is rare enough to be a product.
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        query, _ = _with_positive_scale(query, scale)
+        grad_lse = None if grad_lse is None else grad_lse.contiguous()
+        return differentiate(mapped(query), mapped(key), mapped(value), out, lse, mapped(grad_out), grad_lse)
+
+    described = (query, key, value, grad_out)
+    is_mapped = scale > 0 and all(x is not None and strides_fit(x) for x in described)
+    if not is_mapped or not (grad_lse is None or grad_lse.is_contiguous()):
+        return differentiate_any
+
+    def differentiate_mapped(*given):
+        query, key, value, _, _, _, out, lse, grad_out, grad_lse = given
+        if (query.data_ptr() | key.data_ptr() | value.data_ptr() | grad_out.data_ptr()) % 16:
+            return differentiate_any(*given)
+        return differentiate(query, key, value, out, lse, grad_out, grad_lse)
+
+    return differentiate_mapped
 
 
 def _with_positive_scale(query: Tensor, scale: float) -> tuple[Tensor, float]:

@@ -1,7 +1,7 @@
 """What a PyTorch backend is."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -38,8 +38,8 @@ class Grads(NamedTuple):
 
 
 Needs = tuple[bool, bool, bool, bool, bool, bool]
-# Takes the operands in their order, and returns output and log-sum-exp.
-Ready = Callable[..., tuple[Tensor, Tensor]]
+# Takes tensors of one geometry, whatever they hold, and returns what an operator does.
+Ready = Callable[..., Any]
 
 
 class Backend(Protocol):
@@ -66,7 +66,7 @@ class Backend(Protocol):
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]: ...
 
     def prepare(self, problem: Problem, operands: Operands, scale: float) -> Ready:
-        """`attend` for operands of the shapes, strides, dtypes and device of these, whatever they hold."""
+        """`attend` for operands of the shapes, strides, dtypes and device of these."""
         return lambda *given: self.attend(problem, Operands(*given), scale)
 
     def attend_back(
@@ -80,6 +80,12 @@ class Backend(Protocol):
         scale: float,
         needs: Needs,
     ) -> Grads: ...
+
+    def prepare_back(self, problem: Problem, tensors: tuple, scale: float, needs: Needs) -> Ready:
+        """`attend_back` for tensors like these: operands, then results and the gradients of both."""
+        return lambda *given: self.attend_back(
+            problem, Operands(*given[:6]), *given[6:], scale=scale, needs=needs
+        )
 
     def dot(
         self, problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float

@@ -42,13 +42,13 @@ class Hopper:
         scale: float,
         needs: Needs,
     ) -> Grads:
+        given = (*operands, out, lse, grad_out, grad_lse)
+        return Grads(*self.prepare_back(problem, given, scale, needs)(*given))
+
+    def prepare_back(self, problem: Problem, tensors: tuple, scale: float, needs: Needs) -> Ready:
         from ...triton import hopper_attention
 
-        query, key, value = operands[:3]
-        grads = hopper_attention.attend_back(
-            problem, query, key, value, out, lse, grad_out, grad_lse, scale, needs[:3]
-        )
-        return Grads(*grads)
+        return hopper_attention.backward(problem, tensors, scale, needs)
 
     def dot(self, problem: Problem, x: Tensor, y: Tensor, bias, scale: float, fill: float) -> Tensor:
         raise AssertionError("refused: walks are not tiled")

@@ -40,13 +40,13 @@ class Triton(Backend):
         scale: float,
         needs: Needs,
     ) -> Grads:
+        given = (*operands, out, lse, grad_out, grad_lse)
+        return Grads(*self.prepare_back(problem, given, scale, needs)(*given))
+
+    def prepare_back(self, problem: Problem, tensors: tuple, scale: float, needs: Needs) -> Ready:
         from ...triton import attention
 
-        given = attention.inputs(problem, *operands)
-        grads = attention.attend_back(problem, given, out, lse, grad_out, grad_lse, scale, needs)
-        if grads[3] is not None and operands.bias is not None:
-            grads[3] = grads[3].to(operands.bias.dtype)
-        return Grads(*[grad if need else None for grad, need in zip(grads, needs, strict=True)])
+        return attention.backward(problem, tensors, scale, needs)
 
     def dot(
         self, problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float

@@ -1,0 +1,43 @@
+"""What was worked out for tensors of one geometry, so that it is worked out once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+
+from .backends.base import Ready
+from .watching import PLAIN
+
+# Many more geometries than a model has; a program that never repeats one must not grow forever.
+MOST = 4096
+_known: dict[tuple, Ready] = {}
+
+
+def geometry(tensors: tuple[Tensor | None, ...]) -> tuple[tuple, bool] | None:
+    """Shapes, strides, dtypes and devices, and whether the call is recorded; None if some are not plain."""
+    found: list[Any] = []
+    gradients = False
+    for x in tensors:
+        if x is None:
+            found.append(None)
+        # `torch.autograd.grad(is_grads_batched=True)` hides a batch in what looks like a tensor.
+        elif type(x) in PLAIN and not is_legacy_batchedtensor(x):
+            found += (x.shape, x.stride(), x.dtype, x.device)
+            gradients = gradients or x.requires_grad
+        else:
+            return None
+    return tuple(found), gradients and torch.is_grad_enabled()
+
+
+def find(key: tuple) -> Ready | None:
+    """What `keep` was given for `key`, if so."""
+    return _known.get(key)
+
+
+def keep(key: tuple, ready: Ready) -> Ready:
+    """`ready`, with which `find` answers from now on."""
+    if len(_known) >= MOST:
+        _known.clear()
+    _known[key] = ready
+    return ready

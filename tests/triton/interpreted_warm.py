@@ -1,0 +1,13 @@
+"""Calls like one before in all but one part, in Triton's interpreter: needs TRITON_INTERPRET=1."""
+
+from unittest.mock import patch
+
+import torch
+
+from tests.torch.test_warm import check_every_part
+from vicinal.torch.backends.triton import Triton
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with patch.object(Triton, "refusal", lambda self, problem: None):
+        check_every_part("triton", torch.float16)
