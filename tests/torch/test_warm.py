@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import budget
 from vicinal import UnsupportedProblem, using
-from vicinal.torch import known, na1d, na2d
+from vicinal.torch import known, na1d, na2d, na2d_av, na2d_qk
 from vicinal.torch.backends import reference
 
 
@@ -170,12 +170,22 @@ def test_gradients_come_only_where_they_are_wanted():
     assert torch.autograd.grad(out.sum() + lse.sum(), leaf)[0].shape == query.shape
 
 
-def gradients(given, seed=0, flow=(True, True), **options):
+def fused(*given, **options):
+    return na2d(*given, return_lse=True, **options)
+
+
+def split(query, key, value, scale=None, **options):
+    scores = na2d_qk(query, key, scale=scale, **options)
+    return na2d_av(scores.softmax(-1), value, **options), scores.logsumexp(-1)
+
+
+def gradients(given, seed=0, flow=(True, True), attend=fused, **options):
     """Gradients of the operands that require any, with `flow` into the output, the log-sum-exp or both."""
     generator = torch.Generator().manual_seed(seed)
-    results = [x for x, wanted in zip(na2d(*given, return_lse=True, **options), flow, strict=True) if wanted]
+    results = [x for x, wanted in zip(attend(*given, **options), flow, strict=True) if wanted]
     cotangents = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in results]
-    return torch.autograd.grad(results, [x for x in given if x.requires_grad], cotangents)
+    wanted = [x for x in given if x.requires_grad]
+    return torch.autograd.grad(results, wanted, cotangents, materialize_grads=True)
 
 
 def test_one_entry_serves_equal_backward_passes_bit_for_bit():
@@ -189,7 +199,7 @@ def test_one_entry_serves_equal_backward_passes_bit_for_bit():
     assert len(known._known) == count == 2
 
 
-def check_every_part(backend, other):
+def check_every_part(attend, backend, other):
     """Forward and backward, after one that differs in one part; `other` is another dtype."""
     plain = operands(requires_grad=True)
     query, key, value = plain
@@ -214,7 +224,7 @@ def check_every_part(backend, other):
         (plain, {}),
     ]
     for seed, (given, options) in enumerate(calls):
-        asked = {"kernel_size": 3, **options}
+        asked = {"kernel_size": 3, "attend": attend, **options}
         wanted = gradients(given, seed, backend="reference", **asked)
         for found, exact in zip(gradients(given, seed, backend=backend, **asked), wanted, strict=True):
             budget.check(
@@ -222,8 +232,39 @@ def check_every_part(backend, other):
             )
 
 
-def test_every_part_of_a_backward_pass_counts():
-    check_every_part(None, torch.float64)
+@pytest.mark.parametrize("attend", [fused, split])
+def test_every_part_of_a_backward_pass_counts(attend):
+    check_every_part(attend, None, torch.float64)
+
+
+def test_split_operations_of_one_geometry_share_entries():
+    query, key, value = operands()
+    scores = na2d_qk(query, key, 3)
+    out = na2d_av(scores, value, 3)
+    assert len(known._known) == 2
+    assert torch.equal(na2d_qk(query + 1, key, 3), na2d_qk(query + 1, key, 3, backend="blocked"))
+    assert torch.equal(na2d_av(scores + 1, value, 3), na2d_av(scores + 1, value, 3, backend="blocked"))
+    assert torch.equal(na2d_av(scores, value, 3), out)
+    with pytest.raises(TypeError, match="kernel_size"):
+        na2d_qk(query, key, 3.0)
+    with pytest.raises(ValueError, match="attention_weights"):
+        na2d_av(scores, value, 5)
+    with Names() as names:
+        na2d_av(na2d_qk(query, key, 3), value, 3)
+    assert names.seen == ["vicinal.dot.default", "vicinal.mix.default"]
+
+
+def test_additional_tokens_of_split_operations_are_checked_first():
+    query, key, value = operands()
+    extra = torch.randn(2, 4, 2, 8)
+    for _ in range(2):
+        scores = na2d_qk(query, key, 3, additional_keys=extra)
+        torch.testing.assert_close(scores[..., :9], na2d_qk(query, key, 3))
+        out = na2d_av(scores.softmax(-1), value, 3, additional_values=extra)
+        given = {"additional_keys": extra, "additional_values": extra}
+        torch.testing.assert_close(out, na2d(query, key, value, 3, **given))
+        with pytest.raises(ValueError, match="additional_keys"):
+            na2d_qk(query, key, 3, additional_keys=extra[:1])
 
 
 def test_settings_in_force_count_backward(monkeypatch):

@@ -5,10 +5,9 @@ piece of `torch.autograd.Function` that works inside one dispatch; functorch, co
 dispatcher.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,14 +44,20 @@ class Formula:
         raise NotImplementedError
 
 
+class Call(NamedTuple):
+    """What computes an operator of its tensors, and its other arguments."""
+
+    compute: Callable
+    rest: tuple
+
+
 def differentiate(name: str, formula: Formula) -> Any:
     """Register `formula` for the operator `name`.
 
     Returns:
-        A function to `apply` to what computes the operator, and then to its arguments.
+        A function to `apply` to a `Call` and the tensors.
     """
-    operator = getattr(ops, name).default
-    others = len(operator._schema.arguments) - formula.tensors
+    operator, tensors = getattr(ops, name).default, formula.tensors
 
     def run(keyset, *args):
         with _AutoDispatchBelowADInplaceOrView():
@@ -63,34 +68,35 @@ def differentiate(name: str, formula: Formula) -> Any:
         with torch.enable_grad(), _set_fwd_grad_enabled(True):
             return run(keyset, *args)
 
-    def forward(compute, *args):
-        return compute(*args)
+    def forward(call, *given):
+        return call.compute(*given)
 
     def setup_context(ctx, inputs, output):
         ctx.set_materialize_grads(False)
-        formula.save(ctx, inputs[1:], output)
+        formula.save(ctx, (*inputs[1:], *inputs[0].rest), output)
 
     def backward(ctx, *grads):
         if all(grad is None for grad in grads):
-            return (None,) * (1 + formula.tensors + others)
-        return (None, *formula.backward(ctx, *grads), *(None,) * others)
+            return (None,) * (1 + tensors)
+        return (None, *formula.backward(ctx, *grads))
 
     def jvp(ctx, _, *tangents):
         saved = [x if x is None else unpack_dual(x).primal for x in ctx.saved_tensors]
         at = SimpleNamespace(**vars(ctx), saved_tensors=tuple(saved))
         # PyTorch turns forward mode off in here, for outer levels too.
         with _set_fwd_grad_enabled(True):
-            return formula.jvp(at, *tangents[: formula.tensors])
+            return formula.jvp(at, *tangents)
 
     methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
     members = {key: staticmethod(method) for key, method in methods.items()}
     function: Any = type(f"Vicinal{name.title().replace('_', '')}", (_SingleLevelFunction,), members)
 
     def autograd(keyset, *args):
-        if not (is_transformed() or is_recorded(args[: formula.tensors])):
+        given, rest = args[:tensors], args[tensors:]
+        if not (is_transformed() or is_recorded(given)):
             return run(keyset, *args)
         with enable_single_level_autograd_function():
-            return function.apply(partial(run_recorded, keyset), *args)
+            return function.apply(Call(lambda *given: run_recorded(keyset, *given, *rest), rest), *given)
 
     LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
     return function
@@ -98,7 +104,8 @@ def differentiate(name: str, formula: Formula) -> Any:
 
 def keep(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
+    if is_transformed():
+        ctx.save_for_forward(*tensors)
 
 
 def fixed(window: Sequence, backend: str | None, tf32: bool | None) -> tuple[tuple, tuple]:

@@ -9,7 +9,7 @@ from .. import arguments
 from ..arguments import Flags, Sizes
 from . import batching, composite, warm  # noqa: F401  (registers vmap rules)
 from .ops import sampled
-from .watching import autocast_dtype
+from .watching import autocast_dtype, is_recorded
 
 ops = torch.ops.vicinal
 
@@ -75,40 +75,34 @@ def neighborhood_attention(
     """
     operands = (query, key, value, bias, additional_keys, additional_values)
     asked = (kernel_size, stride, dilation, is_causal, scale, output_stride, backend)
-    known = warm.key(operands, asked)
-    ready = warm.find(known)
-    if ready is not None:
-        out, lse = ready(*operands)
-    else:
-        given = operands
-        operands, window, rest = _checked_call(operands, *asked)
-        is_cast = any(x is not y for x, y in zip(operands, given, strict=True))
-        if known is None or query.is_meta or is_cast:
-            out, lse = ops.attend(sampled(operands[0], window[4]), *operands[1:], *window, *rest)
-        else:
-            out, lse = warm.keep(known, operands, window, rest)(*operands)
+    out, lse = warm.call("attend", operands, asked, _checked_attend)
     return (out, lse) if return_lse else out
 
 
-def _checked_call(
-    operands: tuple, kernel_size, stride, dilation, is_causal, scale, output_stride, backend
-) -> tuple[tuple[Any, ...], arguments.Window, tuple[Any, ...]]:
-    """Operands of attention, its window, and the last arguments of its operator."""
-    query = operands[0]
+def _checked_attend(
+    query, key, value, bias, extra_key, extra_value, *asked
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Tensors and other arguments of the operator `attend`."""
+    *sizes, scale, output_stride, backend = asked
     check = _float8 if isinstance(query, Tensor) and query.dtype == FLOAT8 else checked
-    operands = check(*operands)
+    operands = check(query, key, value, bias, extra_key, extra_value)
     arguments.backend(backend)
-    query, key, value, bias, extra_key, extra_value = operands
+    window = _window(operands, (*sizes, output_stride))
+    scale = arguments.default_scale(scale, operands[0].shape[-1])
+    return operands, (*window, scale, is_recorded(operands), backend, None)
+
+
+def _window(operands: tuple[Any, ...], sizes: tuple[Any, ...]) -> arguments.Window:
+    """The window over operands, checked together."""
+    query, key, value, bias, *extras = operands
     lengths = arguments.spatial("query", query.shape)
-    extra_shapes = (None if x is None else x.shape for x in (extra_key, extra_value))
+    extra_shapes = (None if x is None else x.shape for x in extras)
     arguments.attention(query.shape, key.shape, value.shape, *extra_shapes)
     arguments.same_spatial(lengths, key.shape)
-    window = arguments.window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
+    window = arguments.window(lengths, *sizes)
     if bias is not None:
         arguments.bias(bias.shape, query.shape[-2], window[0])
-    scale = arguments.default_scale(scale, query.shape[-1])
-    gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
-    return operands, window, (scale, gradients, backend, None)
+    return window
 
 
 def qk(
@@ -137,21 +131,24 @@ def qk(
     Raises:
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`.
     """
-    query, key, _, bias, extra, _ = checked(query, key, key, bias, additional_keys, None)
+    asked = (kernel_size, stride, dilation, is_causal, scale, output_stride, backend)
+    if additional_keys is None:
+        return warm.call("dot", (query, key, bias), asked, _checked_dot)
+    (query, key, bias, extra), rest = _checked_dot(query, key, bias, *asked, extra=additional_keys)
+    query = sampled(query, rest[4])
+    weights = ops.dot(query, key, bias, *rest)
+    return torch.cat([weights, composite.dot_extra(query * rest[5], extra)], -1)
+
+
+def _checked_dot(query, key, bias, *asked, extra=None) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Tensors and other arguments of the operator `dot`; additional keys, if there are any, last."""
+    *sizes, scale, output_stride, backend = asked
+    query, key, _, bias, extra, _ = checked(query, key, key, bias, extra, None)
     arguments.backend(backend)
-    lengths = arguments.spatial("query", query.shape)
-    extra_shape = None if extra is None else extra.shape
-    arguments.attention(query.shape, key.shape, key.shape, extra_shape, extra_shape)
-    arguments.same_spatial(lengths, key.shape)
-    window = arguments.window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
-    if bias is not None:
-        arguments.bias(bias.shape, query.shape[-2], window[0])
+    window = _window((query, key, key, bias, extra, extra), (*sizes, output_stride))
     scale = arguments.default_scale(scale, query.shape[-1])
-    query = sampled(query, window[4])
-    weights = ops.dot(query, key, bias, *window, scale, -torch.inf, backend, None)
-    if extra is None:
-        return weights
-    return torch.cat([weights, composite.dot_extra(query * scale, extra)], -1)
+    tensors = (query, key, bias) if extra is None else (query, key, bias, extra)
+    return tensors, (*window, scale, -torch.inf, backend, None)
 
 
 def av(
@@ -182,22 +179,33 @@ def av(
     Raises:
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`.
     """
+    asked = (kernel_size, stride, dilation, is_causal, output_stride, backend)
+    if additional_values is None:
+        return warm.call("mix", (attention_weights, value), asked, _checked_mix)
+    (weights, value, extra), rest = _checked_mix(attention_weights, value, *asked, extra=additional_values)
+    slots = weights.shape[-1] - extra.shape[1]
+    out = ops.mix(weights[..., :slots], value, *rest)
+    return out + composite.mix_extra(weights[..., slots:], extra)
+
+
+def _checked_mix(weights, value, *asked, extra=None) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Tensors and other arguments of the operator `mix`; additional values, if there are any, last."""
+    *sizes, backend = asked
     names = ("attention_weights", "value", "additional_values")
-    weights, value, extra = _tensors(names, (attention_weights, value, additional_values))
+    weights, value, extra = _tensors(names, (weights, value, extra))
     arguments.backend(backend)
     lengths = arguments.spatial("value", value.shape)
-    window = arguments.window(lengths, kernel_size, stride, dilation, is_causal, output_stride)
+    window = arguments.window(lengths, *sizes)
     outputs = [-(-length // step) for length, step in zip(lengths, window[4], strict=True)]
     tokens = 0
     if extra is not None:
         arguments.extra("additional_values", extra.shape, "value", value.shape)
         tokens = extra.shape[1]
     arguments.weights(weights.shape, outputs, value.shape, window[0], tokens)
+    rest = (*window, backend, None)
     if extra is None:
-        return ops.mix(weights, value, *window, backend, None)
-    slots = weights.shape[-1] - tokens
-    out = ops.mix(weights[..., :slots], value, *window, backend, None)
-    return out + composite.mix_extra(weights[..., slots:], extra)
+        return (weights, value), rest
+    return (weights, value, extra), rest
 
 
 def attention(

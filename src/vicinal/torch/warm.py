@@ -4,22 +4,47 @@ Checks, `Problem`, backend and plan follow from shapes, strides, dtypes, device,
 so does a `Ready` function. It takes operands of that geometry, and reads addresses and stream itself.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import settings
-from ..arguments import Window
-from . import known, ops
-from .autograd import FUNCTIONS
+from . import known
+from .autograd import FUNCTIONS, Call
 from .backends.base import Ready
-from .watching import autocast_dtype, is_watched
+from .ops import READY, sampled
+from .watching import autocast_dtype, is_recorded, is_watched
+
+# Operators whose first tensor has the tokens of all queries until it is sampled.
+QUERIES = ("attend", "dot")
 
 
-def key(operands: tuple[Tensor | None, ...], asked: tuple[Any, ...]) -> tuple | None:
+def call(
+    name: str, operands: tuple[Tensor | None, ...], asked: tuple[Any, ...], check: Callable[..., tuple]
+) -> Any:
+    """The operator `name` for a caller's operands and arguments, as they came.
+
+    `check` makes of both, or refuses, what the operator takes: its tensors, where the query is not yet
+    sampled, and its other arguments.
+    """
+    key = _key(name, operands, asked)
+    ready = _find(key)
+    if ready is not None:
+        return ready(*operands)
+    tensors, rest = check(*operands, *asked)
+    is_cast = any(x is not y for x, y in zip(tensors, operands, strict=True))
+    if key is None or tensors[0].is_meta or is_cast:
+        return getattr(torch.ops.vicinal, name)(*_first_sampled(name, tensors, rest), *rest)
+    return known.keep(key, _ready(name, tensors, rest))(*operands)
+
+
+def _key(name: str, operands: tuple[Tensor | None, ...], asked: tuple[Any, ...]) -> tuple | None:
     """What decides about a call, or None where something else sees it too.
 
-    `asked` are the arguments as they came. Equal numbers of other types are other arguments.
+    Equal numbers of other types are other arguments.
     """
     found = None if is_watched() else known.geometry(operands)
     if found is None:
@@ -30,11 +55,11 @@ def key(operands: tuple[Tensor | None, ...], asked: tuple[Any, ...]) -> tuple | 
         kinds += tuple([tuple(map(type, entries)) for entries in asked])
     current = settings.current()
     narrow = None if operands[0] is None else autocast_dtype(operands[0].device.type)
-    return (*found, asked, kinds, narrow, current.backend, current.tf32)
+    return (name, *found, asked, kinds, narrow, current.backend, current.tf32)
 
 
-def find(key: tuple | None) -> Ready | None:
-    """What `keep` was given for `key`, if so."""
+def _find(key: tuple | None) -> Ready | None:
+    """What was kept for `key`, if so."""
     try:
         return None if key is None else known.find(key)
     except TypeError:
@@ -42,25 +67,18 @@ def find(key: tuple | None) -> Ready | None:
         return None
 
 
-def keep(key: tuple, operands: tuple[Any, ...], window: Window, rest: tuple) -> Ready:
-    """What computes attention of operands like these; `find` answers with it from now on.
-
-    `rest` are the last arguments of the operator `attend`.
-    """
-    steps, gradients = window[4], rest[1]
-    ready = ops.ready_attend((ops.sampled(operands[0], steps), *operands[1:]), (*window, *rest))
-    if gradients:
-        ready = _recorded(ready, (*window, *rest))
-    if any(step > 1 for step in steps):
-        ready = _of_samples(ready, steps)
-    return known.keep(key, ready)
+def _ready(name: str, operands: tuple, rest: tuple) -> Ready:
+    """What computes the operator for operands like these, recorded if these are."""
+    ready = READY[name](_first_sampled(name, operands, rest), rest)
+    if is_recorded(operands):
+        ready = partial(FUNCTIONS[name].apply, Call(ready, rest))
+    steps = rest[4]
+    if name in QUERIES and any(step > 1 for step in steps):
+        run = ready
+        ready = lambda query, *others: run(sampled(query, steps), *others)  # noqa: E731
+    return ready
 
 
-def _recorded(ready: Ready, rest: tuple) -> Ready:
-    compute = lambda *given: ready(*given[:6])  # noqa: E731
-    function = FUNCTIONS["attend"]
-    return lambda *operands: function.apply(compute, *operands, *rest)
-
-
-def _of_samples(ready: Ready, steps: tuple[int, ...]) -> Ready:
-    return lambda query, *others: ready(ops.sampled(query, steps), *others)
+def _first_sampled(name: str, tensors: tuple, rest: tuple) -> tuple:
+    """`tensors`, with a query sampled as the window, at the head of `rest`, says."""
+    return (sampled(tensors[0], rest[4]), *tensors[1:]) if name in QUERIES else tensors
