@@ -20,14 +20,12 @@ from itertools import product
 from math import prod
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from vicinal import Axis, Problem
-from vicinal.torch import na2d
 from vicinal.torch.backends import hopper, triton
 from vicinal.torch.backends.base import Operands
 
@@ -94,16 +92,28 @@ def sets_of(p, seed=0):
     return [tuple(make() for _ in range(4)) for _ in range(count)]
 
 
-def error(p, operands, out, lse, grads, scale):
-    """Largest error of sampled rows, each relative to the largest exact value."""
-    query, key, value, grad_out = operands
-    chance, worst = random.Random(0), 0.0
+def sampled(p):
+    """Tokens at borders and between, each with what picks rows of tensors, its keys and its queries."""
+    chance = random.Random(0)
     for _ in range(SAMPLES):
         batch, head = chance.randrange(p.batch), chance.randrange(p.heads)
         at = [chance.choice((0, length - 1, chance.randrange(length))) for length in p.lengths]
-        pick = lambda x, spans: rows(x[batch, ..., head, :], spans)  # noqa: B023, E731
-        here = [range(i, i + 1) for i in at]
+        pick = lambda x, spans, b=batch, h=head: rows(x[b, ..., h, :], spans)  # noqa: E731
         keys = [axis.keys(i) for axis, i in zip(p.axes, at, strict=True)]
+        seers = [axis.queries(i) for axis, i in zip(p.axes, at, strict=True)]
+        yield at, pick, [range(i, i + 1) for i in at], keys, seers
+
+
+def relative(pairs):
+    """Largest error of any, relative to its largest exact value."""
+    return max(float((x - y).abs().max() / y.abs().max()) for x, y in pairs)
+
+
+def error(p, operands, out, lse, grads, scale):
+    """Largest error of sampled rows, each relative to the largest exact value."""
+    query, key, value, grad_out = operands
+    worst = 0.0
+    for _, pick, here, keys, seers in sampled(p):
         q, k, v, g = pick(query, here), pick(key, keys), pick(value, keys), pick(grad_out, here)
         scores = scale * q @ k.T
         weights = scores.softmax(-1)
@@ -113,40 +123,33 @@ def error(p, operands, out, lse, grads, scale):
             (pick(lse.unsqueeze(-1), here), scores.logsumexp(-1, True)),
             (pick(grads.query, here), scale * slope @ k),
         ]
-        seers = [axis.queries(i) for axis, i in zip(p.axes, at, strict=True)]
         q, g, o, level = (pick(x, seers) for x in (query, grad_out, out, lse.unsqueeze(-1)))
         weights = (scale * q @ pick(key, here).T - level).exp()
         slope = weights * (g @ pick(value, here).T - (g * o).sum(-1, keepdim=True))
         found += [(pick(grads.key, here), scale * slope.T @ q), (pick(grads.value, here), weights.T @ g)]
-        worst = max([worst, *(float((x - y).abs().max() / y.abs().max()) for x, y in found)])
+        worst = max(worst, relative(found))
     return worst
 
 
 def walk_error(p, operands, weights, mixed, back):
     """As `error`, of the walks."""
-    (x, y), slots = operands, prod(p.window)
-    chance, worst = random.Random(0), 0.0
-    for _ in range(SAMPLES):
-        batch, head = chance.randrange(p.batch), chance.randrange(p.heads)
-        at = [chance.choice((0, length - 1, chance.randrange(length))) for length in p.lengths]
-        pick = lambda t, spans: rows(t[batch, ..., head, :], spans)  # noqa: B023, E731
-        here = [range(i, i + 1) for i in at]
-        keys = pick(y, [axis.keys(i) for axis, i in zip(p.axes, at, strict=True)])
-        found = [
-            (pick(weights, here), pick(x, here) @ keys.T),
-            (pick(mixed, here), pick(weights, here) @ keys),
-        ]
-        seers = [axis.queries(i) for axis, i in zip(p.axes, at, strict=True)]
+    (x, y), slots, worst = operands, prod(p.window), 0.0
+    for at, pick, here, keys, seers in sampled(p):
+        k = pick(y, keys)
         slot = [
             sum(
-                axis.keys(q).index(k) * prod(p.window[place + 1 :])
-                for place, (axis, q, k) in enumerate(zip(p.axes, query, at, strict=True))
+                axis.keys(q).index(j) * prod(p.window[place + 1 :])
+                for place, (axis, q, j) in enumerate(zip(p.axes, query, at, strict=True))
             )
             for query in product(*seers)
         ]
         each = pick(weights, seers).reshape(-1, slots)[range(len(slot)), slot]
-        found += [(pick(back, here), each[None] @ pick(x, seers))]
-        worst = max([worst, *(float((a - b).abs().max() / b.abs().max()) for a, b in found)])
+        found = [
+            (pick(weights, here), pick(x, here) @ k.T),
+            (pick(mixed, here), pick(weights, here) @ k),
+            (pick(back, here), each[None] @ pick(x, seers)),
+        ]
+        worst = max(worst, relative(found))
     return worst
 
 
@@ -243,19 +246,6 @@ def elapsed(function, repeats=5, enough=1e5):
     return median(times[2:])
 
 
-def host_time(function, calls=200):
-    """Microseconds the host spends on a call; the queue stays short where the GPU is faster."""
-    for _ in range(20):
-        function()
-    torch.cuda.synchronize()
-    start = perf_counter()
-    for _ in range(calls):
-        function()
-    spent = (perf_counter() - start) / calls * 1e6
-    torch.cuda.synchronize()
-    return spent
-
-
 def bandwidth():
     """Bytes read and written a second by a large copy: a kernel's, which is faster than the driver's."""
     source = torch.randn(1 << 28, device="cuda")
@@ -318,20 +308,6 @@ def line(row):
     return f"{row['name']:30}" + "".join(f"{cell:>16}" for cell in cells)
 
 
-def hosts(backend):
-    """Microseconds the host spends on a forward call: the backend's, and the public function's."""
-    small = problem((8, 8), 7, 1, 1, 32)
-    if backend.refusal(small) is not None:
-        return {}
-    (query, key, value, _), *_ = sets_of(small)
-    public = partial(na2d, query, key, value, 7, backend=backend.name)
-    found = {"host_backend_us": host_time(lambda: backend.attend(small, Operands(query, key, value), 0.2))}
-    found["host_us"] = host_time(public)
-    query.requires_grad_()
-    found["host_recorded_us"] = host_time(public)
-    return found
-
-
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--backend", choices=BACKENDS, default="triton")
@@ -341,7 +317,7 @@ def main():
     wanted = options.parse_args()
     backend, copy = BACKENDS[wanted.backend], bandwidth()
     machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "backend": wanted.backend}
-    machine |= {"triton": sys.modules["triton"].__version__, "copy_bytes_per_second": copy, **hosts(backend)}
+    machine |= {"triton": sys.modules["triton"].__version__, "copy_bytes_per_second": copy}
     print(json.dumps(machine))
     print(f"{'':30}" + "".join(f"{column:>16}" for column in (*COLUMNS, "error")), flush=True)
     found = []
