@@ -20,11 +20,11 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.autograd.function import _SingleLevelFunction
 
 from .. import settings
-from . import composite, dense, known
-from . import ops as kernels
+from . import composite, dense
 from .composite import Pair, Parts, Walks
+from .known import call
 from .ops import LIBRARY, SCHEMAS, accumulating
-from .watching import is_recorded, is_transformed, is_watched
+from .watching import is_recorded, is_transformed
 
 ops = torch.ops.vicinal
 
@@ -113,20 +113,6 @@ def fixed(window: Sequence, backend: str | None, tf32: bool | None) -> tuple[tup
     current = settings.current()
     run = current.backend if backend is None else backend, current.tf32 if tf32 is None else tf32
     return tuple(map(tuple, window)), run
-
-
-def call(name: str, tensors: tuple[Any, ...], *rest: Any) -> Any:
-    """The operator `name`; beside the dispatcher where nobody watches, with None for an empty tensor."""
-    found = None if is_watched() else known.geometry(tensors)
-    if found is None or found[1]:
-        return getattr(ops, name)(*tensors, *rest)
-    key = (name, found[0], rest, settings.current().backend)
-    ready = known.find(key)
-    if ready is None:
-        if tensors[0].is_meta:
-            return getattr(ops, name)(*tensors, *rest)
-        ready = known.keep(key, kernels.READY[name](tensors, rest))
-    return ready(*tensors)
 
 
 def _zeros(tensor: Tensor | None, like: Tensor | None) -> Any:

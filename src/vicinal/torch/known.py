@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
+from .. import settings
 from .backends.base import Ready
-from .watching import PLAIN
+from .ops import READY
+from .watching import PLAIN, is_watched
 
 # Many more geometries than a model has; a program that never repeats one must not grow forever.
 MOST = 4096
@@ -41,3 +43,17 @@ def keep(key: tuple, ready: Ready) -> Ready:
         _known.clear()
     _known[key] = ready
     return ready
+
+
+def call(name: str, tensors: tuple[Any, ...], *rest: Any) -> Any:
+    """The operator `name`; beside the dispatcher where nobody watches, with None for an empty tensor."""
+    found = None if is_watched() else geometry(tensors)
+    if found is None or found[1]:
+        return getattr(torch.ops.vicinal, name)(*tensors, *rest)
+    key = (name, found[0], rest, settings.current().backend)
+    ready = find(key)
+    if ready is None:
+        if tensors[0].is_meta:
+            return getattr(torch.ops.vicinal, name)(*tensors, *rest)
+        ready = keep(key, READY[name](tensors, rest))
+    return ready(*tensors)

@@ -18,7 +18,7 @@ from ..dispatch import choose, first
 from ..problem import Documents, Problem
 from ..window import Axis
 from . import dense, relative
-from .backends.base import Backend, Grads, Operands, Ready
+from .backends.base import Backend, Operands, Ready
 
 LIBRARY = torch.library.Library("vicinal", "DEF")
 
