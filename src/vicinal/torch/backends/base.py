@@ -83,9 +83,13 @@ class Backend(Protocol):
 
     def prepare_back(self, problem: Problem, tensors: tuple, scale: float, needs: Needs) -> Ready:
         """`attend_back` for tensors like these: operands, then results and the gradients of both."""
-        return lambda *given: self.attend_back(
-            problem, Operands(*given[:6]), *given[6:], scale=scale, needs=needs
-        )
+
+        def differentiate(*given: Any) -> Grads:
+            *operands, out, lse, grad_out, grad_lse = given
+            flow = grad_out, grad_lse
+            return self.attend_back(problem, Operands(*operands), out, lse, *flow, scale, needs)
+
+        return differentiate
 
     def dot(
         self, problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float
