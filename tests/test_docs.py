@@ -1,5 +1,7 @@
 """The examples of README and documentation run, page by page, and the commands they name exist."""
 
+import importlib
+import inspect
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,6 +48,22 @@ def test_commands_exist(page):
         for target in pair
         if target
     } <= targets
+
+
+@pytest.mark.parametrize("module", ["vicinal", "vicinal.torch", "vicinal.mlx"])
+def test_signatures_are_those_of_the_code(module):
+    if find_spec(module.rpartition(".")[2]) is None:
+        pytest.skip(f"needs {module.rpartition('.')[2]}")
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    section = re.search(rf"^## `{module}`$(.*?)(?=^## |\Z)", text, re.M | re.S)[1]
+    # A definition is the first thing below its heading; that of layers leaves out their names.
+    shown = re.findall(r"^### `(\w+)`.*\n\n`\w*(\([^`]*\))", section, re.M)
+    assert shown
+    for name, arguments in shown:
+        signature = inspect.signature(getattr(importlib.import_module(module), name))
+        plain = [one.replace(annotation=one.empty) for one in signature.parameters.values()]
+        wanted = str(signature.replace(parameters=plain, return_annotation=signature.empty))
+        assert " ".join(arguments.split()).replace('"', "'") == wanted, name
 
 
 def numbers(text: str) -> list[int]:
