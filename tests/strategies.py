@@ -25,7 +25,7 @@ def axes(draw, longest):
 @st.composite
 def problems(draw, dtypes=("float64", "float32"), longest=(23, 9, 5)):
     """Problems in which every option meets every other."""
-    rank = draw(st.integers(1, 3))
+    rank = draw(st.integers(1, len(longest)))
     kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 3))
     return Problem(
         tuple(draw(axes(longest[rank - 1])) for _ in range(rank)),

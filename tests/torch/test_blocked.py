@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 
 from tests import budget, oracle
 from tests.torch.problems import array, problems, window
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import arena, direct, narrow, plan
+from vicinal.torch.strips import arena, band, direct, narrow, plan
 
 ALL = (True,) * 6
 FIELDS = Operands._fields
@@ -49,6 +49,7 @@ def cotangents(out, lse, seed=1):
 
 
 def run(problem, operands, scale=0.4, needs=ALL, with_lse=True):
+    problem = replace(problem, gradients=True)
     out, lse = BLOCKED.attend(problem, operands, scale)
     grad_out, grad_lse = cotangents(out, lse)
     grads = BLOCKED.attend_back(
@@ -90,6 +91,18 @@ def check(problem, scale=0.4, seed=0, with_lse=True):
         budget.check(f"gradient of {name}", array(grad), expected, problem.dtype)
 
 
+def check_forward(problem, scale=0.4, seed=0):
+    """Output and log-sum-exp that no gradients will follow."""
+    query, operands = make(problem, seed)
+    out, lse = BLOCKED.attend(problem, operands, scale)
+    win = oracle.window(problem.rank, **window(problem))
+    answer = oracle.attend(array(query), array(operands.key), array(operands.value), win, scale)
+    assert out.is_contiguous()
+    assert lse.is_contiguous()
+    budget.check("out", array(out), answer.out, problem.dtype)
+    budget.check("lse", array(lse), answer.lse, "float64" if problem.dtype == "float64" else "float32")
+
+
 def check_walks(problem, fill=-np.inf, seed=0):
     """`dot`, `mix` and `mix_back`; slots without a key hold NaN when they are read."""
     win = oracle.window(problem.rank, **window(problem))
@@ -123,19 +136,80 @@ def test_walks_match_the_oracle_on_every_small_case(case):
     check_walks(case.problem)
 
 
-@pytest.fixture(params=[False, True], ids=["tiles", "direct"])
-def direct_path(request, monkeypatch):
-    """Forces tiles, or the direct path wherever it is possible."""
-    monkeypatch.setattr(direct, "COST", 0.0 if request.param else float("inf"))
-    direct.faster.cache_clear()
-    yield request.param
-    direct.faster.cache_clear()
+def prefer(monkeypatch, path):
+    """Forces tiles (None), or another path wherever it is possible."""
+    for other in (direct, band):
+        monkeypatch.setattr(other, "COST", 0.0 if other is path else float("inf"))
+        other.faster.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _paths():
+    """No test sees what another one preferred."""
+    yield
+    for cached in (direct.faster, band.faster, band._launches):
+        cached.cache_clear()
+
+
+@pytest.fixture(params=[None, direct], ids=["tiles", "direct"])
+def path(request, monkeypatch):
+    prefer(monkeypatch, request.param)
+    return request.param
 
 
 @pytest.mark.parametrize("case", catalog.SMALL, ids=lambda case: case.name)
-def test_both_paths_match_the_oracle(direct_path, case):
+def test_both_paths_match_the_oracle(path, case):
     check(case.problem, with_lse=False)
-    assert not direct.faster(case.problem) or direct_path
+    assert not direct.faster(case.problem) or path is direct
+
+
+BANDS = (
+    Problem((Axis(300, 33),), heads=2, kv_heads=2, dim=8, value_dim=8),
+    Problem((Axis(259, 7),), 3, 4, 2, 16, 16),
+    Problem((Axis(131, 9, stride=4, dilation=3),), 2, 3, 1, 5, 5, "float64"),
+    Problem((Axis(200, 40, causal=True, output_stride=2),), 1, 2, 2, 8, 8),
+    Problem((Axis(144, 5, dilation=24),), 1, 4, 2, 8, 8),
+    Problem((Axis(700, 601),), heads=1, kv_heads=1, dim=64, value_dim=64),
+    Problem((Axis(64, 9, 9),), heads=1, kv_heads=1, dim=4, value_dim=4),
+)
+
+
+@pytest.mark.parametrize("span", [band.SPAN, 20_000])
+@pytest.mark.parametrize("problem", BANDS, ids=str)
+def test_bands_match_the_oracle(monkeypatch, problem, span):
+    """Boxes at both ends, tiles cut off, and calls of few tiles."""
+    prefer(monkeypatch, band)
+    monkeypatch.setattr(band, "SPAN", span)
+    band._launches.cache_clear()
+    assert band.faster(problem)
+    assert not band.faster(replace(problem, gradients=True))
+    check_forward(problem)
+
+
+@given(problems(longest=(60,)))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_bands_with_every_option(monkeypatch, problem):
+    prefer(monkeypatch, band)
+    problem = replace(problem, value_dim=problem.dim, bias=False, extra=0, gradients=False)
+    assume(band.faster(problem))
+    check_forward(problem)
+
+
+def test_a_band_is_refused_where_bits_would_depend_on_threads(monkeypatch):
+    """Seven rows of seven keys: the second thread's buffer would start between vectors."""
+    prefer(monkeypatch, band)
+    assert not band.faster(Problem((Axis(7, 5),), heads=4, kv_heads=4, dim=4, value_dim=4))
+    assert band.faster(Problem((Axis(8, 5),), heads=4, kv_heads=4, dim=4, value_dim=4))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
+def test_bands_of_any_strides(monkeypatch, layout):
+    prefer(monkeypatch, band)
+    problem = Problem((Axis(43, 5, dilation=2),), 2, 4, 2, 6, 6)
+    assert band.faster(problem)
+    operands = Operands(*(restrided(x, layout) for x in make(problem)[1]))
+    plain = Operands(*(None if x is None else x.contiguous() for x in operands))
+    assert equal(BLOCKED.attend(problem, operands, 0.4), BLOCKED.attend(problem, plain, 0.4))
 
 
 @given(problems(dtypes=("float64", "float32", "bfloat16", "float16")))
@@ -155,12 +229,10 @@ def tight(request, monkeypatch):
     """Budgets so small that batches, slabs, pieces of boxes, chunks and tables all get split."""
     for name, size in zip(("PASS", "CHUNK", "TABLE"), request.param, strict=True):
         monkeypatch.setattr(plan, name, size)
-    monkeypatch.setattr(direct, "COST", float("inf"))
-    for cached in (plan.parts, direct.faster):
-        cached.cache_clear()
+    prefer(monkeypatch, None)
+    plan.parts.cache_clear()
     yield
-    for cached in (plan.parts, direct.faster):
-        cached.cache_clear()
+    plan.parts.cache_clear()
 
 
 @given(problems())
@@ -168,6 +240,12 @@ def tight(request, monkeypatch):
 def test_small_budgets_change_nothing(tight, problem):
     check(problem)
     check_walks(problem)
+
+
+@pytest.mark.parametrize("length", range(190, 230, 3))
+def test_boxes_without_a_tile_may_reach_far_past_the_axis(monkeypatch, length):
+    prefer(monkeypatch, None)
+    check(Problem((Axis(length, 3),), 3, 2, 2, 16, 16))
 
 
 @pytest.mark.parametrize("share", [1, 3])
@@ -198,7 +276,7 @@ def equal(one, other):
 
 
 BITWISE = (
-    Problem((Axis(300, 33),), heads=2, kv_heads=2, dim=8, value_dim=8),
+    Problem((Axis(300, 33),), heads=2, kv_heads=2, dim=8, value_dim=8, bias=True),
     Problem((Axis(40, 7), Axis(33, 5, dilation=2)), 2, 4, 2, 16, 16, bias=True, extra=3),
     Problem((Axis(12, 5), Axis(13, 3), Axis(14, 7)), 1, 2, 2, 8, 12, "bfloat16"),
     Problem((Axis(700, 601),), heads=1, kv_heads=1, dim=64, value_dim=64),
@@ -213,14 +291,35 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("problem", BITWISE, ids=str)
-def test_bits_do_not_depend_on_run_or_threads(problem, threads, monkeypatch):
+# One head, and rows and keys that are no whole vectors.
+ODD = (
+    Problem((Axis(17, 5),), heads=1, kv_heads=1, dim=32, value_dim=32),
+    Problem((Axis(17, 5),), 2, 3, 3, 32, 32),
+    Problem((Axis(5, 3), Axis(5, 5)), heads=4, kv_heads=4, dim=16, value_dim=16),
+    Problem((Axis(21, 7),), 2, 4, 2, 7, 7),
+)
+PATHS = [
+    (problem, path) for path, some in ((None, BITWISE), (band, BANDS), (direct, ODD)) for problem in some
+]
+
+
+@pytest.mark.parametrize("problem", ODD, ids=str)
+def test_the_direct_path_matches_the_oracle(monkeypatch, problem):
+    prefer(monkeypatch, direct)
+    assert direct.faster(problem)
+    check(problem, with_lse=False)
+
+
+@pytest.mark.parametrize(("problem", "path"), PATHS, ids=str)
+def test_bits_do_not_depend_on_run_or_threads(problem, path, threads, monkeypatch):
     monkeypatch.setattr(plan, "CHUNK", 50_000)
+    prefer(monkeypatch, path)
     _, operands = make(problem)
     results = []
     for count in (1, 1, 3):
         threads(count)
-        results.append(flat(*run(problem, operands)[:3]))
+        gradients = () if path is band else run(problem, operands, with_lse=path is None)[2]
+        results.append(flat(*BLOCKED.attend(problem, operands, 0.4), gradients))
     assert all(equal(results[0], other) for other in results[1:])
 
 
@@ -291,23 +390,24 @@ def test_one_cotangent_may_be_missing(lone):
     assert all(map(torch.allclose, some, every))
 
 
+def restrided(x, layout):
+    if x is None:
+        return None
+    if layout == "transposed":
+        return x.transpose(1, -1).contiguous().transpose(1, -1)
+    if layout == "sliced":
+        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), float("nan"))
+        wide[..., ::2] = x
+        return wide[..., ::2]
+    return x[:1].expand(x.shape)
+
+
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
 def test_any_strides(layout):
     problem = Problem((Axis(13, 5, dilation=2), Axis(9, 4)), 2, 4, 2, 6, 6)
     _, operands = make(problem)
 
-    def restride(x):
-        if x is None:
-            return None
-        if layout == "transposed":
-            return x.transpose(1, -1).contiguous().transpose(1, -1)
-        if layout == "sliced":
-            wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), float("nan"))
-            wide[..., ::2] = x
-            return wide[..., ::2]
-        return x[:1].expand(x.shape)
-
-    strided = Operands(*map(restride, operands))
+    strided = Operands(*(restrided(x, layout) for x in operands))
     plain = Operands(*(None if x is None else x.contiguous() for x in strided))
     assert equal(flat(*run(problem, strided)[:3]), flat(*run(problem, plain)[:3]))
 

@@ -13,21 +13,20 @@ from hypothesis import HealthCheck, given, settings
 
 from tests import budget, oracle
 from tests.torch.problems import array, problems, window
-from tests.torch.test_blocked import BITWISE, check, equal, flat, make, run
+from tests.torch.test_blocked import BITWISE, check, equal, flat, make, prefer, run
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import arena, direct, forward, fresh, plan, ring, rows
+from vicinal.torch.strips import arena, band, direct, forward, fresh, plan, ring, rows
 from vicinal.torch.strips.residues import residues
 
 
 @pytest.fixture(autouse=True)
 def _tiles(monkeypatch):
     """Small problems take tiles too."""
-    monkeypatch.setattr(direct, "COST", float("inf"))
-    for cached in (plan.parts, direct.faster):
-        cached.cache_clear()
+    prefer(monkeypatch, None)
+    plan.parts.cache_clear()
     yield
-    for cached in (plan.parts, direct.faster):
+    for cached in (plan.parts, direct.faster, band.faster):
         cached.cache_clear()
 
 

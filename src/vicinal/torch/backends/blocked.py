@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ...problem import ONE_DTYPE, SHAPE_BY_SHAPE, Problem
-from .base import Backend, Grads, Needs, Operands
+from .base import Backend, Grads, Needs, Operands, Ready
 
 
 class Blocked(Backend):
@@ -22,6 +22,13 @@ class Blocked(Backend):
 
         run = forward if problem.documents is None else documents
         return run.attend(problem, operands, scale)
+
+    def prepare(self, problem: Problem, operands: Operands, scale: float) -> Ready:
+        from ..strips import forward
+
+        if problem.documents is not None:
+            return super().prepare(problem, operands, scale)
+        return forward.prepare(problem, operands, scale)
 
     def attend_back(
         self,

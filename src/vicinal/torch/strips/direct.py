@@ -5,13 +5,14 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...problem import Problem
-from ..backends.base import Grads, Operands
+from ..backends.base import Grads, Operands, Ready
 from ..dense import unit_stride
 from .arena import Like
 from .plan import Part, estimate, product_cost, whole
-from .scores import Additive
+from .scores import HIDDEN, Additive
 
 aten = torch.ops.aten
 
@@ -35,21 +36,28 @@ def faster(problem: Problem, back: bool = False) -> bool:
     return COST * cost < estimate(problem, back)
 
 
-def attend(problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
-    query, key, value, bias = operands[:4]
-    part = whole(problem)
+def prepare(problem: Problem, operands: Operands, scale: float) -> Ready:
+    """What computes attention of operands like these."""
+    part, kernel = whole(problem), aten._scaled_dot_product_flash_attention_for_cpu.default
     assert part is not None
-    mask = _mask(part, bias, query)
-    out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-        _fold(part, query),
-        _columns(key),
-        _columns(value),
-        0.0,
-        False,
-        attn_mask=mask,
-        scale=scale,
-    )
-    return _unfold(part, out, query.shape), _unfold(part, lse.unsqueeze(-1), query.shape).squeeze(-1)
+    more, alone, shape = _more(problem, part), _alone(problem), operands.query.shape
+    fixed = None if problem.bias else pad(_mask(part, None, operands.query), (0, more), value=HIDDEN)
+
+    def run(
+        query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, *_: None
+    ) -> tuple[Tensor, Tensor]:
+        mask = pad(_mask(part, bias, query), (0, more), value=HIDDEN) if fixed is None else fixed
+        boxes = [_fold(part, query), _columns(key), _columns(value)]
+        if more:
+            boxes[1:] = (pad(x, (0, 0, 0, more)) for x in boxes[1:])
+        if alone:
+            boxes = [_twice(x) for x in boxes]
+        out, lse = kernel(*boxes, 0.0, False, attn_mask=mask, scale=scale)
+        if alone:
+            out, lse = out[:1], lse[:1]
+        return _unfold(part, out, shape), _unfold(part, lse.unsqueeze(-1), shape).squeeze(-1)
+
+    return run
 
 
 def attend_back(
@@ -62,11 +70,36 @@ def attend_back(
     grad, rows, result = (_fold(part, x) for x in (grad_out, query, out))
     level = _fold(part, lse.unsqueeze(-1)).squeeze(-1).contiguous()
     saved = (grad, rows, _columns(key), _columns(value), result, level)
+    if _alone(problem):
+        saved = map(_twice, saved)
     dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
         *saved, 0.0, False, attn_mask=mask, scale=scale
     )
+    dq, dk, dv = (x[: query.shape[0]] for x in (dq, dk, dv))
     columns = (x.transpose(1, 2).reshape(key.shape) for x in (dk, dv))
     return Grads(_unfold(part, dq, query.shape), *columns)
+
+
+def _alone(problem: Problem) -> bool:
+    """Whether PyTorch would leave all to the threads of the BLAS, on which bits would depend: then it is
+    computed twice."""
+    return problem.batch * problem.kv_heads == 1
+
+
+def _twice(x: Tensor) -> Tensor:
+    return x.expand(2, *x.shape[1:])
+
+
+def _more(problem: Problem, part: Part) -> int:
+    """Hidden keys with which the buffers of all of the kernel's threads start at whole vectors."""
+    keys, dim = prod(problem.lengths), problem.dim
+    return 0 if is_aligned(part.rows, keys, dim) else -(keys + 2 + dim) % 4
+
+
+def is_aligned(rows: int, keys: int, dim: int) -> bool:
+    """Whether the buffers of all of the kernel's threads start at whole vectors of 16 bytes: the BLAS rounds
+    otherwise elsewhere."""
+    return min(rows, 32) * (min(keys, 512) + 2 + dim) % 4 == 0
 
 
 def _mask(part: Part, bias: Tensor | None, query: Tensor) -> Tensor:
@@ -88,6 +121,8 @@ def _fold(part: Part, x: Tensor) -> Tensor:
 
 
 def _unfold(part: Part, x: Tensor, shape: torch.Size) -> Tensor:
+    if part.share == 1:
+        return x.transpose(1, 2).reshape(*shape[:-1], x.shape[-1]).contiguous()
     x = x.unflatten(2, (part.share, -1)).permute(0, 3, 1, 2, 4)
     return x.reshape(*shape[:-1], x.shape[-1]).contiguous()
 

@@ -1,14 +1,15 @@
 """Fused attention on strips, forward."""
 
 from math import isfinite, isnan
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..backends.base import Operands
-from . import direct, fresh, narrow, plan
+from ..backends.base import Operands, Ready
+from . import band, direct, fresh, narrow, plan
 from .arena import Like, keep, sheet, trim
 from .call import LOG2E, Call, accumulating, chunk, columns_of, rows_of
 from .layout import Strips, chunks, cut
@@ -30,11 +31,33 @@ def attend(
     problem: Problem, operands: Operands, scale: float, into: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp, written `into` tensors where there are some."""
-    if direct.faster(problem) and operands.query.numel():
-        found = direct.attend(problem, operands, scale)
-        if into is None:
-            return found
-        return into[0].copy_(found[0]), into[1].copy_(found[1])
+    path = _path(problem, operands)
+    if path is None:
+        return _attend(problem, operands, scale, into)
+    found = path.prepare(problem, operands, scale)(*operands)
+    if into is None:
+        return found
+    return into[0].copy_(found[0]), into[1].copy_(found[1])
+
+
+def prepare(problem: Problem, operands: Operands, scale: float) -> Ready:
+    """What computes attention of operands like these."""
+    path = _path(problem, operands)
+    if path is None:
+        return lambda *given: _attend(problem, Operands(*given), scale, None)
+    return path.prepare(problem, operands, scale)
+
+
+def _path(problem: Problem, operands: Operands) -> ModuleType | None:
+    """What takes less time than strips, if anything."""
+    if not operands.query.numel() * operands.value.numel():
+        return None
+    return next((path for path in (direct, band) if path.faster(problem)), None)
+
+
+def _attend(
+    problem: Problem, operands: Operands, scale: float, into: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
     out, lse = into or _blank(operands)
     if out.numel() == 0:
         return out, lse

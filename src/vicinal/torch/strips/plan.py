@@ -14,7 +14,7 @@ from torch import Tensor
 from ... import tiling
 from ...problem import Problem
 from .residues import Residue, residues
-from .ring import Ring, Table, rings, table
+from .ring import SINGLE, WHOLES, Ring, Table, Unit, rings, table
 
 PASS = 12 << 20
 """Bytes of strips and tiles in one pass: a share of the last-level cache, and half of what scratch may
@@ -210,7 +210,7 @@ def parts(problem: Problem, back: bool = False) -> tuple[Part, ...]:
     itemsize = 8 if problem.dtype == "float64" else 4
     tile = _tile(problem, back).rows
     per_axis = [
-        list(zip(residues(axis), rings(axis, side, problem.rank == 1), strict=True))
+        list(zip(residues(axis), rings(axis, side, _units(problem)), strict=True))
         for axis, side in zip(problem.axes, tile, strict=True)
     ]
     share = problem.heads // problem.kv_heads
@@ -287,9 +287,7 @@ def _tile(problem: Problem, back: bool) -> tiling.Plan:
     options = []
     for rows in product(*sides):
         axes = zip(problem.axes, rows, strict=True)
-        widths = tuple(
-            max(ring.width for ring in rings(axis, side, problem.rank == 1)) for axis, side in axes
-        )
+        widths = tuple(max(ring.width for ring in rings(axis, side, _units(problem))) for axis, side in axes)
         height = share * prod(rows)
         least = rows == tuple(side[0] for side in sides)
         if least or (height <= 512 and height * prod(widths) <= SCORES):
@@ -299,6 +297,10 @@ def _tile(problem: Problem, back: bool) -> tiling.Plan:
         return _cost(problem, rows, columns, counts, load(problem, back), share, back)
 
     return tiling.best(problem, options, cost)
+
+
+def _units(problem: Problem) -> tuple[Unit, ...]:
+    return SINGLE if problem.rank == 1 else WHOLES
 
 
 def _sides(outputs: int, period: int) -> list[int]:
@@ -318,7 +320,7 @@ def _cost(
 ) -> float:
     """Nanoseconds for one key/value head on one core; what matters is the ratio between tiles."""
     height, width = share * prod(rows), prod(columns)
-    first = max(rings(problem.axes[0], rows[0], problem.rank == 1), key=lambda ring: ring.tiles)
+    first = max(rings(problem.axes[0], rows[0], _units(problem)), key=lambda ring: ring.tiles)
     tiles = counts.tiles
     product = product_cost(problem, height, width)
     # Backward, five products for two, and strips that are read and written where forward writes tiles.

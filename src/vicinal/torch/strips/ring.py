@@ -20,11 +20,14 @@ from ...window import Axis
 from .residues import Residue, residues
 
 CPU = torch.device("cpu")
-WHOLES = 16, 32
+Unit = tuple[int, int]
 """Keys that matrix products take at a time, and the share of a box that it may grow by to be whole, and so
 faster."""
-HALVES = 8, 6
-"""The same of the short boxes of a single axis."""
+WHOLES: tuple[Unit, ...] = ((16, 32),)
+SINGLE: tuple[Unit, ...] = ((8, 6), *WHOLES)
+"""Of the short boxes of a single axis."""
+FUSED: tuple[Unit, ...] = ((16, 1),)
+"""Of the fused kernel, whose loops take as many scores at a time."""
 
 
 class Ring(NamedTuple):
@@ -48,13 +51,13 @@ class Ring(NamedTuple):
 
 
 @lru_cache(4096)
-def rings(axis: Axis, tile: int, alone: bool = False) -> tuple[Ring, ...]:
-    """One ring for each of the axis' residues; `alone` where no other axis multiplies the keys of a box."""
+def rings(axis: Axis, tile: int, units: tuple[Unit, ...] = WHOLES) -> tuple[Ring, ...]:
+    """One ring for each of the axis' residues, boxes whole in the last of `units` that they can be."""
     pace = axis.output_stride // gcd(axis.dilation, axis.output_stride)
-    return tuple(_ring(residue, tile, pace, alone) for residue in residues(axis))
+    return tuple(_ring(residue, tile, pace, units) for residue in residues(axis))
 
 
-def _ring(residue: Residue, tile: int, pace: int, alone: bool) -> Ring:
+def _ring(residue: Residue, tile: int, pace: int, units: tuple[Unit, ...]) -> Ring:
     """The narrowest ring; a row moves its window by `pace` columns."""
     rows, columns = len(residue.rows), len(residue.columns)
     tile = min(tile, rows)
@@ -70,7 +73,7 @@ def _ring(residue: Residue, tile: int, pace: int, alone: bool) -> Ring:
             narrow = middle + 1
         else:
             wide = middle
-    for unit, share in (HALVES, WHOLES) if alone else (WHOLES,):
+    for unit, share in units:
         whole = -(-wide // unit) * unit
         if whole <= min(wide + wide // share, columns) and shift(whole) is not None:
             wide = whole
