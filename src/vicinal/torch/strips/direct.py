@@ -41,6 +41,7 @@ def prepare(problem: Problem, operands: Operands, scale: float) -> Ready:
     part, kernel = whole(problem), aten._scaled_dot_product_flash_attention_for_cpu.default
     assert part is not None
     more, alone, shape = _more(problem, part), _alone(problem), operands.query.shape
+    rows = shape[:-1]
     fixed = None if problem.bias else pad(_mask(part, None, operands.query), (0, more), value=HIDDEN)
 
     def run(
@@ -55,7 +56,7 @@ def prepare(problem: Problem, operands: Operands, scale: float) -> Ready:
         out, lse = kernel(*boxes, 0.0, False, attn_mask=mask, scale=scale)
         if alone:
             out, lse = out[:1], lse[:1]
-        return _unfold(part, out, shape), _unfold(part, lse.unsqueeze(-1), shape).squeeze(-1)
+        return _unfold(part, out, shape), _unfold(part, lse, rows)
 
     return run
 
@@ -121,10 +122,11 @@ def _fold(part: Part, x: Tensor) -> Tensor:
 
 
 def _unfold(part: Part, x: Tensor, shape: torch.Size) -> Tensor:
+    """The way back from `_fold`, with or without the last axis."""
     if part.share == 1:
-        return x.transpose(1, 2).reshape(*shape[:-1], x.shape[-1]).contiguous()
-    x = x.unflatten(2, (part.share, -1)).permute(0, 3, 1, 2, 4)
-    return x.reshape(*shape[:-1], x.shape[-1]).contiguous()
+        return x.transpose(1, 2).reshape(shape).contiguous()
+    # `[batch, rows, kv_heads, share, ...]`
+    return x.unflatten(2, (part.share, -1)).movedim((3, 1), (1, 2)).reshape(shape).contiguous()
 
 
 def _columns(x: Tensor) -> Tensor:

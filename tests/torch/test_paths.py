@@ -1,0 +1,170 @@
+"""`blocked` chooses strips or PyTorch's fused kernel: every path is right, and the same to the bit in any
+thread."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+
+from tests import budget, oracle
+from tests.torch.problems import array, problems, window
+from tests.torch.test_blocked import BITWISE, check, equal, flat, make, prefer, restrided, run
+from vicinal import Axis, Problem, catalog
+from vicinal.torch.backends.base import Operands
+from vicinal.torch.backends.blocked import BLOCKED
+from vicinal.torch.strips import band, direct, plan
+
+
+@pytest.fixture(autouse=True)
+def _paths():
+    """No test sees what another one preferred."""
+    yield
+    for cached in (direct.faster, band.faster, band._launches):
+        cached.cache_clear()
+
+
+def check_forward(problem, scale=0.4, seed=0):
+    """Output and log-sum-exp that no gradients will follow."""
+    query, operands = make(problem, seed)
+    out, lse = BLOCKED.attend(problem, operands, scale)
+    win = oracle.window(problem.rank, **window(problem))
+    answer = oracle.attend(array(query), array(operands.key), array(operands.value), win, scale)
+    assert out.is_contiguous()
+    assert lse.is_contiguous()
+    budget.check("out", array(out), answer.out, problem.dtype)
+    budget.check("lse", array(lse), answer.lse, "float64" if problem.dtype == "float64" else "float32")
+
+
+@pytest.fixture(params=[None, direct], ids=["tiles", "direct"])
+def path(request, monkeypatch):
+    prefer(monkeypatch, request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("case", catalog.SMALL, ids=lambda case: case.name)
+def test_both_paths_match_the_oracle(path, case):
+    check(case.problem, with_lse=False)
+    assert not direct.faster(case.problem) or path is direct
+
+
+BANDS = (
+    Problem((Axis(300, 33),), heads=2, kv_heads=2, dim=8, value_dim=8),
+    Problem((Axis(259, 7),), 3, 4, 2, 16, 16),
+    Problem((Axis(131, 9, stride=4, dilation=3),), 2, 3, 1, 5, 5, "float64"),
+    Problem((Axis(200, 40, causal=True, output_stride=2),), 1, 2, 2, 8, 8),
+    Problem((Axis(144, 5, dilation=24),), 1, 4, 2, 8, 8),
+    Problem((Axis(700, 601),), heads=1, kv_heads=1, dim=64, value_dim=64),
+    Problem((Axis(64, 9, 9),), heads=1, kv_heads=1, dim=4, value_dim=4),
+)
+
+
+@pytest.mark.parametrize("span", [band.SPAN, 20_000])
+@pytest.mark.parametrize("problem", BANDS, ids=str)
+def test_bands_match_the_oracle(monkeypatch, problem, span):
+    """Boxes at both ends, tiles cut off, and calls of few tiles."""
+    prefer(monkeypatch, band)
+    monkeypatch.setattr(band, "SPAN", span)
+    band._launches.cache_clear()
+    assert band.faster(problem)
+    assert not band.faster(replace(problem, gradients=True))
+    check_forward(problem)
+
+
+@given(problems(longest=(60,)))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_bands_with_every_option(monkeypatch, problem):
+    prefer(monkeypatch, band)
+    problem = replace(problem, value_dim=problem.dim, bias=False, extra=0, gradients=False)
+    assume(band.faster(problem))
+    check_forward(problem)
+
+
+def test_a_band_is_refused_where_bits_would_depend_on_threads(monkeypatch):
+    """Seven rows of seven keys: the second thread's buffer would start between vectors."""
+    prefer(monkeypatch, band)
+    assert not band.faster(Problem((Axis(7, 5),), heads=4, kv_heads=4, dim=4, value_dim=4))
+    assert band.faster(Problem((Axis(8, 5),), heads=4, kv_heads=4, dim=4, value_dim=4))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
+def test_bands_of_any_strides(monkeypatch, layout):
+    prefer(monkeypatch, band)
+    problem = Problem((Axis(43, 5, dilation=2),), 2, 4, 2, 6, 6)
+    assert band.faster(problem)
+    operands = Operands(*(restrided(x, layout) for x in make(problem)[1]))
+    plain = Operands(*(None if x is None else x.contiguous() for x in operands))
+    assert equal(BLOCKED.attend(problem, operands, 0.4), BLOCKED.attend(problem, plain, 0.4))
+
+
+@pytest.mark.parametrize("length", range(190, 230, 3))
+def test_boxes_without_a_tile_may_reach_far_past_the_axis(monkeypatch, length):
+    prefer(monkeypatch, None)
+    check(Problem((Axis(length, 3),), 3, 2, 2, 16, 16))
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads; the number before comes back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# One head, and rows and keys that are no whole vectors.
+ODD = (
+    Problem((Axis(17, 5),), heads=1, kv_heads=1, dim=32, value_dim=32),
+    Problem((Axis(17, 5),), 2, 3, 3, 32, 32),
+    Problem((Axis(5, 3), Axis(5, 5)), heads=4, kv_heads=4, dim=16, value_dim=16),
+    Problem((Axis(21, 7),), 2, 4, 2, 7, 7),
+)
+PATHS = [
+    (problem, path)
+    for path, some in ((None, BITWISE + ODD), (band, BANDS), (direct, ODD))
+    for problem in some
+]
+
+
+@pytest.mark.parametrize("problem", ODD, ids=str)
+def test_the_direct_path_matches_the_oracle(monkeypatch, problem):
+    prefer(monkeypatch, direct)
+    assert direct.faster(problem)
+    check(problem, with_lse=False)
+
+
+@pytest.mark.parametrize(("problem", "path"), PATHS, ids=str)
+def test_bits_do_not_depend_on_run_or_threads(problem, path, threads, monkeypatch):
+    monkeypatch.setattr(plan, "CHUNK", 50_000)
+    prefer(monkeypatch, path)
+    _, operands = make(problem)
+    results = []
+    for count in (1, 1, 3):
+        threads(count)
+        gradients = () if path is band else run(problem, operands, with_lse=path is None)[2]
+        results.append(flat(*BLOCKED.attend(problem, operands, 0.4), gradients))
+    assert all(equal(results[0], other) for other in results[1:])
+
+
+def test_python_threads_do_not_share_scratch():
+    problem = Problem((Axis(30, 7), Axis(31, 5)), 1, 2, 2, 8, 8)
+    inputs = [make(problem, seed)[1] for seed in range(4)]
+    alone = [flat(*run(problem, operands)[:3]) for operands in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: flat(*run(problem, inputs[i % 4])[:3]), range(40)))
+    assert all(equal(alone[i % 4], found) for i, found in enumerate(together))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_computes_the_same(threads):
+    threads(1)
+    problem = Problem((Axis(30, 7), Axis(31, 5)), 1, 2, 2, 8, 8)
+    _, operands = make(problem)
+    before = flat(*run(problem, operands)[:3])
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if equal(before, flat(*run(problem, operands)[:3])) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert equal(before, flat(*run(problem, operands)[:3]))
