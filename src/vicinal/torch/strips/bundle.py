@@ -21,7 +21,7 @@ from ..ops import sampled
 from . import plan
 from .plan import Part, Pass
 from .residues import Residue, columns_view, residues, rows_view
-from .ring import CPU, Ring, Table, rings, table, widened
+from .ring import CPU, Ring, Table, Unit, rings, table, widened
 
 SMALL = 1 << 20
 """Bytes of the operands and the output of a document that alone is too little for a pass."""
@@ -193,7 +193,7 @@ def _parts(problem: Problem, small: Sequence[Group], back: bool) -> dict[Group, 
     axes = {group: arguments.axes(group.shape, group.window) for group in small}
     tile = _tile(problem, small, back)
     per_axis = [
-        _ringed({axes[group][place] for group in small}, whole, tile[place], problem.rank == 1)
+        _ringed({axes[group][place] for group in small}, whole, tile[place], plan.units(problem))
         for place, whole in enumerate(problem.axes)
     ]
     return {
@@ -215,10 +215,10 @@ def _tile(problem: Problem, small: Sequence[Group], back: bool) -> tuple[int, ..
 Chosen = tuple[Residue, Ring, Table]
 
 
-def _ringed(axes: set[Axis], whole: Axis, tile: int, alone: bool) -> dict[Axis, list[Chosen]]:
+def _ringed(axes: set[Axis], whole: Axis, tile: int, units: tuple[Unit, ...]) -> dict[Axis, list[Chosen]]:
     """What sets the dilation groups of every axis apart: boxes are as wide as the widest, classes are of all
     tiles. `whole` has the window before it was clipped, whose relative positions are meant."""
-    least = max(ring.width for axis in axes for ring in rings(axis, tile, alone))
+    least = max(ring.width for axis in axes for ring in rings(axis, tile, units))
     width = next(w for w in count(least) if all(widened(axis, tile, w) for axis in axes))
     found: dict[Axis, list[Chosen]] = {}
     for axis in axes:

@@ -215,7 +215,7 @@ def parts(problem: Problem, back: bool = False) -> tuple[Part, ...]:
     itemsize = 8 if problem.dtype == "float64" else 4
     tile = _tile(problem, back).rows
     per_axis = [
-        list(zip(residues(axis), rings(axis, side, _units(problem)), strict=True))
+        list(zip(residues(axis), rings(axis, side, units(problem)), strict=True))
         for axis, side in zip(problem.axes, tile, strict=True)
     ]
     share = problem.heads // problem.kv_heads
@@ -292,7 +292,7 @@ def _tile(problem: Problem, back: bool) -> tiling.Plan:
     options = []
     for rows in product(*sides):
         axes = zip(problem.axes, rows, strict=True)
-        widths = tuple(max(ring.width for ring in rings(axis, side, _units(problem))) for axis, side in axes)
+        widths = tuple(max(ring.width for ring in rings(axis, side, units(problem))) for axis, side in axes)
         height = share * prod(rows)
         least = rows == tuple(side[0] for side in sides)
         if least or (height <= 512 and height * prod(widths) <= SCORES):
@@ -304,7 +304,8 @@ def _tile(problem: Problem, back: bool) -> tiling.Plan:
     return tiling.best(problem, options, cost)
 
 
-def _units(problem: Problem) -> tuple[Unit, ...]:
+def units(problem: Problem) -> tuple[Unit, ...]:
+    """What boxes are whole in."""
     return SINGLE if problem.rank == 1 else WHOLES
 
 
@@ -325,7 +326,7 @@ def _cost(
 ) -> float:
     """Nanoseconds for one key/value head on one core; what matters is the ratio between tiles."""
     height, width = share * prod(rows), prod(columns)
-    first = max(rings(problem.axes[0], rows[0], _units(problem)), key=lambda ring: ring.tiles)
+    first = max(rings(problem.axes[0], rows[0], units(problem)), key=lambda ring: ring.tiles)
     tiles = counts.tiles
     product = product_cost(problem, height, width)
     # Backward, five products for two, and strips that are read and written where forward writes tiles.
