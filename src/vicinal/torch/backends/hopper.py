@@ -11,6 +11,7 @@ from .base import Grads, Needs, Operands, Ready
 
 # Predicted time over that of `triton`, above which it is left to that; predictions are off by a tenth.
 SLOWDOWN = 1.1
+WAY_OUT = "so pass backend='triton' or None"
 # Gluon is an experimental interface; these releases have the one that the kernels are written for.
 VERSIONS = ("3.6",)
 
@@ -127,9 +128,10 @@ def _slower(problem: Problem) -> str | None:
         return None
     slowdown = crossover.slowdown(problem)
     if slowdown == float("inf"):
-        return "the window is small: `triton` sweeps over it"
+        return f"the window is small: `triton` sweeps over it, {WAY_OUT}"
     if slowdown > SLOWDOWN:
-        return f"is predicted to take {slowdown:.2f} times as long as `triton`, whose tiles are smaller"
+        times = f"{slowdown:.2f} times as long as `triton`"
+        return f"is predicted to take {times}, whose tiles are smaller, {WAY_OUT}"
     return None
 
 
