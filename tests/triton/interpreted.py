@@ -22,16 +22,23 @@ def sampled(problem):
     return (slice(None), *(slice(None, None, axis.output_stride) for axis in problem.axes))
 
 
+def amid_nans(x):
+    """`x` amid NaN: what reads outside shows, even under a weight of 0."""
+    memory = x.new_full((3, *x.shape), float("nan"))
+    memory[1] = x
+    return memory[1]
+
+
 def operands(problem, seed):
     """Operands of the public function, and as a backend gets them, none of them contiguous."""
     tensors = make.operands(problem, seed, gradients=False)
-    strided = {name: torch.stack([x, x], -2)[..., 0, :] for name, x in tensors.items()}
+    strided = {name: amid_nans(torch.stack([x, x], -2))[..., 0, :] for name, x in tensors.items()}
     strided["query"] = strided["query"][sampled(problem)]
     return tensors, Operands(**strided)
 
 
 def noise(shape, seed, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return amid_nans(torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype))
 
 
 def check_attend(problem, seed=0, scale=0.3):

@@ -36,6 +36,8 @@ CASES = {
     "dilation": problem(Axis(17, 3, 1, 3), Axis(13, 3, 1, 2)),
     "causal": problem(Axis(9, 4, 1, 1, True), Axis(10, 3)),
     "output_stride": problem(Axis(13, 5, 1, 1, False, 2), Axis(12, 3, 1, 1, False, 3)),
+    # Every other dilation group holds no output.
+    "unseen": problem(*[Axis(9, 3, 1, 2, False, 2)] * 2, heads=1),
     "one_token": problem(Axis(1, 1)),
     "one_key": problem(Axis(6, 1), Axis(5, 3)),
     "even": problem(Axis(9, 4), Axis(10, 2)),
