@@ -208,6 +208,14 @@ def test_boxes_aligned_with_shared_windows_need_no_mask():
     assert hopper_plan.forward(sliding).spec.masked == (False, True, True)
 
 
+@pytest.mark.parametrize(("length", "size"), [(16, 15), (32, 31), (64, 61)])
+def test_windows_close_to_the_whole_axis_cost_no_more_pairs_than_dense_attention(length, size):
+    case = hopper_plan.three_axes(Problem((Axis(length, size),) * 2, dim=64, dtype="float16"))
+    spec = hopper_plan.forward(case).spec
+    visited, _ = hopper_plan._counts(case, spec.tile, spec.split, spec.columns, False)
+    assert visited * hopper_plan.ROWS * spec.width == length**4
+
+
 @settings(max_examples=25, deadline=None)
 @given(case=problems())
 # Windows of one key need no mask, and yet their axis is to be walked.
