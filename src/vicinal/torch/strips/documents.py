@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ def attend(problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, 
     rows = (*batch.outputs.extents, problem.heads)
     out = _zero_outside(batch.outputs, (*rows, problem.value_dim), query)
     lse = fresh.empty(rows, accumulating(query.dtype), query.device)
-    for part in batch.outputs.outside(lse):
-        part.fill_(-torch.inf)
+    if batch.outputs.frame is not None:
+        lse.fill_(-torch.inf)
     together, groups = bundles(problem)
     run = narrow.run_pass if narrow.faster(problem) else forward.run_pass
     for bundle in together:
@@ -86,7 +87,9 @@ def _alone(problem: Problem, group: Group) -> Problem:
 
 def _zero_outside(places: Placement, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Memory that is zero outside of documents."""
-    made = fresh.empty(shape, like.dtype, like.device)
+    # Where they fill little of it, most of a huge page would come for nothing.
+    sparse = 2 * places.layout.total_tokens < prod(places.extents)
+    made = fresh.empty(shape, like.dtype, like.device, huge=not sparse)
     if places.frame is not None and not fresh.drop(made):
         for part in places.outside(made):
             part.zero_()

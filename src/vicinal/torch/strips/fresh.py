@@ -18,10 +18,10 @@ MADV_DONTNEED = 4
 MADV_HUGEPAGE = 14
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor."""
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, huge: bool = True) -> Tensor:
+    """An uninitialised tensor, of `huge` pages where it is large."""
     made = torch.empty(shape, dtype=dtype, device=device)
-    if _is_mapped(made):
+    if huge and _is_mapped(made):
         # Advice that a system does not take changes nothing.
         _advised(made, HUGE, MADV_HUGEPAGE)
     return made
