@@ -89,6 +89,13 @@ def test_a_band_is_refused_where_bits_would_depend_on_threads(monkeypatch):
     assert band.faster(Problem((Axis(8, 5),), heads=4, kv_heads=4, dim=4, value_dim=4))
 
 
+def test_masks_of_a_band_take_little_memory(monkeypatch):
+    """Every tile before the first whole causal window has its own."""
+    prefer(monkeypatch, band)
+    assert band.faster(Problem((Axis(4096, 255, causal=True),)))
+    assert not band.faster(Problem((Axis(8192, 4095, causal=True),)))
+
+
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
 def test_bands_of_any_strides(monkeypatch, layout):
     prefer(monkeypatch, band)
@@ -116,6 +123,7 @@ def threads():
 # One head, and rows and keys that are no whole vectors.
 ODD = (
     Problem((Axis(17, 5),), heads=1, kv_heads=1, dim=32, value_dim=32),
+    Problem((Axis(45, 5),), heads=1, kv_heads=1, dim=32, value_dim=32),
     Problem((Axis(17, 5),), 2, 3, 3, 32, 32),
     Problem((Axis(5, 3), Axis(5, 5)), heads=4, kv_heads=4, dim=16, value_dim=16),
     Problem((Axis(21, 7),), 2, 4, 2, 7, 7),

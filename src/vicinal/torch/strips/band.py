@@ -16,11 +16,10 @@ from torch import Tensor
 from ...problem import Problem
 from ..backends.base import Operands, Ready
 from ..dense import unit_stride
-from . import fresh
+from . import fresh, plan
 from .call import accumulating
 from .direct import is_aligned
 from .moves import Geometry, blank, geometry, view
-from .plan import estimate
 from .residues import Residue, columns_view, residues, rows_view
 from .ring import FUSED, Ring, rings
 from .scores import HIDDEN
@@ -70,7 +69,7 @@ def faster(problem: Problem) -> bool:
     option = problem.gradients or problem.bias or problem.extra or problem.dim != problem.value_dim
     if problem.rank > 1 or option or not exact or not problem.heads * problem.batch:
         return False
-    return COST * _cost(problem, _tile(problem)) < estimate(problem, False) and _even(problem)
+    return COST * _cost(problem, _tile(problem)) < plan.estimate(problem, False) and _fits(problem)
 
 
 def prepare(problem: Problem, operands: Operands, scale: float) -> Ready:
@@ -147,15 +146,15 @@ def _runs(residue: Residue, ring: Ring) -> tuple[Run, ...]:
     return tuple(found)
 
 
-def _even(problem: Problem) -> bool:
-    """Whether bits depend on no thread."""
-    (axis,) = problem.axes
-    every = zip(residues(axis), rings(axis, _tile(problem), FUSED), strict=True)
-    return all(
-        is_aligned(run.rows, run.width, problem.dim)
-        for residue, ring in every
-        for run in _runs(residue, ring)
-    )
+def _fits(problem: Problem) -> bool:
+    """Whether masks take little memory, and bits depend on no thread."""
+    (axis,), masks = problem.axes, 0
+    for residue, ring in zip(residues(axis), rings(axis, _tile(problem), FUSED), strict=True):
+        for run in _runs(residue, ring):
+            masks += run.rows * run.width * (8 if problem.dtype == "float64" else 4)
+            if masks > plan.TABLE or not is_aligned(run.rows, run.width, problem.dim):
+                return False
+    return True
 
 
 def _mask(residue: Residue, run: Run, dtype: str) -> Tensor:
@@ -169,7 +168,7 @@ def _mask(residue: Residue, run: Run, dtype: str) -> Tensor:
         return mask.masked_fill_(hidden, HIDDEN).view(1, 1, *hidden.shape)
 
 
-@lru_cache(256)
+@lru_cache(64)
 def _launches(
     problem: Problem, query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]
 ) -> tuple[Launch, ...]:

@@ -33,6 +33,8 @@ def faster(problem: Problem, back: bool = False) -> bool:
     pairs = problem.batch * problem.heads * prod(problem.outputs) * prod(problem.lengths)
     score = product_cost(problem, prod(problem.outputs), prod(problem.lengths))
     cost = pairs * (2.5 * score + 2.4 if back else score + 1.2) + 40_000
+    if _alone(problem, part, back):
+        cost *= 2
     return COST * cost < estimate(problem, back)
 
 
@@ -40,7 +42,7 @@ def prepare(problem: Problem, operands: Operands, scale: float) -> Ready:
     """What computes attention of operands like these."""
     part, kernel = whole(problem), aten._scaled_dot_product_flash_attention_for_cpu.default
     assert part is not None
-    more, alone, shape = _more(problem, part), _alone(problem), operands.query.shape
+    more, alone, shape = _more(problem, part), _alone(problem, part, False), operands.query.shape
     rows = shape[:-1]
     fixed = None if problem.bias else pad(_mask(part, None, operands.query), (0, more), value=HIDDEN)
 
@@ -71,7 +73,7 @@ def attend_back(
     grad, rows, result = (_fold(part, x) for x in (grad_out, query, out))
     level = _fold(part, lse.unsqueeze(-1)).squeeze(-1).contiguous()
     saved = (grad, rows, _columns(key), _columns(value), result, level)
-    if _alone(problem):
+    if _alone(problem, part, True):
         saved = map(_twice, saved)
     dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
         *saved, 0.0, False, attn_mask=mask, scale=scale
@@ -81,10 +83,10 @@ def attend_back(
     return Grads(_unfold(part, dq, query.shape), *columns)
 
 
-def _alone(problem: Problem) -> bool:
+def _alone(problem: Problem, part: Part, back: bool) -> bool:
     """Whether PyTorch would leave all to the threads of the BLAS, on which bits would depend: then it is
-    computed twice."""
-    return problem.batch * problem.kv_heads == 1
+    computed twice. Forward, it shares out 32 rows at a time."""
+    return problem.batch * problem.kv_heads == 1 and (back or part.rows <= 32)
 
 
 def _twice(x: Tensor) -> Tensor:
