@@ -163,6 +163,23 @@ def _runtime() -> ctypes.CDLL:
     return runtime
 
 
+@lru_cache(256)
+def _translated(
+    source: str,
+    name: str,
+    include: tuple[str, ...],
+    constants: tuple[tuple[int | str, bool | int | float], ...],
+    only: frozenset[str] | None,
+) -> tuple[str, dict[str, tuple[str, Kernel]]]:
+    """What clang compiles, and the symbols of kernels by host name."""
+    try:
+        unit = rewrite(build.preprocess(source, name, include), dict(constants))
+        calls, table = entries(unit, only)
+    except RewriteError as error:
+        raise MSLError(f"{name}: {error}") from error
+    return f'{PRELUDE}{unit.text}\n#line 1 "entries"\n{calls}', table
+
+
 class Library:
     """Kernels of one source, compiled.
 
@@ -190,12 +207,10 @@ class Library:
         hooks: bool = True,
         fast_math: bool = False,
     ):
-        try:
-            unit = rewrite(build.preprocess(source, name, tuple(include)), constants or {})
-            calls, table = entries(unit, only)
-        except RewriteError as error:
-            raise MSLError(f"{name}: {error}") from error
-        self.text = f'{PRELUDE}{unit.text}\n#line 1 "entries"\n{calls}'
+        # What is included may change, and constants that differ in type alone would be one.
+        translate = _translated.__wrapped__ if include or constants else _translated
+        given = tuple((constants or {}).items()), None if only is None else frozenset(only)
+        self.text, table = translate(source, name, tuple(include), *given)
         path = build.library(self.text, hooks=hooks, fast_math=fast_math)
         _runtime()
         self._handle = ctypes.CDLL(str(path))

@@ -6,7 +6,7 @@ vectors become calls.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from .tokens import RewriteError, Tokens
@@ -308,7 +308,7 @@ class _Rewriter:
         return None
 
 
-def entries(unit: Unit, only: set[str] | None = None) -> tuple[str, dict[str, tuple[str, Kernel]]]:
+def entries(unit: Unit, only: Set[str] | None = None) -> tuple[str, dict[str, tuple[str, Kernel]]]:
     """Functions without arguments that call the kernels, as source, and their symbols by host name."""
     items = list(unit.instantiations)
     plain = (kernel for kernel in unit.kernels.values() if not kernel.is_template)
