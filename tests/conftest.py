@@ -73,6 +73,14 @@ def blank_is_nan() -> Iterator[None]:
 
 
 @pytest.fixture
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call of PyTorch's front end is the first of its geometry."""
+    from vicinal.torch import known
+
+    monkeypatch.setattr(known, "_known", {})
+
+
+@pytest.fixture
 def returned_memory() -> Iterator[None]:
     """What PyTorch would keep of a large test goes back to the GPU, which other processes use too."""
     import torch

@@ -14,7 +14,7 @@ from tests.documents import CASES, cases, clipped
 from tests.torch.documents import Drawn, Packed, Padded, call, check, operands
 from vicinal import Axis, Problem
 from vicinal.problem import SHAPE_BY_SHAPE, Documents
-from vicinal.torch import backends
+from vicinal.torch import backends, known
 from vicinal.torch import ops as ops_module
 from vicinal.torch.backends.base import Grads
 from vicinal.torch.backends.reference import Reference
@@ -122,6 +122,7 @@ def test_a_backend_takes_all_documents_in_one_call(form, name, monkeypatch):
     together = Together()
     monkeypatch.setattr(backends, "BACKENDS", (together, *backends.BACKENDS))
     ops_module._together.cache_clear()
+    monkeypatch.setattr(known, "_known", {})
     check(form, CASES[name])
     assert [problem.gradients for problem in together.problems] == [True, True]
     for problem in together.problems:

@@ -1,7 +1,5 @@
 """A call like one before answers as the first did, and whoever watches, casts or refuses still does."""
 
-import gc
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
@@ -9,34 +7,21 @@ import numpy as np
 import pytest
 import torch
 from torch.profiler import profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests import budget
+from tests.torch.repeated import Names, operands
 from vicinal import UnsupportedProblem, using
-from vicinal.torch import known, na1d, na2d, na2d_av, na2d_qk
-from vicinal.torch.backends import reference
+from vicinal.torch import (
+    VarlenLayout,
+    known,
+    na1d,
+    na2d,
+    na2d_av,
+    na2d_qk,
+    na2d_varlen,
+    neighborhood_attention_packed,
+)
 
-
-@pytest.fixture(autouse=True)
-def _known(monkeypatch):
-    monkeypatch.setattr(known, "_known", {})
-
-
-def operands(*shape, **options):
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape or (2, 7, 6, 2, 8), generator=generator, **options) for _ in range(3)]
-
-
-class Names(TorchDispatchMode):
-    """Operators that pass through the dispatcher."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen.append(str(function))
-        return function(*args, **(kwargs or {}))
+pytestmark = pytest.mark.usefixtures("nothing_known")
 
 
 def test_one_entry_serves_equal_calls_bit_for_bit():
@@ -170,73 +155,6 @@ def test_gradients_come_only_where_they_are_wanted():
     assert torch.autograd.grad(out.sum() + lse.sum(), leaf)[0].shape == query.shape
 
 
-def fused(*given, **options):
-    return na2d(*given, return_lse=True, **options)
-
-
-def split(query, key, value, scale=None, **options):
-    scores = na2d_qk(query, key, scale=scale, **options)
-    return na2d_av(scores.softmax(-1), value, **options), scores.logsumexp(-1)
-
-
-def gradients(given, seed=0, flow=(True, True), attend=fused, **options):
-    """Gradients of the operands that require any, with `flow` into the output, the log-sum-exp or both."""
-    generator = torch.Generator().manual_seed(seed)
-    results = [x for x, wanted in zip(attend(*given, **options), flow, strict=True) if wanted]
-    cotangents = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in results]
-    wanted = [x for x in given if x.requires_grad]
-    return torch.autograd.grad(results, wanted, cotangents, materialize_grads=True)
-
-
-def test_one_entry_serves_equal_backward_passes_bit_for_bit():
-    first, second = operands(requires_grad=True), [(x + 1).requires_grad_() for x in operands()]
-    cold = gradients(second, kernel_size=3)
-    known._known.clear()
-    gradients(first, kernel_size=3)
-    count = len(known._known)
-    for warm, wanted in zip(gradients(second, kernel_size=3), cold, strict=True):
-        assert torch.equal(warm, wanted)
-    assert len(known._known) == count == 2
-
-
-def check_every_part(attend, backend, other):
-    """Forward and backward, after one that differs in one part; `other` is another dtype."""
-    plain = operands(requires_grad=True)
-    query, key, value = plain
-    turned = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in plain]
-    calls = [
-        (plain, {}),
-        (plain, {"stride": 2}),
-        (plain, {"dilation": 2}),
-        (plain, {"is_causal": True}),
-        (plain, {"is_causal": (True, False)}),
-        (plain, {"kernel_size": (3, 5)}),
-        (plain, {"scale": 1.0}),
-        (plain, {"output_stride": 2}),
-        (plain, {"flow": (True, False)}),
-        (plain, {"flow": (False, True)}),
-        ([query.detach(), key, value], {}),
-        ([query, key.detach(), value.detach()], {}),
-        (turned, {}),
-        ([turned[0], key, value], {}),
-        ([x.detach().to(other).requires_grad_() for x in plain], {}),
-        ([x.detach()[:1].requires_grad_() for x in plain], {}),
-        (plain, {}),
-    ]
-    for seed, (given, options) in enumerate(calls):
-        asked = {"kernel_size": 3, "attend": attend, **options}
-        wanted = gradients(given, seed, backend="reference", **asked)
-        for found, exact in zip(gradients(given, seed, backend=backend, **asked), wanted, strict=True):
-            budget.check(
-                "gradient", found.double().numpy(), exact.double().numpy(), str(exact.dtype)[6:], True
-            )
-
-
-@pytest.mark.parametrize("attend", [fused, split])
-def test_every_part_of_a_backward_pass_counts(attend):
-    check_every_part(attend, None, torch.float64)
-
-
 def test_split_operations_of_one_geometry_share_entries():
     query, key, value = operands()
     scores = na2d_qk(query, key, 3)
@@ -254,6 +172,53 @@ def test_split_operations_of_one_geometry_share_entries():
     assert names.seen == ["vicinal.dot.default", "vicinal.mix.default"]
 
 
+def documents(values, **options):
+    """Packed documents with gradients that flow into the output, and what a fresh call finds."""
+    layout = VarlenLayout(values)
+    given = [torch.randn(layout.total_tokens, 2, 8, requires_grad=True) for _ in range(3)]
+    padded = [torch.randn(len(layout), 7, 6, 2, 8, requires_grad=True) for _ in range(3)]
+    sizes = torch.tensor(layout.shapes)
+    for attend, tensors, where in (
+        (neighborhood_attention_packed, given, layout),
+        (na2d_varlen, padded, sizes),
+    ):
+        found, wanted = (
+            attend(*tensors, where, 3, backend=backend, **options) for backend in (None, "reference")
+        )
+        torch.testing.assert_close(found, wanted)
+        flow = torch.randn_like(found)
+        pairs = (torch.autograd.grad(x, tensors, flow) for x in (found, wanted))
+        for grad, exact in zip(*pairs, strict=True):
+            torch.testing.assert_close(grad, exact)
+
+
+def test_shapes_of_documents_count():
+    # As many tokens, in other documents.
+    for values in ([(7, 6), (3, 4)], [(6, 6), (6, 3)], [(3, 4), (7, 6)], [(7, 6), (4, 3)]):
+        documents(values)
+        documents(values, stride=2)
+        count = len(known._known)
+        documents(values)
+        assert len(known._known) == count
+
+
+def test_sizes_written_over_count():
+    query, key, value = (torch.randn(2, 7, 6, 2, 8) for _ in range(3))
+    sizes = torch.tensor([(7, 6), (3, 4)])
+    first = na2d_varlen(query, key, value, sizes, 3)
+    sizes[1, 1] = 6
+    second = na2d_varlen(query, key, value, sizes, 3)
+    assert not torch.equal(first, second)
+    sizes[1, 1] = 4
+    assert torch.equal(na2d_varlen(query, key, value, sizes, 3), first)
+    sizes[1, 1] = 7
+    with pytest.raises(ValueError, match="document"):
+        na2d_varlen(query, key, value, sizes, 3)
+    with Names() as names:
+        na2d_varlen(query, key, value, torch.tensor([(7, 6), (3, 4)]), 3)
+    assert "vicinal.attend_varlen.default" in names.seen
+
+
 def test_additional_tokens_of_split_operations_are_checked_first():
     query, key, value = operands()
     extra = torch.randn(2, 4, 2, 8)
@@ -265,63 +230,6 @@ def test_additional_tokens_of_split_operations_are_checked_first():
         torch.testing.assert_close(out, na2d(query, key, value, 3, **given))
         with pytest.raises(ValueError, match="additional_keys"):
             na2d_qk(query, key, 3, additional_keys=extra[:1])
-
-
-def test_settings_in_force_count_backward(monkeypatch):
-    given = operands(requires_grad=True)
-    gradients(given, kernel_size=3)
-    out = na2d(*given, 3)
-    ran = []
-    original = reference.Reference.attend_back
-    monkeypatch.setattr(reference.Reference, "attend_back", lambda *args: ran.append(1) or original(*args))
-    with using(backend="reference"):
-        torch.autograd.grad(out, given, torch.ones_like(out), retain_graph=True)
-    assert len(ran) == 1
-    torch.autograd.grad(out, given, torch.ones_like(out))
-    assert len(ran) == 1
-
-
-def test_watchers_see_the_backward_operator():
-    given = operands(requires_grad=True)
-    gradients(given, kernel_size=3)
-    out = na2d(*given, 3)
-    with Names() as names:
-        torch.autograd.grad(out, given, torch.ones_like(out))
-    assert "vicinal.attend_back.default" in names.seen
-
-
-def test_batched_and_recorded_gradients_see_through():
-    given = operands(dtype=torch.float64, requires_grad=True)
-    out = na2d(*given, 3)
-    many = torch.randn(3, *out.shape, dtype=torch.float64)
-    each = [torch.autograd.grad(out, given, x, retain_graph=True) for x in many]
-    batched = torch.autograd.grad(out, given, many, retain_graph=True, is_grads_batched=True)
-    for found, *rows in zip(batched, *each, strict=True):
-        torch.testing.assert_close(found, torch.stack(rows))
-    recorded = torch.autograd.grad(out, given, many[0].requires_grad_(), create_graph=True)
-    for found, wanted in zip(recorded, each[0], strict=True):
-        assert found.requires_grad
-        torch.testing.assert_close(found, wanted)
-
-
-def test_saved_tensors_of_another_geometry_are_read_right():
-    given = operands(requires_grad=True)
-    wanted = gradients(given, kernel_size=3)
-    turn = lambda x: x.transpose(0, -1).contiguous().transpose(0, -1)  # noqa: E731
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.detach(), turn):
-        for _ in range(2):
-            for found, exact in zip(gradients(given, kernel_size=3), wanted, strict=True):
-                torch.testing.assert_close(found, exact)
-
-
-def test_no_tensor_is_kept():
-    given = operands(requires_grad=True)
-    out = na2d(*given, 3)
-    held = [weakref.ref(x) for x in (*given, out, *torch.autograd.grad(out, given, torch.ones_like(out)))]
-    del given, out
-    gc.collect()
-    assert known._known
-    assert [x() for x in held] == [None] * 7
 
 
 def test_threads_share_what_is_kept():

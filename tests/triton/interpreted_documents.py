@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.documents import CASES, EXTRA, cases
 from tests.torch.documents import Packed, Padded, check
 from tests.triton import interpreting
+from vicinal.torch import known
 from vicinal.torch.backends.triton import TRITON, Triton
 
 FORMS = {"packed": Packed, "padded": Padded}
@@ -26,6 +27,7 @@ def on_triton(form, found, seed=0):
     with (
         patch.object(Triton, "refusal", lambda self, problem: None),
         patch.object(Triton, "prepare", recorded),
+        patch.object(known, "_known", {}),
     ):
         check(FORMS[form], found, seed, "triton", rounded=found.dtype != "float32")
     shapes = {shape for shape in found.shapes if 0 not in shape}

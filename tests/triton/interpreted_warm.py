@@ -4,11 +4,11 @@ from unittest.mock import patch
 
 import torch
 
-from tests.torch.test_warm import check_every_part, fused, split
+from tests.torch.repeated import check_every_part, fused, split
 from vicinal.torch.backends.triton import Triton
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with patch.object(Triton, "refusal", lambda self, problem: None):
         for attend in (fused, split):
-            check_every_part(attend, "triton", torch.float16)
+            check_every_part(attend, "triton", torch.float16, (2, 6, 6, 1, 4))

@@ -3,20 +3,20 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from .. import settings
+from . import ops, packed
 from .backends.base import Ready
-from .ops import READY
 from .watching import PLAIN, is_watched
 
 # Many more geometries than a model has; a program that never repeats one must not grow forever.
 MOST = 4096
 _known: dict[tuple, Ready] = {}
+READY = ops.READY | packed.READY
 
 
-def geometry(tensors: tuple[Tensor | None, ...]) -> tuple[tuple, bool] | None:
+def geometry(tensors: tuple[Any, ...]) -> tuple[tuple, bool] | None:
     """Shapes, strides, dtypes and devices, and whether the call is recorded; None if some are not plain."""
     found: list[Any] = []
     gradients = False
@@ -26,6 +26,9 @@ def geometry(tensors: tuple[Tensor | None, ...]) -> tuple[tuple, bool] | None:
         # `torch.autograd.grad(is_grads_batched=True)` hides a batch in what looks like a tensor.
         elif type(x) in PLAIN and not is_legacy_batchedtensor(x):
             found += (x.shape, x.stride(), x.dtype, x.device)
+            if x.dtype is torch.int64:
+                # Shapes of documents decide like those of tensors.
+                found += x.flatten().tolist()
             gradients = gradients or x.requires_grad
         else:
             return None

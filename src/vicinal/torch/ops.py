@@ -129,11 +129,11 @@ def ready_attend_back(tensors: tuple, rest: tuple) -> Ready:
             [torch.zeros_like(x) if need else None for x, need in zip(given, needs, strict=False)]
         )
     found, runs = _attend_chosen(operands, window, True, (backend, tf32))
-    run = runs.prepare_back(found, _settled(*tensors), scale, needs)
+    run = runs.prepare_back(found, settled(*tensors), scale, needs)
     results = tensors[6:8]
     if all(x.is_contiguous() for x in results) and all(x is None or x.numel() for x in operands):
         return run
-    return lambda *given: present(run(*_settled(*given)), Operands(*given[:6]), needs)
+    return lambda *given: present(run(*settled(*given)), Operands(*given[:6]), needs)
 
 
 def present(grads: Sequence, operands: Operands, needs) -> tuple[Tensor | None, ...]:
@@ -144,7 +144,7 @@ def present(grads: Sequence, operands: Operands, needs) -> tuple[Tensor | None, 
     )
 
 
-def _settled(*tensors: Any) -> tuple:
+def settled(*tensors: Any) -> tuple:
     """The tensors of `attend_back`, with results as backends take them."""
     *operands, out, lse, grad_out, grad_lse = tensors
     return (*operands, out.contiguous(), lse.contiguous(), grad_out, grad_lse)
@@ -259,17 +259,17 @@ def _dense_back_shapes(query, key, value, *_):
     return tuple(x.new_empty(x.shape) for x in (query, key, value))
 
 
-def _kernel(name: str) -> Callable:
-    """The operator `name`, which has an empty tensor for None."""
-    ready, count = READY[name], SCHEMAS[name].split("->")[0].count("Tensor")
+def kernel(schema: str, ready: Callable[[tuple, tuple], Ready]) -> Callable:
+    """An operator, which has an empty tensor for None, of what prepares it."""
+    count = schema.partition("->")[0].count("Tensor")
 
-    def kernel(*args):
+    def compute(*args):
         found = ready(args[:count], args[count:])(*args[:count])
         if isinstance(found, Tensor):
             return found
         return tuple([args[0].new_empty(0) if x is None else x for x in found])
 
-    return kernel
+    return compute
 
 
 READY = {
@@ -279,12 +279,15 @@ READY = {
     "mix": ready_mix,
     "mix_back": ready_mix_back,
 }
+_PREPARED = {
+    "attend": _attend_shapes,
+    "attend_back": _attend_back_shapes,
+    "dot": _dot_shapes,
+    "mix": _mix_shapes,
+    "mix_back": _mix_back_shapes,
+}
 _KERNELS = {
-    "attend": (_kernel("attend"), _attend_shapes),
-    "attend_back": (_kernel("attend_back"), _attend_back_shapes),
-    "dot": (_kernel("dot"), _dot_shapes),
-    "mix": (_kernel("mix"), _mix_shapes),
-    "mix_back": (_kernel("mix_back"), _mix_back_shapes),
+    **{name: (kernel(SCHEMAS[name], READY[name]), shapes) for name, shapes in _PREPARED.items()},
     "spread": (_spread, _spread_shapes),
     "tally": (_tally, _tally_shapes),
     "dense": (dense.attend, _dense_shapes),

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import register_flop_formula
 from .. import arguments
 from ..problem import Problem
 from . import documents
-from .backends.base import Operands
+from .backends.base import Operands, Ready
 from .documents import Batch
-from .ops import ATTEND, LIBRARY, RUN, WINDOW, accumulating, present, together
+from .ops import ATTEND, LIBRARY, RUN, WINDOW, accumulating, kernel, present, settled, together
 from .strips import fresh
 
 ops = torch.ops.vicinal
@@ -34,34 +34,43 @@ for _name, _schema in SCHEMAS.items():
     LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
-def _attend(*args):
-    given, shapes, (*window, clip, scale, gradients, backend, tf32) = Operands(*args[:6]), args[6], args[7:]
-    query, value = given.query, given.value
-    batch = documents.batch(query, shapes, window, clip)
+def ready_attend(tensors: tuple, rest: tuple) -> Ready:
+    """What computes the operator `attend_varlen` for documents like these, where they lie as these do."""
+    given, shapes, (*window, clip, scale, gradients, backend, tf32) = Operands(*tensors[:6]), tensors[6], rest
+    batch, last = documents.batch(given.query, shapes, window, clip), (scale, gradients, backend, tf32)
     found, runs = _together(batch, given, window, gradients, (backend, tf32))
-    if runs is not None:
-        return runs.attend(found, given, scale)
+    if runs is None:
+        return lambda *args: _attend_groups(batch, Operands(*args[:6]), last)
+    run = runs.prepare(found, given, scale)
+    return lambda *args: run(*args[:6])
+
+
+def _attend_groups(batch: Batch, given: Operands, rest: tuple) -> tuple[Tensor, Tensor]:
+    query, value = given.query, given.value
     rows = (*batch.outputs.extents, query.shape[-2])
     out = fresh.zeros((*rows, value.shape[-1]), query.dtype, query.device)
     lse = query.new_full(rows, -torch.inf, dtype=accumulating(query.dtype))
     for group in batch.groups:
         mine = batch.operands(given, group)
-        found = ops.attend(*mine, *group.window, scale, gradients, backend, tf32)
+        found = ops.attend(*mine, *group.window, *rest)
         for x, part in zip((out, lse), found, strict=True):
             batch.outputs.put(x, group, part)
     return out, lse
 
 
-def _attend_back(*args):
-    given, saved, shapes, rest = Operands(*args[:6]), args[6:10], args[10], args[11:]
-    *window, clip, scale, needs, backend, tf32 = rest
-    batch = documents.batch(given.query, shapes, window, clip)
+def ready_attend_back(tensors: tuple, rest: tuple) -> Ready:
+    """The same for `attend_varlen_back`; None, or something one-dimensional, for what needs no gradient."""
+    given, shapes, (*window, clip, scale, needs, backend, tf32) = Operands(*tensors[:6]), tensors[10], rest
+    batch, last = documents.batch(given.query, shapes, window, clip), (scale, tuple(needs), backend, tf32)
     found, runs = _together(batch, given, window, True, (backend, tf32))
-    if runs is not None:
-        results = (x.contiguous() for x in saved[:2])
-        grads = runs.attend_back(found, given, *results, *saved[2:], scale, tuple(needs))
-        grads = present(grads, given, needs)
-        return tuple(given.query.new_empty(0) if grad is None else grad for grad in grads)
+    if runs is None:
+        return lambda *args: _attend_back_groups(batch, Operands(*args[:6]), args[6:10], last)
+    run = runs.prepare_back(found, settled(*tensors[:10]), scale, tuple(needs))
+    return lambda *args: present(run(*settled(*args[:10])), Operands(*args[:6]), needs)
+
+
+def _attend_back_groups(batch: Batch, given: Operands, saved: tuple, rest: tuple) -> tuple[Tensor, ...]:
+    needs = rest[1]
     bias = given.bias
     if bias is not None:
         # Its gradient is summed over groups; in 16 bits every share of it would be rounded.
@@ -70,7 +79,7 @@ def _attend_back(*args):
     for group in batch.groups:
         flow = (None if x is None else batch.outputs.some(x, group) for x in saved)
         mine = batch.operands(given, group)
-        found = ops.attend_back(*mine, *flow, *group.window, scale, needs, backend, tf32)
+        found = ops.attend_back(*mine, *flow, *group.window, *rest)
         for place, (x, part) in enumerate(zip(grads, found, strict=True)):
             if x.dim() > 1:
                 _take(batch, group, place, x, part)
@@ -125,12 +134,10 @@ def _attend_back_shapes(*args):
     return tuple(_gradients(Operands(*args[:6]), args[-3], lambda x: x.new_empty(x.shape)))
 
 
-_KERNELS = {
-    "attend_varlen": (_attend, _attend_shapes),
-    "attend_varlen_back": (_attend_back, _attend_back_shapes),
-}
-for _name, (_kernel, _shapes) in _KERNELS.items():
-    LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+READY = {"attend_varlen": ready_attend, "attend_varlen_back": ready_attend_back}
+_SHAPES = {"attend_varlen": _attend_shapes, "attend_varlen_back": _attend_back_shapes}
+for _name, _shapes in _SHAPES.items():
+    LIBRARY.impl(_name, kernel(SCHEMAS[_name], READY[_name]), "CompositeExplicitAutograd")
     torch.library.register_fake(f"vicinal::{_name}", _shapes, lib=LIBRARY)
 
 

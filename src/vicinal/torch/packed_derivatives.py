@@ -8,6 +8,7 @@ import torch
 from . import autograd, documents
 from .autograd import Formula, differentiate, fixed, keep
 from .documents import Batch
+from .known import call
 from .packed import SCHEMAS
 
 ops = torch.ops.vicinal
@@ -29,7 +30,7 @@ def _zeros(found: tuple, like: tuple) -> tuple:
 
 
 class AttendVarlen(Formula):
-    tensors = 6
+    tensors = 7
 
     def save(self, ctx, inputs, output):
         keep(ctx, *inputs[:6], *output, inputs[6])
@@ -39,25 +40,24 @@ class AttendVarlen(Formula):
     def backward(self, ctx, grad_out, grad_lse):
         *saved, shapes = ctx.saved_tensors
         needs = ctx.needs_input_grad[1:7]
-        grads = ops.attend_varlen_back(
-            *saved, grad_out, grad_lse, shapes, *ctx.window, ctx.clip, ctx.scale, needs, *ctx.run
-        )
-        return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+        given = (*saved, grad_out, grad_lse, shapes)
+        grads = call("attend_varlen_back", given, *ctx.window, ctx.clip, ctx.scale, needs, *ctx.run)
+        return *[grad if need else None for grad, need in zip(grads, needs, strict=True)], None
 
     def jvp(self, ctx, *tangents):
         *operands, out, lse, shapes = ctx.saved_tensors
         batch = documents.batch(operands[0], shapes, ctx.window, ctx.clip)
         formula, found = autograd.FORMULAS["attend"], []
         for group in batch.groups:
-            call = _group(ctx, batch, group, tuple(operands), (out, lse))
-            found.append(formula.jvp(call, *batch.operands(tangents, group)))
+            one = _group(ctx, batch, group, tuple(operands), (out, lse))
+            found.append(formula.jvp(one, *batch.operands(tangents[:6], group)))
         return _results(batch, found, (out, lse))
 
 
 class AttendVarlenBack(Formula):
     """`out` and `lse` count as functions of the operands, so their own gradients are left out."""
 
-    tensors = 10
+    tensors = 11
 
     def save(self, ctx, inputs, output):
         operands, results, grads = inputs[:6], inputs[6:8], inputs[8:10]
@@ -73,15 +73,15 @@ class AttendVarlenBack(Formula):
         formula, to_operands, to_flow = autograd.FORMULAS["attend_back"], [], []
         rest = {"needs": ctx.needs, "given": (True, True), "needs_input_grad": (True,) * 11}
         for group in batch.groups:
-            call = _group(ctx, batch, group, operands, flow, **rest)
-            grads = formula.backward(call, *batch.operands(cotangents, group))
+            one = _group(ctx, batch, group, operands, flow, **rest)
+            grads = formula.backward(one, *batch.operands(cotangents, group))
             to_operands.append(grads[:6])
             to_flow.append(grads[8:])
         to_flow = _results(batch, to_flow, flow)
         found = (*batch.gathered(to_operands, operands), None, None, *to_flow)
         given = (True,) * 8 + ctx.given
         wanted = zip(found, given, ctx.needs_input_grad[1:11], strict=True)
-        return tuple(x if present and need else None for x, present, need in wanted)
+        return *[x if present and need else None for x, present, need in wanted], None
 
     def jvp(self, ctx, *tangents):
         operands, flow, shapes = ctx.saved_tensors[:6], ctx.saved_tensors[6:8], ctx.saved_tensors[8]
@@ -89,9 +89,9 @@ class AttendVarlenBack(Formula):
         moves = _zeros(tangents[8:10], flow)
         formula, found = autograd.FORMULAS["attend_back"], []
         for group in batch.groups:
-            call = _group(ctx, batch, group, operands, flow, needs=ctx.needs)
+            one = _group(ctx, batch, group, operands, flow, needs=ctx.needs)
             mine = batch.operands(tangents[:6], group)
-            found.append(formula.jvp(call, *mine, None, None, *(batch.outputs.some(x, group) for x in moves)))
+            found.append(formula.jvp(one, *mine, None, None, *(batch.outputs.some(x, group) for x in moves)))
         wanted = tuple(x if need else None for x, need in zip(operands, ctx.needs, strict=True))
         moved = batch.gathered(found, wanted)
         return tuple(operands[0].new_empty(0) if x is None else x for x in moved)
@@ -109,5 +109,4 @@ def _results(batch: Batch, found: list, like: tuple) -> tuple:
 
 FORMULAS = {"attend_varlen": AttendVarlen(), "attend_varlen_back": AttendVarlenBack()}
 assert FORMULAS.keys() == SCHEMAS.keys()
-for _name, _formula in FORMULAS.items():
-    differentiate(_name, _formula)
+FUNCTIONS = {name: differentiate(name, formula) for name, formula in FORMULAS.items()}

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from .. import arguments, layout
-from ..arguments import Flags, Sizes, Window
-from . import packed, packed_derivatives  # noqa: F401  (registers operators and derivatives)
+from ..arguments import Flags, Sizes
+from . import warm
 from .functional import checked
-
-ops = torch.ops.vicinal
+from .watching import is_recorded
 
 Extents = Tensor | Sequence[int] | Sequence[Sequence[int]]
 
@@ -80,16 +79,22 @@ def neighborhood_attention_varlen(
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`; a ValueError names the
             documents that do not fit.
     """
-    operands = checked(query, key, value, bias, additional_keys, additional_values)
+    operands = (query, key, value, bias, additional_keys, additional_values, sizes)
+    asked = (kernel_size, stride, dilation, is_causal, scale, output_stride, fit, backend)
+    out, lse = warm.call("attend_varlen", operands, asked, _checked_padded)
+    return (out, lse) if return_lse else out
+
+
+def _checked_padded(query, key, value, bias, extra_key, extra_value, sizes, *asked) -> tuple[tuple, tuple]:
+    """Tensors and other arguments of the operator."""
+    operands = checked(query, key, value, bias, extra_key, extra_value)
     query, key, value, bias, extra_key, extra_value = operands
     lengths = arguments.spatial("query", query.shape)
     extra_shapes = (None if x is None else x.shape for x in (extra_key, extra_value))
     arguments.attention(query.shape, key.shape, value.shape, *extra_shapes)
     arguments.same_spatial(lengths, key.shape)
-    rank = len(lengths)
-    window = arguments.window(None, kernel_size, stride, dilation, is_causal, output_stride, rank)
-    shapes = table(sizes, query.shape[0], rank)
-    return _attend(operands, shapes, window, fit, scale, return_lse, backend)
+    rest = _rest(operands, len(lengths), asked)
+    return (*operands, table(sizes, query.shape[0], len(lengths))), rest
 
 
 def neighborhood_attention_packed(
@@ -132,17 +137,37 @@ def neighborhood_attention_packed(
     Raises:
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention_varlen`.
     """
-    operands = checked(query, key, value, bias, additional_keys, additional_values)
-    query, key, value, bias, extra_key, extra_value = operands
     arguments.instance("layout", layout, VarlenLayout, "a vicinal.torch.VarlenLayout")
+    operands = (query, key, value, bias, additional_keys, additional_values, layout.table)
+    asked = (kernel_size, stride, dilation, is_causal, scale, output_stride, fit, backend)
+    out, lse = warm.call("attend_varlen", operands, asked, _checked_packed)
+    return (out, lse) if return_lse else out
+
+
+def _checked_packed(query, key, value, bias, extra_key, extra_value, shapes, *asked) -> tuple[tuple, tuple]:
+    """Tensors and other arguments of the operator."""
+    operands = checked(query, key, value, bias, extra_key, extra_value)
+    query, key, value, bias, extra_key, extra_value = operands
     arguments.packed(query.shape, key.shape, value.shape)
-    documents, rank = layout.table.shape
+    documents, rank = shapes.shape
     # As a batch of documents, for the heads and the additional tokens.
-    shapes = ((documents, *x.shape) for x in (query, key, value))
+    batches = ((documents, *x.shape) for x in (query, key, value))
     extra_shapes = (None if x is None else x.shape for x in (extra_key, extra_value))
-    arguments.attention(*shapes, *extra_shapes)
+    arguments.attention(*batches, *extra_shapes)
+    return (*operands, shapes), _rest(operands, rank, asked)
+
+
+def _rest(operands: tuple[Any, ...], rank: int, asked: tuple) -> tuple:
+    """Arguments of the operator besides tensors."""
+    *sizes, scale, output_stride, fit, backend = asked
+    kernel_size, stride, dilation, is_causal = sizes
     window = arguments.window(None, kernel_size, stride, dilation, is_causal, output_stride, rank)
-    return _attend(operands, layout.table, window, fit, scale, return_lse, backend)
+    query, bias = operands[0], operands[3]
+    arguments.backend(backend)
+    if bias is not None:
+        arguments.bias(bias.shape, query.shape[-2], window[0])
+    scale, clip = arguments.default_scale(scale, query.shape[-1]), arguments.fit(fit)
+    return (*window, clip, scale, is_recorded(operands), backend, None)
 
 
 def table(sizes: Extents, batch: int, rank: int) -> Tensor:
@@ -153,7 +178,8 @@ def table(sizes: Extents, batch: int, rank: int) -> Tensor:
         arguments.instance("sizes", sizes, (list, tuple), "a tensor, a list or a tuple")
         sizes = VarlenLayout(sizes, rank).table
     arguments.sizes(sizes.shape, batch, rank)
-    return sizes.to("cpu", torch.int64).reshape(batch, rank)
+    sizes = sizes.to("cpu", torch.int64)
+    return sizes if sizes.dim() == 2 else sizes.reshape(batch, rank)
 
 
 def inside(shapes: Tensor, frame: Sequence[int], output_stride: Sequence[int], device: Any) -> Tensor:
@@ -164,22 +190,3 @@ def inside(shapes: Tensor, frame: Sequence[int], output_stride: Sequence[int], d
         along = torch.arange(0, room, step, device=device) < shapes[:, axis, None]
         mask = mask & along.view(len(shapes), *(-1 if other == axis else 1 for other in range(rank)))
     return mask
-
-
-def _attend(
-    operands: tuple,
-    shapes: Tensor,
-    window: Window,
-    fit: str,
-    scale: float | None,
-    return_lse: bool,
-    backend: str | None,
-) -> Any:
-    query, bias = operands[0], operands[3]
-    arguments.backend(backend)
-    if bias is not None:
-        arguments.bias(bias.shape, query.shape[-2], window[0])
-    scale, clip = arguments.default_scale(scale, query.shape[-1]), arguments.fit(fit)
-    gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
-    out, lse = ops.attend_varlen(*operands, shapes, *window, clip, scale, gradients, backend, None)
-    return (out, lse) if return_lse else out

@@ -9,22 +9,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import settings
-from . import known
-from .autograd import FUNCTIONS, Call
+from . import autograd, known, packed_derivatives
 from .backends.base import Ready
-from .ops import READY, sampled
+from .known import READY
+from .ops import sampled
 from .watching import autocast_dtype, is_recorded, is_watched
 
 # Operators whose first tensor has the tokens of all queries until it is sampled.
 QUERIES = ("attend", "dot")
+FUNCTIONS = autograd.FUNCTIONS | packed_derivatives.FUNCTIONS
 
 
-def call(
-    name: str, operands: tuple[Tensor | None, ...], asked: tuple[Any, ...], check: Callable[..., tuple]
-) -> Any:
+def call(name: str, operands: tuple[Any, ...], asked: tuple[Any, ...], check: Callable[..., tuple]) -> Any:
     """The operator `name` for a caller's operands and arguments, as they came.
 
     `check` makes of both, or refuses, what the operator takes: its tensors, where the query is not yet
@@ -41,7 +39,7 @@ def call(
     return known.keep(key, _ready(name, tensors, rest))(*operands)
 
 
-def _key(name: str, operands: tuple[Tensor | None, ...], asked: tuple[Any, ...]) -> tuple | None:
+def _key(name: str, operands: tuple[Any, ...], asked: tuple[Any, ...]) -> tuple | None:
     """What decides about a call, or None where something else sees it too.
 
     Equal numbers of other types are other arguments.
@@ -71,7 +69,7 @@ def _ready(name: str, operands: tuple, rest: tuple) -> Ready:
     """What computes the operator for operands like these, recorded if these are."""
     ready = READY[name](_first_sampled(name, operands, rest), rest)
     if is_recorded(operands):
-        ready = partial(FUNCTIONS[name].apply, Call(ready, rest))
+        ready = partial(FUNCTIONS[name].apply, autograd.Call(ready, rest))
     steps = rest[4]
     if name in QUERIES and any(step > 1 for step in steps):
         run = ready
