@@ -180,9 +180,9 @@ def test_one_graph_serves_all_sizes(dtype):
     )
 
 
-def test_packed_outputs_of_a_size_that_tensors_tell(monkeypatch):
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_packed_outputs_of_a_size_that_tensors_tell():
     """With an output stride the number of outputs follows from the numbers in a layout."""
-    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
     torch._dynamo.reset()
     backend, graphs = counting()
 
