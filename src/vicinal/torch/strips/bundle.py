@@ -23,7 +23,7 @@ from .plan import Part, Pass
 from .residues import Residue, columns_view, residues, rows_view
 from .ring import CPU, Ring, Table, Unit, rings, table, widened
 
-SMALL = 1 << 20
+SMALL = 1 << 19
 """Bytes of the operands and the output of a document that alone is too little for a pass."""
 
 
