@@ -5,10 +5,11 @@ from unittest.mock import patch
 import torch
 
 from tests.torch.repeated import check_every_part, fused, split
+from tests.triton import interpreting
 from vicinal.torch.backends.triton import Triton
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    interpreting.start()
     with patch.object(Triton, "refusal", lambda self, problem: None):
         for attend in (fused, split):
             check_every_part(attend, "triton", torch.float16, (2, 6, 6, 1, 4))
