@@ -68,7 +68,7 @@ def alone(monkeypatch):
 def forced(monkeypatch, tile):
     """One tile for every problem."""
     chosen = tiling.Plan(tile, tile, tiling.Counts(1, 1, 1), 1.0)
-    monkeypatch.setattr(plan, "_tile", lambda *_: chosen)
+    monkeypatch.setattr(plan, "cheapest", lambda *_: chosen)
     monkeypatch.setattr(direct, "faster", lambda *_: False)
     plan.parts.cache_clear()
     bundle.bundles.cache_clear()

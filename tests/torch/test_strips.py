@@ -127,8 +127,8 @@ def test_a_nan_of_one_batch_entry_reaches_no_other(field):
 def test_runs_change_no_bit(monkeypatch, problem):
     """Strips computed apart, or all together with boxes that belong to no tile."""
     _, operands = make(problem)
-    tiles = {back: plan._tile(problem, back) for back in (False, True)}
-    monkeypatch.setattr(plan, "_tile", lambda _, back: tiles[back])
+    tiles = {back: plan.cheapest(problem, back) for back in (False, True)}
+    monkeypatch.setattr(plan, "cheapest", lambda _, back: tiles[back])
     found = []
     for call, apart in ((-1, True), (1 << 40, False)):
         monkeypatch.setattr(plan, "CALL", call)

@@ -20,12 +20,11 @@ from . import fresh, plan
 from .call import accumulating
 from .direct import is_aligned
 from .moves import Geometry, blank, geometry, view
+from .plan import estimate
 from .residues import Residue, columns_view, residues, rows_view
 from .ring import FUSED, Ring, rings
 from .scores import HIDDEN
 
-COST = 1.0
-"""Factor on the cost of this path."""
 SPAN = 4 << 20
 """Bytes of results of a call of the kernel: fewer than the C library maps anew, enough for all threads."""
 TILES = 8, 16, 32
@@ -69,7 +68,7 @@ def faster(problem: Problem) -> bool:
     option = problem.gradients or problem.bias or problem.extra or problem.dim != problem.value_dim
     if problem.rank > 1 or option or not exact or not problem.heads * problem.batch:
         return False
-    return COST * _cost(problem, _tile(problem)) < plan.estimate(problem, False) and _fits(problem)
+    return _cost(problem, _tile(problem)) < estimate(problem, False) and _fits(problem)
 
 
 def prepare(problem: Problem, operands: Operands, scale: float) -> Ready:

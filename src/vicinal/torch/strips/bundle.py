@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ... import arguments
-from ...layout import Group
+from ...layout import Group, Shape
 from ...problem import Problem
 from ...window import Axis
 from ..documents import Batch, arranged
@@ -125,11 +125,12 @@ class Bundles(NamedTuple):
 def bundles(problem: Problem, back: bool = False) -> Bundles:
     """Small documents together, where they have more than one shape; their masks and boxes are the same."""
     batch = arranged(problem)
-    small = [group for group in batch.groups if _is_small(problem, group)]
+    small, others = [], []
+    for group in batch.groups:
+        (small if _is_small(problem, group) else others).append(group)
     if len(small) < 2 or problem.extra:
         return Bundles((), batch.groups)
-    rest = tuple(group for group in batch.groups if group not in small)
-    return Bundles(tuple(_bundled(problem, batch, small, back)), rest)
+    return Bundles(tuple(_bundled(problem, batch, small, back)), tuple(others))
 
 
 def _is_small(problem: Problem, group: Group) -> bool:
@@ -147,9 +148,9 @@ def _bundled(problem: Problem, batch: Batch, small: Sequence[Group], back: bool)
     itemsize, per = _itemsize(problem), plan.load(problem, back)
     parts = _parts(problem, small, back)
     members, numbers, box, kinds = [], 0, 0, [set()] * problem.rank
-    places = {document: group for group in small for document in group.documents}
-    for document in sorted(places):
-        for part in parts[places[document]]:
+    shapes = {document: group.shape for group in small for document in group.documents}
+    for document in sorted(shapes):
+        for part in parts[shapes[document]]:
             work = _joined(part)
             mine = work.boxes * (part.rows * per.row + work.pitch * part.width * per.slot)
             more = [one | set(x.ids.tolist()) for one, x in zip(kinds, part.tables(CPU), strict=True)]
@@ -188,17 +189,17 @@ def _joined(part: Part) -> Pass:
     return Pass(slab, part.pieces[0], volumes, strips, first.step, places * first.step, places, 1)
 
 
-def _parts(problem: Problem, small: Sequence[Group], back: bool) -> dict[Group, list[Part]]:
-    """The parts of one document of every group, with one tile and one box for all."""
-    axes = {group: arguments.axes(group.shape, group.window) for group in small}
+def _parts(problem: Problem, small: Sequence[Group], back: bool) -> dict[Shape, list[Part]]:
+    """The parts of one document of every shape, with one tile and one box for all."""
+    axes = {group.shape: arguments.axes(group.shape, group.window) for group in small}
     tile = _tile(problem, small, back)
     per_axis = [
-        _ringed({axes[group][place] for group in small}, whole, tile[place], plan.units(problem))
+        _ringed({mine[place] for mine in axes.values()}, whole, tile[place], plan.units(problem))
         for place, whole in enumerate(problem.axes)
     ]
     return {
-        group: [_part(problem, chosen) for chosen in product(*map(dict.__getitem__, per_axis, axes[group]))]
-        for group in small
+        shape: [_part(problem, chosen) for chosen in product(*map(dict.__getitem__, per_axis, mine))]
+        for shape, mine in axes.items()
     }
 
 
@@ -209,7 +210,7 @@ def _tile(problem: Problem, small: Sequence[Group], back: bool) -> tuple[int, ..
         middle = median_low([group.shape[place] for group in small for _ in group.documents])
         lengths.append(max(1 << (middle - 1).bit_length(), axis.size * axis.dilation))
     axes = tuple(replace(axis, length=long) for axis, long in zip(problem.axes, lengths, strict=True))
-    return plan._tile(replace(problem, axes=axes, batch=1, documents=None), back).rows
+    return plan.cheapest(replace(problem, axes=axes, batch=1, documents=None), back).rows
 
 
 Chosen = tuple[Residue, Ring, Table]

@@ -17,10 +17,6 @@ from .scores import HIDDEN, Additive
 aten = torch.ops.aten
 
 
-COST = 1.0
-"""Factor on the cost of this path."""
-
-
 @lru_cache(4096)
 def faster(problem: Problem, back: bool = False) -> bool:
     """Whether all pairs at once are possible here and cost less than tiles."""
@@ -35,7 +31,7 @@ def faster(problem: Problem, back: bool = False) -> bool:
     cost = pairs * (2.5 * score + 2.4 if back else score + 1.2) + 40_000
     if _alone(problem, part, back):
         cost *= 2
-    return COST * cost < estimate(problem, back)
+    return cost < estimate(problem, back)
 
 
 def prepare(problem: Problem, operands: Operands, scale: float) -> Ready:

@@ -213,7 +213,7 @@ class Part:
 def parts(problem: Problem, back: bool = False) -> tuple[Part, ...]:
     """The parts of a problem, each output in one."""
     itemsize = 8 if problem.dtype == "float64" else 4
-    tile = _tile(problem, back).rows
+    tile = cheapest(problem, back).rows
     per_axis = [
         list(zip(residues(axis), rings(axis, side, units(problem)), strict=True))
         for axis, side in zip(problem.axes, tile, strict=True)
@@ -285,7 +285,7 @@ def _ranges(box: tuple[slice, ...]) -> tuple[range, ...]:
 
 
 @lru_cache(4096)
-def _tile(problem: Problem, back: bool) -> tiling.Plan:
+def cheapest(problem: Problem, back: bool) -> tiling.Plan:
     """The cheapest tile."""
     sides = [_sides(axis.outputs, axis.period) for axis in problem.axes]
     share = problem.heads // problem.kv_heads
@@ -347,7 +347,7 @@ def estimate(problem: Problem, back: bool) -> float:
     """Nanoseconds for the whole problem, the calls that a pass makes included."""
     pieces = prod(len(residues(axis)) for axis in problem.axes)
     # Tiles are ranked by arithmetic in cache; whole problems also wait for memory.
-    tiles = 1.6 * _tile(problem, back).cost * problem.batch * problem.kv_heads
+    tiles = 1.6 * cheapest(problem, back).cost * problem.batch * problem.kv_heads
     return tiles + pieces * (350_000 if back else 200_000)
 
 
