@@ -138,7 +138,7 @@ def forward_launch(problem: Problem) -> Launch:
         Map(value, spec.columns, spec.value_dim),
         Map(out, spec.rows, spec.value_dim),
     )
-    return _launch((attend_kernel, attend_groups), spec, programs, maps, numbers, problem)
+    return _launch((attend_kernel, attend_groups), spec, programs, maps, (*numbers, programs), problem)
 
 
 @lru_cache(256)

@@ -1,12 +1,14 @@
 """Forward for Hopper in Gluon: one warp copies boxes with TMA, two warpgroups of 64 queries each run wgmma.
 
-The two warpgroups take turns: while one multiplies, the other computes its softmax. Within a warpgroup the
-product with the values of a box runs beside the product with the keys of the next, and no product stays in
-flight over a loop's back edge, where ptxas would serialize them.
+A program computes tile after tile, and the copies for one begin while the one before is computed. Within a
+warpgroup the product with the values of a box runs beside the product with the keys of the next, and no
+product stays in flight over a loop's back edge, where ptxas would serialize them.
 
 Sums are in units of a row's maximum, but one that has grown by little is left alone: weights then reach
 2**SLACK, which every dtype holds, and most boxes spare the sums a product with 1.
 """
+
+from typing import Any, NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -17,6 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from . import hopper_schedule as hs
 from . import hopper_tile as ht
 from . import hopper_window as hw
 
@@ -25,6 +28,16 @@ from . import hopper_window as hw
 HIDDEN = gl.constexpr(-(2.0**100))
 LN2 = gl.constexpr(0.6931471805599453)
 SLACK = gl.constexpr(8.0)
+
+
+class Grid(NamedTuple):
+    """What a launch computes: extents of outputs and keys, query heads, those that share keys, and tiles."""
+
+    outputs: Any
+    lengths: Any
+    heads: Any
+    group: Any
+    tiles: Any
 
 
 def _rescaling(count: int) -> tuple[str, str]:
@@ -48,27 +61,31 @@ RESCALE, CONSTRAINTS = map(gl.constexpr, _rescaling(16))
 
 
 @gluon.jit
-def _copy(query, key, value, queries, ready, keys, values, tile, kv_head, SPEC: gl.constexpr):
-    """The producer: queries of both warpgroups, then boxes of keys and values as buffers become free."""
-    for warpgroup in gl.static_range(2):
-        at = ht.corner(tile.start, warpgroup, SPEC)
-        mbarrier.expect(ready.index(warpgroup), query.block_type.nbytes)
-        tma.async_copy_global_to_shared(
-            query,
-            [tile.planes[0] + at[0], at[1], at[2], tile.head, 0],
-            ready.index(warpgroup),
-            queries.index(warpgroup),
-        )
-    box = ht.box_of(gl.to_tensor(0), SPEC)
-    for i in range(tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
-        stage = i % SPEC.stages
-        phase = (i // SPEC.stages) & 1
-        at = ht.box_at(tile.first, box, SPEC)
-        mbarrier.wait(keys.empty.index(stage), phase ^ 1)
-        ht.fill(key, keys, stage, tile.planes[1], at, kv_head)
-        mbarrier.wait(values.empty.index(stage), phase ^ 1)
-        ht.fill(value, values, stage, tile.planes[1], at, kv_head)
-        box = ht.step(box, tile.boxes, SPEC)
+def _copy(query, key, value, queries, keys, values, tickets, counter, grid, SPEC: gl.constexpr):
+    """The producer: of tile after tile the queries of both warpgroups, then boxes of keys and values."""
+    turn = gl.to_tensor(0)
+    step = gl.to_tensor(0)
+    number = gl.program_id(0)
+    while number < grid.tiles:
+        tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
+        for warpgroup in gl.static_range(2):
+            slot = turn % SPEC.depth * 2 + warpgroup
+            mbarrier.wait(queries.empty.index(slot), turn // SPEC.depth & 1 ^ 1)
+            at = ht.corner(tile.start, warpgroup, SPEC)
+            ht.fill(query, queries, slot, tile.planes[0], at, tile.head)
+        number = hs.draw(tickets, counter, turn, grid.tiles, SPEC)
+        turn += 1
+        box = ht.box_of(gl.to_tensor(0), SPEC)
+        for _ in range(tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
+            at = ht.box_at(tile.first, box, SPEC)
+            stage = step % SPEC.stages
+            mbarrier.wait(keys.empty.index(stage), step // SPEC.stages & 1 ^ 1)
+            ht.fill(key, keys, stage, tile.planes[1], at, tile.head // grid.group)
+            stage = step % SPEC.value_stages
+            mbarrier.wait(values.empty.index(stage), step // SPEC.value_stages & 1 ^ 1)
+            ht.fill(value, values, stage, tile.planes[1], at, tile.head // grid.group)
+            box = ht.step(box, tile.boxes, SPEC)
+            step += 1
 
 
 @gluon.jit
@@ -108,33 +125,41 @@ def _rescale(acc, shrink):
 def _pass(keys, values, turn, i, warpgroup: gl.constexpr, SPEC: gl.constexpr):
     """Leaves a box to the other warpgroup."""
     stage = i % SPEC.stages
-    phase = (i // SPEC.stages) & 1
-    mbarrier.wait(keys.full.index(stage), phase)
-    ht.take(turn, i, warpgroup)
-    ht.give(turn, 1 - warpgroup)
+    mbarrier.wait(keys.full.index(stage), i // SPEC.stages & 1)
+    hs.take(turn, i, warpgroup, SPEC)
+    hs.give(turn, 1 - warpgroup, SPEC)
     mbarrier.arrive(keys.empty.index(stage), count=1)
-    mbarrier.wait(values.full.index(stage), phase)
+    stage = i % SPEC.value_stages
+    mbarrier.wait(values.full.index(stage), i // SPEC.value_stages & 1)
     mbarrier.arrive(values.empty.index(stage), count=1)
 
 
 @gluon.jit
 def _attend(
-    warpgroup: gl.constexpr,
-    out,
-    lse,
-    queries,
-    outs,
-    ready,
-    keys,
-    values,
-    turn,
-    scale2,
-    tile,
-    extents,
-    heads,
+    warpgroup: gl.constexpr, out, lse, queries, outs, keys, values, turn, tickets, scale2, grid,
     SPEC: gl.constexpr,
-):
-    """A consumer: 64 queries against every box of keys, with an online softmax."""
+):  # fmt: skip
+    """A consumer: tile after tile."""
+    count = gl.to_tensor(0)
+    base = gl.to_tensor(0)
+    number = gl.program_id(0)
+    while number < grid.tiles:
+        tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
+        _attend_tile(
+            warpgroup, out, lse, queries, outs, keys, values, turn, scale2, tile, grid, count, base, SPEC
+        )
+        base += tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
+        number = hs.drawn(tickets, count, grid.tiles, SPEC)
+        count += 1
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _attend_tile(
+    warpgroup: gl.constexpr, out, lse, queries, outs, keys, values, turn, scale2, tile, grid, count, base,
+    SPEC: gl.constexpr,
+):  # fmt: skip
+    """64 queries against every box of keys, with an online softmax, after `count` tiles and `base` boxes."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout(
         [3, 0], [4, 1], [16, SPEC.width, 32 // SPEC.key_bytes]
     )
@@ -150,38 +175,47 @@ def _attend(
     sizes: gl.constexpr = SPEC.sizes
     column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, score_layout))
 
-    query = queries.index(warpgroup).reshape([64, SPEC.dim])
+    slot = count % SPEC.depth * 2 + warpgroup
+    filled = count // SPEC.depth & 1
+    query = queries.buffers.index(slot).reshape([64, SPEC.dim])
     top = gl.full([64], HIDDEN, gl.float32, layout=row_layout)
     acc = gl.full([64, SPEC.value_dim], 0.0, gl.float32, layout=out_layout)
     empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
     slow, begin, end = ht.own_keys(start, tile, SPEC)
-    for i in range(begin):
+    begin += base
+    end += base
+    for i in range(base, begin):
         _pass(keys, values, turn, i, warpgroup, SPEC)
     box = ht.box_of(slow, SPEC)
     at = ht.box_at(tile.first, box, SPEC)
     stage = begin % SPEC.stages
-    mbarrier.wait(ready.index(warpgroup), 0)
-    mbarrier.wait(keys.full.index(stage), (begin // SPEC.stages) & 1)
-    ht.take(turn, begin, warpgroup)
+    mbarrier.wait(queries.full.index(slot), filled)
+    mbarrier.wait(keys.full.index(stage), begin // SPEC.stages & 1)
+    hs.take(turn, begin, warpgroup, SPEC)
     flying = _score(query, keys, stage, empty, SPEC)
     scores = warpgroup_mma_wait(0, deps=(flying,))
-    ht.give(turn, 1 - warpgroup)
+    hs.give(turn, 1 - warpgroup, SPEC)
     mbarrier.arrive(keys.empty.index(stage), count=1)
     scores = hw.hide(scores, HIDDEN, at, column, first, stop, shared, sizes, SPEC)
     weights, top, shrink = _softmax(scores, top, scale2)
     total = gl.sum(weights, 1)
     operand = gl.convert_layout(weights.to(out.dtype), weight_layout)
+    if SPEC.depth > 1:
+        # By now the outputs of the tile before have left shared memory.
+        tma.store_wait(0)
+        before = (count + 1) % SPEC.depth * 2 + warpgroup
+        mbarrier.arrive(queries.empty.index(before), count=1, pred=count > 0)
 
     for i in range(begin + 1, end):
         box = ht.step(box, tile.boxes, SPEC)
         stage = i % SPEC.stages
-        before = (i - 1) % SPEC.stages
-        mbarrier.wait(keys.full.index(stage), (i // SPEC.stages) & 1)
-        ht.take(turn, i, warpgroup)
+        before = (i - 1) % SPEC.value_stages
+        mbarrier.wait(keys.full.index(stage), i // SPEC.stages & 1)
+        hs.take(turn, i, warpgroup, SPEC)
         flying = _score(query, keys, stage, empty, SPEC)
-        mbarrier.wait(values.full.index(before), ((i - 1) // SPEC.stages) & 1)
+        mbarrier.wait(values.full.index(before), (i - 1) // SPEC.value_stages & 1)
         adding = _add(operand, values, before, acc, SPEC)
-        ht.give(turn, 1 - warpgroup)
+        hs.give(turn, 1 - warpgroup, SPEC)
         scores = warpgroup_mma_wait(1, deps=(flying,))
         mbarrier.arrive(keys.empty.index(stage), count=1)
         at = ht.box_at(tile.first, box, SPEC)
@@ -190,64 +224,64 @@ def _attend(
         total = total * shrink + gl.sum(weights, 1)
         rounded = weights.to(out.dtype)
         # Long past, but it keeps ptxas from moving the next wait before the weights.
-        mbarrier.wait(ready.index(warpgroup), 0)
+        mbarrier.wait(queries.full.index(slot), filled)
         acc = warpgroup_mma_wait(0, deps=(adding,))
         mbarrier.arrive(values.empty.index(before), count=1)
         acc = _rescale(acc, shrink)
         operand = gl.convert_layout(rounded, weight_layout)
-    last = (end - 1) % SPEC.stages
-    mbarrier.wait(values.full.index(last), ((end - 1) // SPEC.stages) & 1)
+    last = (end - 1) % SPEC.value_stages
+    mbarrier.wait(values.full.index(last), (end - 1) // SPEC.value_stages & 1)
     acc = warpgroup_mma_wait(0, deps=(_add(operand, values, last, acc, SPEC),))
     mbarrier.arrive(values.empty.index(last), count=1)
-    for i in range(end, tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
+    for i in range(end, base + tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
         _pass(keys, values, turn, i, warpgroup, SPEC)
     acc = acc * gl.convert_layout(1.0 / total, gl.SliceLayout(1, out_layout))[:, None]
 
-    ht.put(out, acc, outs.index(warpgroup), tile.planes[0], start, tile.head)
+    if (SPEC.dim == SPEC.value_dim) & (SPEC.key_bytes == 2):  # noqa: SIM108 the same
+        room = outs.index(slot)
+    else:
+        room = outs.index(warpgroup)
+    ht.put(out, acc, room, tile.planes[0], start, tile.head)
     found = (top * scale2 + gl.log2(total)) * LN2
-    at = ht.entry(row, tile, extents, heads, SPEC)
+    at = ht.entry(row, tile, grid.outputs, grid.heads, SPEC)
     gl.store(lse + at, found, mask=hw.inside(row, tile.outputs))
-    tma.store_wait(0)
+    if SPEC.depth == 1:
+        tma.store_wait(0)
+        mbarrier.arrive(queries.empty.index(slot), count=1)
 
 
 @gluon.jit
-def _run(query, key, value, out, lse, scale2, tile, extents, heads, group, SPEC: gl.constexpr):
-    queries = ht.buffers(query, 2)
+def _run(query, key, value, out, lse, counter, scale2, grid, SPEC: gl.constexpr):
+    queries = ht.ring(query, 2 * SPEC.depth, 1)
     if (SPEC.dim == SPEC.value_dim) & (SPEC.key_bytes == 2):  # noqa: SIM108 kernels have no conditional expressions of buffers
         # The queries are done with when the outputs are ready.
-        outs = queries
+        outs = queries.buffers
     else:
         outs = ht.buffers(out, 2)
-    ready = ht.barriers(2, 1)
-    turn = ht.turns()
+    turn = hs.turns()
+    tickets = hs.tickets()
     keys = ht.ring(key, SPEC.stages, 2)
-    values = ht.ring(value, SPEC.stages, 2)
+    values = ht.ring(value, SPEC.value_stages, 2)
     # A tuple with a name of its own would turn its constexprs into tensors.
     gl.warp_specialize(
         [
-            (
-                _attend,
-                (0, out, lse, queries, outs, ready, keys, values, turn, scale2, tile, extents, heads, SPEC),
-            ),
-            (
-                _attend,
-                (1, out, lse, queries, outs, ready, keys, values, turn, scale2, tile, extents, heads, SPEC),
-            ),
-            (_copy, (query, key, value, queries, ready, keys, values, tile, tile.head // group, SPEC)),
+            (_attend, (0, out, lse, queries, outs, keys, values, turn, tickets, scale2, grid, SPEC)),
+            (_attend, (1, out, lse, queries, outs, keys, values, turn, tickets, scale2, grid, SPEC)),
+            (_copy, (query, key, value, queries, keys, values, tickets, counter, grid, SPEC)),
         ],
         [4, 1],
         [240, 24],
     )
 
 
-@gluon.jit(do_not_specialize=["scale2", "t", "h", "w", "key_t", "key_h", "key_w", "heads", "group"])
+@gluon.jit(do_not_specialize=["scale2", "t", "h", "w", "key_t", "key_h", "key_w", "heads", "group", "tiles"])
 def attend(
-    query, key, value, out, lse, scale2, t, h, w, key_t, key_h, key_w, heads, group, SPEC: gl.constexpr
-):
+    query, key, value, out, lse, counter, scale2, t, h, w, key_t, key_h, key_w, heads, group, tiles,
+    SPEC: gl.constexpr
+):  # fmt: skip
     """Attention of tensors `[batch * t, h, w, heads, dim]`; `lse` is `[batch, t, h, w, heads]`."""
-    outputs = (t, h, w)
-    tile = ht.query_tile(gl.program_id(0), outputs, (key_t, key_h, key_w), heads, SPEC)
-    _run(query, key, value, out, lse, scale2, tile, outputs, heads, group, SPEC)
+    grid = Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
+    _run(query, key, value, out, lse, counter, scale2, grid, SPEC)
 
 
 @gluon.jit(
@@ -263,10 +297,11 @@ def attend(
         "group",
         "dim",
         "value_dim",
+        "tiles",
     ]
 )
 def attend_groups(
-    query, key, value, out, lse, scale2, t, h, w, key_t, key_h, key_w, heads, group, dim, value_dim,
+    query, key, value, out, lse, scale2, t, h, w, key_t, key_h, key_w, heads, group, tiles, dim, value_dim,
     query_strides, key_strides, value_strides, out_strides, SPEC: gl.constexpr,
 ):  # fmt: skip
     """The same with dilation: a program describes its batch entry and group itself, so any length will do."""
@@ -280,4 +315,4 @@ def attend_groups(
         value, value_strides, lengths, tile, heads // group, value_dim, columns, SPEC.value_dim, SPEC
     )
     out = ht.group_view(out, out_strides, outputs, tile, heads, value_dim, rows, SPEC.value_dim, SPEC)
-    _run(query, key, value, out, lse, scale2, tile, outputs, heads, group, SPEC)
+    _run(query, key, value, out, lse, None, scale2, Grid(outputs, lengths, heads, group, tiles), SPEC)

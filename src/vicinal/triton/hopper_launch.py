@@ -61,9 +61,9 @@ class Launch:
 
     Args:
         kernel: a `gluon.jit` function; its parameters are tensors seen through descriptors, then addresses,
-            then numbers, then `SPEC`.
+            then a counter if it is persistent, then numbers, then `SPEC`.
         spec: its constants.
-        programs: size of its grid.
+        programs: size of its grid; a persistent kernel gets one program a multiprocessor at most.
         maps: one per described tensor.
         numbers: last run-time parameters, the same in every call.
     """
@@ -98,7 +98,11 @@ class Launch:
             arguments += self._encode(index, tensor, found.maps[index], key) if known is None else known
         for tensor in addressed:
             arguments.append(tensor.data_ptr())
-        _start(found, self.programs, device, None, (*arguments, *numbers, *found.last))
+        programs = self.programs
+        if self.spec.persistent:
+            arguments.append(_counter(device).data_ptr())
+            programs = min(programs, _multiprocessors(device))
+        _start(found, programs, device, None, (*arguments, *numbers, *found.last))
 
     def _encode(self, index: int, tensor: Tensor, metadata: dict, key: tuple) -> tuple:
         """The tensor map of a buffer, and the extents and strides that the kernel's signature repeats."""
@@ -122,7 +126,8 @@ class Launch:
     def warmup(self, tensors: tuple[Any, ...], addressed: tuple[Any, ...], numbers: tuple) -> Any:
         """The compiled kernel, without a launch."""
         described = [how.descriptor(tensor) for how, tensor in zip(self.maps, tensors, strict=True)]
-        arguments = (*described, *addressed, *numbers, *self.numbers, self.spec)
+        counter = (torch.int32,) if self.spec.persistent else ()
+        arguments = (*described, *addressed, *counter, *numbers, *self.numbers, self.spec)
         return self.kernel.warmup(*arguments, grid=(self.programs,), num_warps=4)
 
 
@@ -159,6 +164,26 @@ def _start(found: Compiled, programs: int, device: int, scratch: int | None, arg
     # Neither cooperative nor waiting for the kernel before; no scratch for profiling.
     first = (programs, 1, 1, stream, kernel.function, False, False, scratch, None, kernel.packed_metadata)
     found.launch(*first, *hooks(kernel, programs, stream, arguments), *arguments)
+
+
+@lru_cache(64)
+def _multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _counter(device: int) -> Tensor:
+    """A zero in memory that a launch counts tiles with; it leaves a zero behind."""
+    if torch.cuda.is_current_stream_capturing():
+        # A graph may run beside what its stream does later.
+        return torch.zeros(1, dtype=torch.int32, device=device)
+    stream = driver.active.get_current_stream(device)  # pyright: ignore[reportAttributeAccessIssue]
+    return _stream_counter(device, stream)
+
+
+@lru_cache(256)
+def _stream_counter(device: int, _stream: int) -> Tensor:
+    """The counter of the launches of a stream, which run one after another."""
+    return torch.zeros(1, dtype=torch.int32, device=device)
 
 
 # Element types of a tensor map are numbered differently in the driver's interface: bytes, float16, bfloat16.

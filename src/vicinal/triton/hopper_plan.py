@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import product
+from itertools import permutations, product
 from math import prod
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ ROWS = 64
 BYTES = 2
 # What a Hopper program can have, less room for barriers.
 SHARED = 232448 - 1024
+# Multiprocessors, each of which runs one program at a time.
+RESIDENT = 132
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,12 @@ class Spec:
         masked: axes on which a visited box holds columns that a row does not see.
         dim, value_dim: head dimensions, padded to a power of two.
         key_bytes: size of an element of queries and keys.
+        order: axes along which neighboring programs follow one another, fastest first.
         stages: boxes of columns in flight.
+        value_stages: the same of values, in the forward, where they are needed later than keys.
+        depth: tiles whose queries are in shared memory, in the forward.
+        turns: whether the warpgroups of the forward take turns.
+        persistent: whether programs compute tile after tile.
         wants_query, wants_key, wants_value: which sums gradients keep.
         has_grad_lse: whether log-sum-exps have a gradient.
     """
@@ -47,6 +54,11 @@ class Spec:
     value_dim: int
     stages: int
     key_bytes: int = BYTES
+    order: Triple = (2, 1, 0)
+    value_stages: int = 0
+    depth: int = 1
+    turns: bool = False
+    persistent: bool = False
     wants_query: bool = True
     wants_key: bool = True
     wants_value: bool = True
@@ -70,6 +82,11 @@ class Spec:
     @property
     def masks(self) -> bool:
         return any(self.masked)
+
+    @property
+    def places(self) -> Triple:
+        """Where in `order` each axis stands."""
+        return tuple(self.order.index(axis) for axis in range(3))
 
     @property
     def sizes(self) -> Triple:
@@ -138,6 +155,7 @@ class Kernel(NamedTuple):
         fixed, stage: bytes of shared memory for rows, and for a box of columns.
         stages: boxes in flight, at most.
         alone: time of a box that one warpgroup leaves to the other, over that of one both compute.
+        masked: what a mask adds to the time of a box that both compute.
     """
 
     width: int
@@ -145,6 +163,7 @@ class Kernel(NamedTuple):
     stage: int
     stages: int
     alone: float
+    masked: float = 0.35
 
 
 @lru_cache(1024)
@@ -152,10 +171,42 @@ def _forward(problem: Problem) -> Plan:
     dim, value_dim = padded(problem.dim), padded(problem.value_dim)
     width = 128 if max(dim, value_dim) <= 128 else 64
     row, out = dim * key_bytes(problem), value_dim * BYTES
+    stage = width * (row + out)
     # Outputs take the place of queries where they fit.
-    fixed = 2 * ROWS * (row if row == out and dim == value_dim else row + out)
-    kernel = Kernel(width, fixed, width * (row + out), 3, 1.0)
-    return _best(problem, kernel, problem.heads)
+    outputs = 0 if row == out and dim == value_dim else 2 * ROWS * out
+    single = 2 * ROWS * row
+    # The queries of the next tile are copied early where two boxes of keys and values fit beside them.
+    dilated = any(axis.dilation > 1 for axis in problem.axes)
+    depth = 2 if not dilated and SHARED - outputs - 2 * single >= 2 * stage else 1
+    fixed = outputs + depth * single
+    spec, programs = _best(problem, Kernel(width, fixed, stage, 4, 0.6, 0.06), problem.heads)
+    more = SHARED - fixed - spec.stages * stage >= width * row
+    spec = replace(
+        spec,
+        order=_order(problem, spec.tile),
+        stages=spec.stages + more,
+        value_stages=spec.stages,
+        depth=depth,
+        turns=dim > 64,
+        persistent=not dilated,
+    )
+    return Plan(spec, programs)
+
+
+def _order(problem: Problem, tile: Triple) -> Triple:
+    """Axes, fastest first, along which tiles that run at a time read the fewest keys: caches hold few."""
+    counts = [-(-axis.outputs // side) for axis, side in zip(problem.axes, tile, strict=True)]
+
+    def read(order: Triple) -> float:
+        left, keys = float(RESIDENT), 1.0
+        for number in order:
+            axis = problem.axes[number]
+            rows = min(left, counts[number]) * tile[number] * axis.output_stride
+            keys *= min(rows + axis.size - 1, axis.length)
+            left = max(left / counts[number], 1.0)
+        return keys
+
+    return min(permutations((2, 1, 0)), key=read)
 
 
 @lru_cache(1024)
@@ -208,11 +259,11 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
 
 
 def _cost(problem: Problem, kernel: Kernel, tile: Triple, split: int, box: Triple, inverse: bool) -> float:
-    """Time of a head, in boxes that both warpgroups compute; a mask makes one a third dearer."""
+    """Time of a head, in boxes that both warpgroups compute."""
     visited, full = _counts(problem, tile, split, box, inverse)
     loaded = tiling.counts(problem, tile, box, inverse).visited
     shared = visited - loaded
-    return shared + kernel.alone * (loaded - shared) + 0.175 * (visited - full)
+    return shared + kernel.alone * (loaded - shared) + kernel.masked / 2 * (visited - full)
 
 
 def _counts(problem: Problem, tile: Triple, split: int, box: Triple, inverse: bool) -> tuple[int, int]:

@@ -159,9 +159,13 @@ def _clamp(start, rows, SPEC: gl.constexpr, axis: gl.constexpr):
 @gluon.jit
 def _locate(program, extents, heads, SPEC: gl.constexpr):
     """`(batch, head, residue, start)` of a program's tile, over rows of `extents` on the whole axes."""
-    w, rest = _split(program, extents[2], SPEC, 2)
-    h, rest = _split(rest, extents[1], SPEC, 1)
-    t, rest = _split(rest, extents[0], SPEC, 0)
+    axes: gl.constexpr = SPEC.order
+    places: gl.constexpr = SPEC.places
+    first, rest = _split(program, extents[axes[0]], SPEC, axes[0])
+    second, rest = _split(rest, extents[axes[1]], SPEC, axes[1])
+    third, rest = _split(rest, extents[axes[2]], SPEC, axes[2])
+    starts = (first, second, third)
+    t, h, w = starts[places[0]], starts[places[1]], starts[places[2]]
     apart: gl.constexpr = SPEC.dilation
     residue = (rest // (apart[1] * apart[2]) % apart[0], rest // apart[2] % apart[1], rest % apart[2])
     rest = rest // (apart[0] * apart[1] * apart[2])
@@ -336,23 +340,3 @@ def put(descriptor, values, buffer, plane, at, head):
     buffer.reshape(values.shape).store(values.to(descriptor.dtype))
     fence_async_shared()
     tma.async_copy_shared_to_global(descriptor, [plane + at[0], at[1], at[2], head, 0], buffer)
-
-
-@gluon.jit
-def turns():
-    """A barrier per warpgroup that says it may multiply; the first may at once."""
-    turn = barriers(2, 1)
-    mbarrier.arrive(turn.index(0), count=1)
-    return turn
-
-
-@gluon.jit
-def take(turn, i, warpgroup: gl.constexpr):
-    """Waits for the warpgroup's turn at step `i` of the walk."""
-    mbarrier.wait(turn.index(warpgroup), i & 1)
-
-
-@gluon.jit
-def give(turn, other: gl.constexpr):
-    """Gives the turn to the other warpgroup."""
-    mbarrier.arrive(turn.index(other), count=1)
