@@ -10,6 +10,7 @@ Sums are in units of a row's maximum, but one that has grown by little is left a
 
 from typing import Any, NamedTuple
 
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -143,7 +144,8 @@ def _attend(
     count = gl.to_tensor(0)
     base = gl.to_tensor(0)
     number = gl.program_id(0)
-    while number < grid.tiles:
+    # Numbers of the launch are computed for each tile: registers are for sums.
+    while tl.condition(number < grid.tiles, disable_licm=True):
         tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
         _attend_tile(
             warpgroup, out, lse, queries, outs, keys, values, turn, scale2, tile, grid, count, base, SPEC
@@ -258,8 +260,9 @@ def _run(query, key, value, out, lse, counter, scale2, grid, SPEC: gl.constexpr)
         outs = queries.buffers
     else:
         outs = ht.buffers(out, 2)
-    turn = hs.turns()
-    tickets = hs.tickets()
+    # Triton lays barriers that no partition uses over buffers of others.
+    turn = hs.turns() if SPEC.turns else ()
+    tickets = hs.tickets() if SPEC.persistent else ()
     keys = ht.ring(key, SPEC.stages, 2)
     values = ht.ring(value, SPEC.value_stages, 2)
     # A tuple with a name of its own would turn its constexprs into tensors.

@@ -20,6 +20,8 @@ BYTES = 2
 SHARED = 232448 - 1024
 # Multiprocessors, each of which runs one program at a time.
 RESIDENT = 132
+# Largest head dimension at which the warpgroups of the forward multiply when they like.
+FREE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ def _forward(problem: Problem) -> Plan:
         stages=spec.stages + more,
         value_stages=spec.stages,
         depth=depth,
-        turns=dim > 64,
+        turns=dim > FREE,
         persistent=not dilated,
     )
     return Plan(spec, programs)
