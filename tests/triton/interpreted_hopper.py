@@ -25,6 +25,7 @@ with emulator.stand_ins():
         hopper_forward,
         hopper_key_gradient,
         hopper_query_gradient,
+        hopper_schedule,
         hopper_tile,
     )
 
@@ -247,21 +248,21 @@ FAULTS = (
     # Waits for too little, too much, and the wrong phase.
     (
         hopper_forward,
-        "mbarrier.wait(keys.empty.index(stage), phase ^ 1)",
+        "mbarrier.wait(values.empty.index(stage), step // SPEC.value_stages & 1 ^ 1)",
         "",
-        "race on keys.buffers|keys.full",
+        "race on values.buffers|values.full",
     ),
     (
         hopper_forward,
-        "mbarrier.wait(keys.empty.index(stage), phase ^ 1)",
-        "mbarrier.wait(keys.empty.index(stage), phase)",
+        "mbarrier.wait(keys.empty.index(stage), step // SPEC.stages & 1 ^ 1)",
+        "mbarrier.wait(keys.empty.index(stage), step // SPEC.stages & 1)",
         r"deadlock:(.|\n)*waits for phase 0 of keys.empty\[0\]",
     ),
     (
         hopper_forward,
-        "mbarrier.wait(values.full.index(last), ((end - 1) // SPEC.stages) & 1)",
+        "mbarrier.wait(values.full.index(last), (end - 1) // SPEC.value_stages & 1)",
         "",
-        "race on values.buffers.* _attend",
+        "race on values.buffers.* _attend|values.full",
     ),
     (
         hopper_query_gradient,
@@ -278,13 +279,33 @@ FAULTS = (
     ),
     (hopper_tile, "block_type.nbytes)\n    tma", "block_type.nbytes + 16)\n    tma", "lacks 16 bytes"),
     # What leaves shared memory.
-    (hopper_forward, "    tma.store_wait(0)\n", "\n", "ends without having waited for its stores"),
+    (
+        hopper_forward,
+        "        count += 1\n    tma.store_wait(0)\n",
+        "        count += 1\n",
+        "ends without having waited for its stores",
+    ),
+    # Queries of the next tiles, and outputs in their place.
+    (
+        hopper_forward,
+        "        tma.store_wait(0)\n        before",
+        "        before",
+        "race on queries.buffers.* unordered with .* put",
+    ),
+    (hopper_forward, "(count + 1) % SPEC.depth", "count % SPEC.depth", "race on queries.buffers|deadlock"),
+    # Numbers of tiles.
+    (
+        hopper_schedule,
+        "ht.barriers(2, 2)",
+        "ht.barriers(2, 1)",
+        "race on tickets.buffers|tickets.(full|empty)",
+    ),
     (hopper_tile, "    fence_async_shared()\n", "\n", "no fence between hopper_tile.py:.* put"),
     # A barrier that lives on where the compiler puts something else.
     (
         hopper_forward,
-        "    turn = ht.turns()\n",
-        "    turn = ht.turns()\n    spare = ht.turns()\n",
+        "hs.turns() if SPEC.turns else ()",
+        "hs.turns()",
         "no partition uses",
     ),
 )
@@ -301,6 +322,8 @@ def check_fault(module, right, wrong, message):
             exec(compile(text, path, "exec"), module.__dict__)
 
     put(source.replace(right, wrong))
+    # Many tiles each.
+    resident, emulator.RESIDENT = emulator.RESIDENT, 1
     try:
         results(LONG, operands(LONG), 0.2, cotangents(LONG))
         said = "nothing"
@@ -308,6 +331,7 @@ def check_fault(module, right, wrong, message):
         said = str(fault)
     finally:
         put(source)
+        emulator.RESIDENT = resident
     assert re.search(message, said), f"{wrong}: {said}"
 
 
