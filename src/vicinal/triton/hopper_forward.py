@@ -192,6 +192,7 @@ def _attend_tile(
     at = ht.box_at(tile.first, box, SPEC)
     stage = begin % SPEC.stages
     mbarrier.wait(queries.full.index(slot), filled)
+    query = ht.factor(query, score_layout, SPEC)
     mbarrier.wait(keys.full.index(stage), begin // SPEC.stages & 1)
     hs.take(turn, begin, warpgroup, SPEC)
     flying = _score(query, keys, stage, empty, SPEC)

@@ -22,6 +22,8 @@ SHARED = 232448 - 1024
 RESIDENT = 132
 # Largest head dimension at which the warpgroups of the forward multiply when they like.
 FREE = 64
+# Widest queries that are multiplied from registers; wider ones leave no room for sums.
+HELD = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,11 @@ class Spec:
     def flat(self) -> tuple[bool, ...]:
         """Axes of one token."""
         return tuple(rule.length == 1 for rule in self.rules)
+
+    @property
+    def held(self) -> bool:
+        """Whether queries are multiplied from registers."""
+        return self.dim <= HELD and self.key_bytes == BYTES
 
     @property
     def masks(self) -> bool:

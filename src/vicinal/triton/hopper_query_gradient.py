@@ -134,9 +134,7 @@ def _walk(query, grad_out, lse2, delta, keys, values, scale2, row, start, tile, 
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
     grad_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.dim, 16])
     slope_layout: gl.constexpr = gl.DotOperandLayout(0, grad_layout, 2)
-    if SPEC.dim <= 128:
-        # From registers the queries cost shared memory no bandwidth; wider ones leave no room for sums.
-        query = query.load(gl.DotOperandLayout(0, score_layout, 2))
+    query = ht.factor(query, score_layout, SPEC)
     first, stop = hw.windows(row, tile.lengths, SPEC)
     shared = hw.shared_window(start, tile, SPEC)
     sizes: gl.constexpr = SPEC.sizes

@@ -335,6 +335,14 @@ def copy_rows(first, second, firsts, seconds, ready, plane, tile, SPEC: gl.const
 
 
 @gluon.jit
+def factor(queries, layout: gl.constexpr, SPEC: gl.constexpr):
+    """Queries as left factor of scores in `layout`: from registers they cost shared memory no bandwidth."""
+    if SPEC.held:
+        queries = queries.load(gl.DotOperandLayout(0, layout, 2))
+    return queries
+
+
+@gluon.jit
 def put(descriptor, values, buffer, plane, at, head):
     """Starts writing a warpgroup's box through shared memory; TMA leaves out what lies outside the tensor."""
     buffer.reshape(values.shape).store(values.to(descriptor.dtype))

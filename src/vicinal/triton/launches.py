@@ -103,16 +103,12 @@ def _options(shape: plan.Shape) -> dict[str, int]:
     return {"num_warps": shape.warps, "num_stages": shape.stages}
 
 
-# Whether problems of one shape bound registers too, as documents do.
-BOUNDED = True
-
-
 def _bounds(problem: Problem, shape: plan.Shape) -> dict[str, int]:
     """The registers that let four programs share a multiprocessor, where the compiler takes a few more."""
     is_narrow = max(_dims(problem)) <= 64 and problem.dtype != "float32"
     is_plain = not problem.bias and not problem.extra
     fits = is_narrow and is_plain and (shape.row_count, shape.column_count, shape.warps) == (64, 64, 4)
-    return {"maxnreg": 128} if fits and (BOUNDED or problem.documents is not None) else {}
+    return {"maxnreg": 128} if fits else {}
 
 
 def _extra_strides(stride: tuple[int, ...]) -> tuple[int, ...]:
