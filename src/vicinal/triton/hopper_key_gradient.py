@@ -36,13 +36,12 @@ def _notes(statistics, plane, head, at, index, tile, extents, heads, SPEC: gl.co
 
 @gluon.jit
 def _borders(at, tile, lane, SPEC: gl.constexpr):
-    """What masks of the box at `at` need: per warpgroup a bit for each axis, `at`, the tile's start."""
+    """What masks of the box at `at` need: per warpgroup a bit for each axis, then `at`."""
     first = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 0, SPEC), tile, SPEC), SPEC)
     second = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 1, SPEC), tile, SPEC), SPEC)
     bits = gl.where(lane == 0, first, second)
     place = gl.where(lane == 2, at[0], gl.where(lane == 3, at[1], at[2]))
-    start = gl.where(lane == 5, tile.start[0], gl.where(lane == 6, tile.start[1], tile.start[2]))
-    return gl.where(lane < 2, bits, gl.where(lane < 5, place, start))
+    return gl.where(lane < 2, bits, place)
 
 
 @gluon.jit
@@ -102,31 +101,42 @@ def _number(buffer, at: gl.constexpr):
 
 
 @gluon.jit
-def _hide_along(weights, axis: gl.constexpr, warpgroup: gl.constexpr, border, lengths, SPEC: gl.constexpr):
-    """`weights` of a box, 0 where a query does not see a key along `axis`.
-
-    Which queries see a key is found anew in each such box: registers are for sums.
-    """
-    layout: gl.constexpr = weights.type.layout
-    columns: gl.constexpr = SPEC.columns
-    rows: gl.constexpr = SPEC.rows
-    offset: gl.constexpr = SPEC.offset
-    query = hw.place(gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, layout)), columns, axis)
-    query += _number(border, 2 + axis)
-    key = hw.place(gl.arange(0, 64, layout=gl.SliceLayout(1, layout)), rows, axis)
-    key = gl.minimum(key + (_number(border, 5 + axis) + warpgroup * offset[axis]), lengths[axis] - 1)
-    first = hw.first_query(key, lengths[axis], SPEC, axis)
-    stop = hw.stop_query(key, lengths[axis], SPEC, axis)
-    return gl.where(hw.sees(query[None, :], first[:, None], stop[:, None], 0), weights, 0.0)
+def _viewers_along(
+    axis: gl.constexpr, viewers, warpgroup: gl.constexpr, end: gl.constexpr, SPEC: gl.constexpr
+):  # fmt: skip
+    """Room for the first query that sees each key of a warpgroup along `axis`, or for one past the last."""
+    place: gl.constexpr = SPEC.mask_places[axis]
+    return viewers.index((SPEC.mask_count * warpgroup + place) * 2 + end)
 
 
 @gluon.jit
-def _hide(weights, axes, warpgroup: gl.constexpr, border, lengths, SPEC: gl.constexpr):
+def _keep_viewers(
+    viewers, warpgroup: gl.constexpr, start, tile, layout: gl.constexpr, SPEC: gl.constexpr
+):  # fmt: skip
+    """Leaves in shared memory which queries see the 64 keys at `start`: registers are for sums."""
+    rows: gl.constexpr = SPEC.rows
+    key = hw.coordinates(gl.arange(0, 64, layout=layout), start, rows)
+    first, stop = hw.viewers(hw.clip(key, tile.lengths), tile.lengths, SPEC)
+    for axis in gl.static_range(3):
+        if SPEC.masked[axis]:
+            _viewers_along(axis, viewers, warpgroup, 0, SPEC).store(first[axis])
+            _viewers_along(axis, viewers, warpgroup, 1, SPEC).store(stop[axis])
+
+
+@gluon.jit
+def _hide(weights, axes, warpgroup: gl.constexpr, border, viewers, SPEC: gl.constexpr):
     """`weights` of a box, masked along `axes`, a bit each."""
+    layout: gl.constexpr = weights.type.layout
+    row_layout: gl.constexpr = gl.SliceLayout(1, layout)
+    columns: gl.constexpr = SPEC.columns
     for axis in gl.static_range(3):
         if SPEC.masked[axis]:  # noqa: SIM102 the outer branch is taken at compile time
             if axes & (1 << axis) != 0:
-                weights = _hide_along(weights, axis, warpgroup, border, lengths, SPEC)
+                query = hw.place(gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, layout)), columns, axis)
+                query += _number(border, 2 + axis)
+                first = _viewers_along(axis, viewers, warpgroup, 0, SPEC).load(row_layout)
+                stop = _viewers_along(axis, viewers, warpgroup, 1, SPEC).load(row_layout)
+                weights = gl.where(hw.sees(query[None, :], first[:, None], stop[:, None], 0), weights, 0.0)
     return weights
 
 
@@ -141,8 +151,8 @@ def _walk(
     grad_outs,
     notes,
     borders,
+    viewers,
     scale2,
-    tile,
     opening,
     closing,
     SPEC: gl.constexpr,
@@ -174,7 +184,7 @@ def _walk(
         lse2 = notes.index(stage).slice(0, SPEC.width).load(note_layout)
         scores = warpgroup_mma_wait(2 if SPEC.wants_key else 0, deps=(flying,))
         weights = gl.exp2(scores * scale2 - lse2[None, :])
-        weights = _hide(weights, axes, warpgroup, borders.index(stage), tile.lengths, SPEC)
+        weights = _hide(weights, axes, warpgroup, borders.index(stage), viewers, SPEC)
         if SPEC.wants_value:
             # No weight is left for later than this.
             rounded = gl.convert_layout(weights.to(key.dtype), gl.DotOperandLayout(0, value_layout, 2))
@@ -212,6 +222,7 @@ def _differentiate(
     grad_outs,
     notes,
     borders,
+    viewers,
     scale,
     scale2,
     tile,
@@ -222,6 +233,8 @@ def _differentiate(
     key_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.dim, 16])
     value_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.value_dim, 16])
     start = ht.corner(tile.start, warpgroup, SPEC)
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
+    _keep_viewers(viewers, warpgroup, start, tile, gl.SliceLayout(1, score_layout), SPEC)
     key = keys.index(warpgroup).reshape([64, SPEC.dim])
     value = values.index(warpgroup).reshape([64, SPEC.value_dim])
     sum_key = gl.full([64, SPEC.dim], 0.0, gl.float32, layout=key_layout)
@@ -233,7 +246,7 @@ def _differentiate(
         for i in range(member * count, member * count + begin):
             _pass(queries, i, SPEC)
         sum_key, sum_value = _walk(
-            warpgroup, key, value, sum_key, sum_value, queries, grad_outs, notes, borders, scale2, tile,
+            warpgroup, key, value, sum_key, sum_value, queries, grad_outs, notes, borders, viewers, scale2,
             member * count + begin, member * count + end, SPEC,
         )  # fmt: skip
         for i in range(member * count + end, member * count + count):
@@ -272,15 +285,16 @@ def _run(
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     notes = gl.allocate_shared_memory(gl.float32, [SPEC.stages, 2 * SPEC.width], plain)
     borders = gl.allocate_shared_memory(gl.int32, [SPEC.stages, LANES], plain)
+    viewers = gl.allocate_shared_memory(gl.int32, [4 * SPEC.mask_count, 64], plain) if SPEC.masks else ()
     gl.warp_specialize(
         [
             (_differentiate, (
                 0, grad_key, grad_value, keys, values, ready, queries, grad_outs.buffers, notes, borders,
-                scale, scale2, tile, group, SPEC,
+                viewers, scale, scale2, tile, group, SPEC,
             )),
             (_differentiate, (
                 1, grad_key, grad_value, keys, values, ready, queries, grad_outs.buffers, notes, borders,
-                scale, scale2, tile, group, SPEC,
+                viewers, scale, scale2, tile, group, SPEC,
             )),
             (_copy, (
                 key, value, query, grad_out, statistics, keys, values, ready, queries, grad_outs, notes,

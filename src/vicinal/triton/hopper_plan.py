@@ -98,6 +98,15 @@ class Spec:
         return tuple(self.order.index(axis) for axis in range(3))
 
     @property
+    def mask_count(self) -> int:
+        return sum(self.masked)
+
+    @property
+    def mask_places(self) -> Triple:
+        """Masked axes that come before each axis."""
+        return tuple(sum(self.masked[:axis]) for axis in range(3))
+
+    @property
     def sizes(self) -> Triple:
         """Keys in every window of an axis, 0 where windows differ."""
         return tuple(0 if rule.causal else rule.size for rule in self.rules)
@@ -165,6 +174,7 @@ class Kernel(NamedTuple):
         stages: boxes in flight, at most.
         alone: time of a box that one warpgroup leaves to the other, over that of one both compute.
         masked: what a mask adds to the time of a box that both compute.
+        mask: bytes for each masked axis.
     """
 
     width: int
@@ -173,6 +183,7 @@ class Kernel(NamedTuple):
     stages: int
     alone: float
     masked: float = 0.35
+    mask: int = 0
 
 
 @lru_cache(1024)
@@ -235,7 +246,9 @@ def _key_gradient(problem: Problem) -> Plan:
     fixed = 2 * ROWS * (dim + value_dim) * BYTES
     # Two floats of each query come with it.
     stage = width * (dim + value_dim) * BYTES + 8 * width
-    return _best(problem, Kernel(width, fixed, stage, 4, 0.6), problem.kv_heads, inverse=True)
+    # Two numbers for each key.
+    kernel = Kernel(width, fixed, stage, 4, 0.6, mask=2 * ROWS * 8)
+    return _best(problem, kernel, problem.kv_heads, inverse=True)
 
 
 def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -> Plan:
@@ -249,16 +262,17 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
     if len(candidates) > 1:
         candidates.sort(key=lambda found: _cost(problem, kernel, *found[0], found[1], inverse))
     (tile, split), box = candidates[0]
+    masked = tuple(full < visited for visited, full in _axes_counts(problem, tile, split, box, inverse))
     spec = Spec(
         rules=tuple(replace(axis, length=int(axis.length == 1)) for axis in problem.axes),
         rows=tuple(side // 2 if axis == split else side for axis, side in enumerate(tile)),
         columns=box,
         tile=tile,
         split=split,
-        masked=tuple(full < visited for visited, full in _axes_counts(problem, tile, split, box, inverse)),
+        masked=masked,
         dim=padded(problem.dim),
         value_dim=padded(problem.value_dim),
-        stages=min((SHARED - kernel.fixed) // kernel.stage, kernel.stages),
+        stages=min((SHARED - kernel.fixed - kernel.mask * sum(masked)) // kernel.stage, kernel.stages),
         key_bytes=key_bytes(problem),
     )
     groups = [-(-extent // axis.dilation) for extent, axis in zip(rows, problem.axes, strict=True)]
