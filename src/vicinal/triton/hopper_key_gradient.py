@@ -242,6 +242,8 @@ def _differentiate(
     count = tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
     _, begin, end = ht.own_queries(start, tile, SPEC)
     mbarrier.wait(ready.index(warpgroup), 0)
+    key = ht.factor(key, score_layout, SPEC)
+    value = ht.factor(value, score_layout, SPEC)
     for member in range(group):
         for i in range(member * count, member * count + begin):
             _pass(queries, i, SPEC)

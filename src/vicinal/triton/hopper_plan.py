@@ -22,8 +22,6 @@ SHARED = 232448 - 1024
 RESIDENT = 132
 # Largest head dimension at which the warpgroups of the forward multiply when they like.
 FREE = 64
-# Widest queries that are multiplied from registers; wider ones leave no room for sums.
-HELD = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +42,7 @@ class Spec:
         depth: tiles whose queries are in shared memory, in the forward.
         turns: whether the warpgroups of the forward take turns.
         persistent: whether programs compute tile after tile.
+        held: whether rows are multiplied from registers: queries, or keys and values for their gradients.
         wants_query, wants_key, wants_value: which sums gradients keep.
         has_grad_lse: whether log-sum-exps have a gradient.
     """
@@ -63,6 +62,7 @@ class Spec:
     depth: int = 1
     turns: bool = False
     persistent: bool = False
+    held: bool = False
     wants_query: bool = True
     wants_key: bool = True
     wants_value: bool = True
@@ -82,11 +82,6 @@ class Spec:
     def flat(self) -> tuple[bool, ...]:
         """Axes of one token."""
         return tuple(rule.length == 1 for rule in self.rules)
-
-    @property
-    def held(self) -> bool:
-        """Whether queries are multiplied from registers."""
-        return self.dim <= HELD and self.key_bytes == BYTES
 
     @property
     def masks(self) -> bool:
@@ -173,6 +168,7 @@ class Kernel(NamedTuple):
         fixed, stage: bytes of shared memory for rows, and for a box of columns.
         stages: boxes in flight, at most.
         alone: time of a box that one warpgroup leaves to the other, over that of one both compute.
+        held: widest rows that are multiplied from registers; wider ones leave no room for sums.
         masked: what a mask adds to the time of a box that both compute.
         mask: bytes for each masked axis.
     """
@@ -182,6 +178,7 @@ class Kernel(NamedTuple):
     stage: int
     stages: int
     alone: float
+    held: int = 128
     masked: float = 0.35
     mask: int = 0
 
@@ -199,11 +196,10 @@ def _forward(problem: Problem) -> Plan:
     dilated = any(axis.dilation > 1 for axis in problem.axes)
     depth = 2 if not dilated and SHARED - outputs - 2 * single >= 2 * stage else 1
     fixed = outputs + depth * single
-    spec, programs = _best(problem, Kernel(width, fixed, stage, 4, 0.6, 0.06), problem.heads)
+    spec, programs = _best(problem, Kernel(width, fixed, stage, 4, 0.6, masked=0.06), problem.heads)
     more = SHARED - fixed - spec.stages * stage >= width * row
     spec = replace(
         spec,
-        order=_order(problem, spec.tile),
         stages=spec.stages + more,
         value_stages=spec.stages,
         depth=depth,
@@ -213,18 +209,19 @@ def _forward(problem: Problem) -> Plan:
     return Plan(spec, programs)
 
 
-def _order(problem: Problem, tile: Triple) -> Triple:
-    """Axes, fastest first, along which tiles that run at a time read the fewest keys: caches hold few."""
-    counts = [-(-axis.outputs // side) for axis, side in zip(problem.axes, tile, strict=True)]
+def _order(problem: Problem, tile: Triple, inverse: bool) -> Triple:
+    """Axes, fastest first, along which tiles that run at a time read the fewest columns: caches hold few."""
+    extents = problem.lengths if inverse else problem.outputs
+    counts = [-(-extent // side) for extent, side in zip(extents, tile, strict=True)]
 
     def read(order: Triple) -> float:
-        left, keys = float(RESIDENT), 1.0
+        left, columns = float(RESIDENT), 1.0
         for number in order:
             axis = problem.axes[number]
-            rows = min(left, counts[number]) * tile[number] * axis.output_stride
-            keys *= min(rows + axis.size - 1, axis.length)
+            rows = min(left, counts[number]) * tile[number] * (1 if inverse else axis.output_stride)
+            columns *= min(rows + axis.size - 1, axis.length)
             left = max(left / counts[number], 1.0)
-        return keys
+        return columns
 
     return min(permutations((2, 1, 0)), key=read)
 
@@ -247,7 +244,7 @@ def _key_gradient(problem: Problem) -> Plan:
     # Two floats of each query come with it.
     stage = width * (dim + value_dim) * BYTES + 8 * width
     # Two numbers for each key.
-    kernel = Kernel(width, fixed, stage, 4, 0.6, mask=2 * ROWS * 8)
+    kernel = Kernel(width, fixed, stage, 4, 0.6, held=64, mask=2 * ROWS * 8)
     return _best(problem, kernel, problem.kv_heads, inverse=True)
 
 
@@ -270,10 +267,13 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
         tile=tile,
         split=split,
         masked=masked,
+        order=_order(problem, tile, inverse),
         dim=padded(problem.dim),
         value_dim=padded(problem.value_dim),
         stages=min((SHARED - kernel.fixed - kernel.mask * sum(masked)) // kernel.stage, kernel.stages),
         key_bytes=key_bytes(problem),
+        held=max(padded(problem.dim), padded(problem.value_dim)) <= kernel.held
+        and key_bytes(problem) == BYTES,
     )
     groups = [-(-extent // axis.dilation) for extent, axis in zip(rows, problem.axes, strict=True)]
     tiles = prod(-(-extent // count) for extent, count in zip(groups, tile, strict=True))

@@ -335,11 +335,11 @@ def copy_rows(first, second, firsts, seconds, ready, plane, tile, SPEC: gl.const
 
 
 @gluon.jit
-def factor(queries, layout: gl.constexpr, SPEC: gl.constexpr):
-    """Queries as left factor of scores in `layout`: from registers they cost shared memory no bandwidth."""
+def factor(rows, layout: gl.constexpr, SPEC: gl.constexpr):
+    """Rows as left factor of products in `layout`: from registers they cost shared memory no bandwidth."""
     if SPEC.held:
-        queries = queries.load(gl.DotOperandLayout(0, layout, 2))
-    return queries
+        rows = rows.load(gl.DotOperandLayout(0, layout, 2))
+    return rows
 
 
 @gluon.jit
