@@ -6,8 +6,8 @@ Every row is checked on sampled queries and keys in float64 before it is timed. 
 cuDNN attention, scaled by the visible share of its products, over the measured time: 1.0 is its speed. `kept`
 is the useful products a second of a row with an option over those of the row without it. `--between` times,
 in microseconds of graph replays, windows between small and large, and close to the whole axis, with `hopper`,
-with `triton` and with dense attention without a mask; `--float8` the forward with queries and keys in float8
-and in bfloat16.
+with `triton` and with dense attention, without a mask and, forward, with one; `--float8` the forward with
+queries and keys in float8 and in bfloat16.
 """
 
 import argparse
@@ -232,8 +232,19 @@ def measure(name: str, case: Problem, quick: bool) -> dict:
     return row
 
 
+def visible(case: Problem) -> torch.Tensor:
+    """A mask of all pairs."""
+    mask = torch.ones(1, 1, dtype=torch.bool, device="cuda")
+    for axis in case.axes:
+        seen = torch.zeros(axis.length, axis.length, dtype=torch.bool)
+        for i in range(axis.length):
+            seen[i, list(axis.keys(i))] = True
+        mask = torch.kron(mask, seen.cuda())
+    return mask
+
+
 def compare(name: str, case: Problem) -> dict:
-    """Times of this backend, whatever it refuses, of `triton`'s, and of dense attention without a mask."""
+    """Times of this backend, whatever it refuses, of `triton`'s, and of dense attention."""
     make = lambda: torch.randn(case.batch, *case.lengths, case.heads, case.dim, device="cuda").bfloat16()  # noqa: E731
     given, grad, scale = Operands(make(), make(), make()), make(), case.dim**-0.5
     row = {"name": name, "problem": str(case), "slowdown": crossover.slowdown(case)}
@@ -251,6 +262,11 @@ def compare(name: str, case: Problem) -> dict:
     row["dense_forward"] = Graph(call, [()]).microseconds()
     back = partial(whole.attend_back, *tokens[:3], *call(), tokens[3], None, False, scale)
     row["dense_backward"] = Graph(back, [()]).microseconds()
+    heads, mask = [x.transpose(1, 2) for x in tokens[:3]], visible(case)
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        row["masked_forward"] = Graph(
+            partial(scaled_dot_product_attention, *heads, mask), [()]
+        ).microseconds()
     parts = [f"{key} {row[key]:.1f}" for key in list(row)[4:]]
     print(f"{name:26} slowdown {row['slowdown']:.2f}", "  ".join(parts), flush=True)
     return row
