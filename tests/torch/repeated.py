@@ -12,6 +12,14 @@ def operands(*shape, **options):
     return [torch.randn(shape or (2, 7, 6, 2, 8), generator=generator, **options) for _ in range(3)]
 
 
+# Tensors whose numbers are not what is in memory, and what makes those.
+LAZY = {
+    "zeros": (lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype), torch.zeros_like),
+    "negative": (torch._neg_view, torch.neg),
+    "imaginary": (lambda x: torch.complex(x, x).conj().imag, torch.neg),
+}
+
+
 class Names(TorchDispatchMode):
     """Operators that pass through the dispatcher."""
 

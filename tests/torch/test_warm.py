@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.profiler import profile
 
-from tests.torch.repeated import Names, operands
+from tests.torch.repeated import LAZY, Names, operands
 from vicinal import UnsupportedProblem, using
 from vicinal.torch import (
     VarlenLayout,
@@ -19,6 +19,8 @@ from vicinal.torch import (
     na2d_qk,
     na2d_varlen,
     neighborhood_attention_packed,
+    neighborhood_attention_varlen,
+    varlen,
 )
 
 pytestmark = pytest.mark.usefixtures("nothing_known")
@@ -123,6 +125,21 @@ def test_autocast_casts():
     assert len(known._known) == count + 1
 
 
+@pytest.mark.parametrize("place", range(3), ids=["query", "key", "value"])
+@pytest.mark.parametrize("kind", LAZY)
+def test_numbers_that_memory_does_not_hold_are_computed_first(kind, place):
+    lazy, plain = LAZY[kind]
+    given, wanted = operands(), operands()
+    given[place], wanted[place] = lazy(given[place]), plain(wanted[place])
+    exact = na2d(*wanted, 3, backend="reference")
+    count = len(known._known)
+    for _ in range(2):
+        torch.testing.assert_close(na2d(*given, 3), exact)
+        torch.testing.assert_close(na2d_av(na2d_qk(*given[:2], 3).softmax(-1), given[2], 3), exact)
+    # The one split operation that takes none of them.
+    assert len(known._known) == count + 1
+
+
 def test_transforms_see_through():
     query, key, value = operands()
     na2d(query, key, value, 3)
@@ -202,6 +219,20 @@ def test_shapes_of_documents_count():
         assert len(known._known) == count
 
 
+@pytest.mark.parametrize("form", ["list", "tuple", "int", "long"])
+@pytest.mark.parametrize("shapes", [[7, 3], [(7, 6), (3, 4)]], ids=str)
+def test_sizes_of_any_form_share_an_entry(shapes, form, monkeypatch):
+    sizes = torch.tensor(shapes)
+    forms = {"list": shapes, "tuple": tuple(shapes), "int": sizes.int(), "long": sizes}
+    given = operands(2, *(7, 6)[: sizes.dim()], 2, 8, requires_grad=True)
+    wanted = neighborhood_attention_varlen(*given, sizes, 3)
+    monkeypatch.setattr(varlen, "_checked_padded", None)
+    found = neighborhood_attention_varlen(*given, forms[form], 3)
+    assert torch.equal(found, wanted)
+    pulled = (torch.autograd.grad(x, given, torch.ones_like(x)) for x in (found, wanted))
+    assert all(map(torch.equal, *pulled))
+
+
 def test_sizes_written_over_count():
     query, key, value = (torch.randn(2, 7, 6, 2, 8) for _ in range(3))
     sizes = torch.tensor([(7, 6), (3, 4)])
@@ -230,6 +261,8 @@ def test_additional_tokens_of_split_operations_are_checked_first():
         torch.testing.assert_close(out, na2d(query, key, value, 3, **given))
         with pytest.raises(ValueError, match="additional_keys"):
             na2d_qk(query, key, 3, additional_keys=extra[:1])
+        with pytest.raises(ValueError, match="additional_values"):
+            na2d_av(scores, value, 3, additional_values=extra[:1])
 
 
 def test_threads_share_what_is_kept():

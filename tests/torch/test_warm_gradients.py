@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from tests.torch.repeated import Names, check_every_part, fused, gradients, operands, split
+from tests.torch.repeated import LAZY, Names, check_every_part, fused, gradients, operands, split
 from vicinal import using
 from vicinal.torch import known, na2d
 from vicinal.torch.backends import reference
@@ -65,6 +65,20 @@ def test_batched_and_recorded_gradients_see_through():
     for found, wanted in zip(recorded, each[0], strict=True):
         assert found.requires_grad
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("kind", LAZY)
+def test_gradients_that_memory_does_not_hold_are_computed_first(kind):
+    lazy, plain = LAZY[kind]
+    given = operands(requires_grad=True)
+    out = na2d(*given, 3)
+    flow = torch.randn_like(out)
+    count = len(known._known)
+    lazily = torch.autograd.grad(out, given, lazy(flow), retain_graph=True)
+    assert len(known._known) == count
+    for found, wanted in zip(lazily, torch.autograd.grad(out, given, plain(flow)), strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert len(known._known) == count + 1
 
 
 def test_saved_tensors_of_another_geometry_are_read_right():

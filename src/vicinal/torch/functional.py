@@ -135,9 +135,8 @@ def qk(
     if additional_keys is None:
         return warm.call("dot", (query, key, bias), asked, _checked_dot)
     (query, key, bias, extra), rest = _checked_dot(query, key, bias, *asked, extra=additional_keys)
-    query = sampled(query, rest[4])
-    weights = ops.dot(query, key, bias, *rest)
-    return torch.cat([weights, composite.dot_extra(query * rest[5], extra)], -1)
+    weights = warm.call("dot", (query, key, bias), asked, _checked_dot)
+    return torch.cat([weights, composite.dot_extra(sampled(query, rest[4]) * rest[5], extra)], -1)
 
 
 def _checked_dot(query, key, bias, *asked, extra=None) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -182,9 +181,9 @@ def av(
     asked = (kernel_size, stride, dilation, is_causal, output_stride, backend)
     if additional_values is None:
         return warm.call("mix", (attention_weights, value), asked, _checked_mix)
-    (weights, value, extra), rest = _checked_mix(attention_weights, value, *asked, extra=additional_values)
+    (weights, value, extra), _ = _checked_mix(attention_weights, value, *asked, extra=additional_values)
     slots = weights.shape[-1] - extra.shape[1]
-    out = ops.mix(weights[..., :slots], value, *rest)
+    out = warm.call("mix", (weights[..., :slots], value), asked, _checked_mix)
     return out + composite.mix_extra(weights[..., slots:], extra)
 
 

@@ -23,10 +23,12 @@ def geometry(tensors: tuple[Any, ...]) -> tuple[tuple, bool] | None:
     for x in tensors:
         if x is None:
             found.append(None)
-        # `torch.autograd.grad(is_grads_batched=True)` hides a batch in what looks like a tensor.
-        elif type(x) in PLAIN and not is_legacy_batchedtensor(x):
-            found += (x.shape, x.stride(), x.dtype, x.device)
-            if x.dtype is torch.int64:
+        # What looks like a tensor may be a batch, of `torch.autograd.grad(is_grads_batched=True)`, zeros that
+        # take no memory, or the negative of what is in memory.
+        elif type(x) in PLAIN and not (is_legacy_batchedtensor(x) or x._is_zerotensor() or x.is_neg()):
+            dtype = x.dtype
+            found += (x.shape, x.stride(), dtype, x.device)
+            if dtype is torch.int64:
                 # Shapes of documents decide like those of tensors.
                 found += x.flatten().tolist()
             gradients = gradients or x.requires_grad

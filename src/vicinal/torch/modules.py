@@ -108,7 +108,8 @@ class _NeighborhoodAttention(nn.Module):
         return self.proj_drop(self.proj(out.flatten(-2)))
 
     def _varlen(self, x: Tensor, sizes: Extents, fit: str) -> Tensor:
-        shapes, frame = table(sizes, x.shape[0], self.rank), x.shape[1:-1]
+        shapes, frame = table(sizes, self.rank), x.shape[1:-1]
+        arguments.sizes(shapes.shape, x.shape[0], self.rank)
         # Zeros, because a gradient of 0 times NaN would reach the weights of the projections.
         x = x.masked_fill(~inside(shapes, frame, (1,) * self.rank, x.device).unsqueeze(-1), 0)
         query, key, value = self._project(x)

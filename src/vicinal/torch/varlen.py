@@ -79,13 +79,15 @@ def neighborhood_attention_varlen(
         TypeError, ValueError, UnsupportedProblem: as `neighborhood_attention`; a ValueError names the
             documents that do not fit.
     """
-    operands = (query, key, value, bias, additional_keys, additional_values, sizes)
+    arguments.instance("query", query, Tensor, "a tensor")
+    shapes = table(sizes, query.dim() - 3)
+    operands = (query, key, value, bias, additional_keys, additional_values, shapes)
     asked = (kernel_size, stride, dilation, is_causal, scale, output_stride, fit, backend)
     out, lse = warm.call("attend_varlen", operands, asked, _checked_padded)
     return (out, lse) if return_lse else out
 
 
-def _checked_padded(query, key, value, bias, extra_key, extra_value, sizes, *asked) -> tuple[tuple, tuple]:
+def _checked_padded(query, key, value, bias, extra_key, extra_value, shapes, *asked) -> tuple[tuple, tuple]:
     """Tensors and other arguments of the operator."""
     operands = checked(query, key, value, bias, extra_key, extra_value)
     query, key, value, bias, extra_key, extra_value = operands
@@ -93,8 +95,8 @@ def _checked_padded(query, key, value, bias, extra_key, extra_value, sizes, *ask
     extra_shapes = (None if x is None else x.shape for x in (extra_key, extra_value))
     arguments.attention(query.shape, key.shape, value.shape, *extra_shapes)
     arguments.same_spatial(lengths, key.shape)
-    rest = _rest(operands, len(lengths), asked)
-    return (*operands, table(sizes, query.shape[0], len(lengths))), rest
+    arguments.sizes(shapes.shape, query.shape[0], len(lengths))
+    return (*operands, shapes), _rest(operands, len(lengths), asked)
 
 
 def neighborhood_attention_packed(
@@ -170,16 +172,14 @@ def _rest(operands: tuple[Any, ...], rank: int, asked: tuple) -> tuple:
     return (*window, clip, scale, is_recorded(operands), backend, None)
 
 
-def table(sizes: Extents, batch: int, rank: int) -> Tensor:
-    """`[batch, rank]` extents as the operators take them: int64, on the CPU."""
-    if isinstance(sizes, Tensor):
-        arguments.one_of("dtype of sizes", sizes.dtype, (torch.int32, torch.int64))
-    else:
+def table(sizes: Extents, rank: int) -> Tensor:
+    """`[documents, axes]` as the operators take them: int64, on the CPU; no documents have `rank` axes."""
+    if not isinstance(sizes, Tensor):
         arguments.instance("sizes", sizes, (list, tuple), "a tensor, a list or a tuple")
-        sizes = VarlenLayout(sizes, rank).table
-    arguments.sizes(sizes.shape, batch, rank)
+        return VarlenLayout(sizes, None if sizes else rank).table
+    arguments.one_of("dtype of sizes", sizes.dtype, (torch.int32, torch.int64))
     sizes = sizes.to("cpu", torch.int64)
-    return sizes if sizes.dim() == 2 else sizes.reshape(batch, rank)
+    return sizes.unsqueeze(1) if sizes.dim() == 1 else sizes
 
 
 def inside(shapes: Tensor, frame: Sequence[int], output_stride: Sequence[int], device: Any) -> Tensor:
