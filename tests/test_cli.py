@@ -1,6 +1,8 @@
 """The command line, run as a user does."""
 
 import re
+import subprocess
+import sys
 from importlib import import_module
 from importlib.metadata import requires
 from importlib.util import find_spec
@@ -80,6 +82,22 @@ def test_draw_separates_the_planes_of_three_axes(capsys):
     assert "".join(drawn(out)).count("#") == 1
 
 
+def test_a_reader_that_has_enough_ends_the_output():
+    command = [sys.executable, "-m", "vicinal", "draw", "--lengths", "9"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout
+        assert run.stderr
+        run.stdout.close()
+        assert run.stderr.read() == ""
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(SystemExit, match="2"):
+        main(["draw", "--lengths", "9", "--png", str(tmp_path / "nowhere" / "window.png")])
+    assert "no picture: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -89,6 +107,7 @@ def test_draw_separates_the_planes_of_three_axes(capsys):
         (["--lengths", "9", "--output", "9"], "no place"),
         (["--lengths", "9", "--output", "1", "1"], "no place"),
         (["--lengths", "9", "--output", "1", "--key", "1"], "not both"),
+        (["--lengths", "9", "9", "--causal", "2"], "axis of --causal is 2; pass 0 or 1"),
         (["nothing"], "case 'nothing' is unknown"),
         (["odd_1d", "--lengths", "9"], "pass the name of a case, or --lengths"),
         ([], "pass the name of a case, or --lengths"),

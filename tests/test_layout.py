@@ -64,7 +64,8 @@ def test_outputs_have_a_layout():
         ([(3, -1)], None, ValueError, "document 0 has shape [3, -1]; pass extents of 0 or more"),
         ([], None, ValueError, "a layout of no documents cannot tell their axes; pass rank="),
         ([(1, 1, 1, 1)], None, ValueError, "documents have 4 spatial axes; pass 1 to 3"),
-        ([3], True, ValueError, "documents have True spatial axes; pass 1 to 3"),
+        ([3], True, ValueError, "rank is True; pass 1, 2 or 3, or None to read it off the shapes"),
+        ([3], "1", ValueError, "rank is '1'; pass 1, 2 or 3"),
         ([()], None, ValueError, "documents have 0 spatial axes; pass 1 to 3"),
     ],
 )

@@ -77,9 +77,7 @@ def default_scale(scale: float | None, dim: int) -> float:
     if scale is None:
         return float(dim) ** -0.5 if dim else 1.0
     if isinstance(scale, bool) or not isinstance(scale, Real):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"scale is {scale!r}, of type {type(scale).__name__}; pass a float, or None for dim ** -0.5"
-        )
+        raise TypeError(f"scale is {scale!r}, of type {_type(scale)}; pass a float, or None for dim ** -0.5")
     return float(scale)
 
 
@@ -228,7 +226,7 @@ def layer(embed_dim: int, num_heads: int, num_kv_heads: int | None) -> tuple[int
 def drop(name: str, rate: float) -> float:
     """A probability of dropout."""
     if isinstance(rate, bool) or not isinstance(rate, Real):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"{name} is {rate!r}, of type {type(rate).__name__}; pass a number from 0 to 1")
+        raise TypeError(f"{name} is {rate!r}, of type {_type(rate)}; pass a number from 0 to 1")
     if not 0 <= rate <= 1:
         raise ValueError(f"{name} is {rate}; pass a number from 0 to 1")
     return float(rate)
@@ -241,6 +239,11 @@ def channels_last(rank: int, shape: Sequence[int], embed_dim: int) -> None:
             f"input {_shape(shape)} must be [batch, {', '.join(_AXES[rank])}, {embed_dim}], channels last; "
             "permute it or use the layer of its rank"
         )
+
+
+def listed(name: str, value: object) -> None:
+    """One array for every part of an attention; a single array would be taken apart along its batch."""
+    instance(name, value, (list, tuple), "a list with one for every part")
 
 
 def parts(outputs: Sequence[Sequence[int]], lses: Sequence[Sequence[int]]) -> None:
@@ -285,7 +288,7 @@ def fit(value: object) -> bool:
 def instance(name: str, value: object, kind: type | tuple[type, ...], wanted: str) -> None:
     """`value` must be of `kind`."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} is of type {type(value).__name__}; pass {wanted}")
+        raise TypeError(f"{name} is of type {_type(value)}; pass {wanted}")
 
 
 def dtype(name: str, value: object, allowed: Sequence[object]) -> None:
@@ -365,8 +368,14 @@ def _entry(name: str, value: object, entry: object, kind: type[Entry]) -> Entry:
     number = whole(entry) if kind is int else None
     if number is not None:
         return cast("Entry", number)
-    wanted, given = "an integer" if kind is int else "True or False", type(entry).__name__
-    raise TypeError(f"{name} is {value!r}; each entry is {wanted}, this one is of type {given}")
+    wanted = "an integer" if kind is int else "True or False"
+    raise TypeError(f"{name} is {value!r}; each entry is {wanted}, this one is of type {_type(entry)}")
+
+
+def _type(value: object) -> str:
+    """The name of its type, with the library's where it is not Python's own: numpy has a `bool` too."""
+    found = type(value)
+    return found.__name__ if found.__module__ == "builtins" else f"{found.__module__}.{found.__name__}"
 
 
 def _shape(shape: Sequence[object]) -> str:

@@ -151,18 +151,29 @@ def output_frame(
     return None
 
 
-def packable(places: VarlenLayout, documents: Sequence[Any]) -> None:
-    """Tensors `[*shape, ...]` are the documents of a layout.
+def packable(places: VarlenLayout, documents: Sequence[Any], kind: type, wanted: str) -> None:
+    """Arrays `[*shape, ...]` of a framework, of type `kind`, are the documents of a layout.
 
     Raises:
-        ValueError: they are not.
+        TypeError: one is something else than `wanted`.
+        ValueError: they are other documents or none, or differ in what a token holds.
     """
-    shapes = tuple(shape[: places.rank] for shape in _extents(documents))
-    if shapes != places.shapes:
-        raise ValueError(
-            f"documents have shapes {list(shapes)}, their layout has {list(places.shapes)}; pass "
-            "the layout of these documents, VarlenLayout.from_tensors(documents)"
-        )
+    if not len(documents):
+        raise ValueError("there is no document to pack; make an empty array [0, heads, dim] instead")
+    for place, x in enumerate(documents):
+        arguments.instance(f"document {place}", x, kind, wanted)
+    way_out = "pass the layout of these documents, VarlenLayout.from_tensors(documents)"
+    if len(documents) != len(places):
+        raise ValueError(f"there are {len(documents)} documents, {len(places)} in their layout; {way_out}")
+    for place, (x, shape) in enumerate(zip(documents, places.shapes, strict=True)):
+        if tuple(x.shape[: places.rank]) != shape:
+            raise ValueError(
+                f"document {place} {list(x.shape)} does not begin with {list(shape)}, its shape in the "
+                f"layout; {way_out}"
+            )
+    named = {f"document {place}": x for place, x in enumerate(documents)}
+    arguments.same("tokens of shape", {name: list(x.shape[places.rank :]) for name, x in named.items()})
+    arguments.same("dtype", {name: x.dtype for name, x in named.items()})
 
 
 def within(shapes: Sequence[Shape], frame: Shape) -> None:
@@ -183,6 +194,8 @@ def within(shapes: Sequence[Shape], frame: Shape) -> None:
 def _checked(shapes: object, rank: int | None) -> tuple[tuple[Shape, ...], int]:
     if not isinstance(shapes, Sequence) or isinstance(shapes, str):
         raise TypeError(f"shapes is of type {type(shapes).__name__}; pass a list with one per document")
+    if rank is not None and arguments.whole(rank) not in (1, 2, 3):
+        raise ValueError(f"rank is {rank!r}; pass 1, 2 or 3, or None to read it off the shapes")
     found: list[Shape] = []
     for document, entry in enumerate(cast("Sequence[object]", shapes)):
         shape: Shape = ()
@@ -205,7 +218,7 @@ def _checked(shapes: object, rank: int | None) -> tuple[tuple[Shape, ...], int]:
         found.append(shape)
     if rank is None:
         raise ValueError("a layout of no documents cannot tell their axes; pass rank=")
-    if arguments.whole(rank) not in (1, 2, 3):
+    if rank not in (1, 2, 3):
         raise ValueError(f"documents have {rank} spatial axes; pass 1 to 3")
     return tuple(found), rank
 

@@ -148,6 +148,13 @@ def test_releases_that_are_not_known(version):
     with pytest.raises(ValueError, match=r"NATTEN .* is not known here"):
         vicinal.compat.install(f"natten=={version}")
     assert find_spec("natten") is None
+    with pytest.raises(ValueError, match=rf"natten_mps {version} is not known here; give 0\.3\.3"):
+        vicinal.compat.install(f"natten-mps=={version}")
+
+
+def test_a_build_of_a_release_is_that_release():
+    with vicinal.compat.install("natten==0.17.1+torch230cu121"):
+        assert importlib.import_module("natten").__version__ == metadata.version("natten") == "0.17.1"
 
 
 def run(*arguments):

@@ -108,6 +108,10 @@ def test_one_window_for_all_packed_inputs():
     assert np.abs(out[:, 4:].detach().numpy() - exact.out).max() < 1e-12
     with pytest.raises(ValueError, match="metadata and token_layout_list are None"):
         v020.neighborhood_attention_varlen(q, q, q)
+    with pytest.raises(ValueError, match="token_layout_list is empty"):
+        v020.neighborhood_attention_varlen(q, q, q, token_layout_list=[])
+    with pytest.raises(ValueError, match="stride_list has 1 entries for 2 packed inputs; pass one for each"):
+        v020.neighborhood_attention_varlen(q, q, q, token_layout_list=[(4,), (5,)], stride_list=[1])
     with pytest.raises(NotImplementedError, match="unknown to NATTEN"):
         v020.configure_varlen([(9,)], 4, "cpu", q.dtype, False, backend="fast")
 

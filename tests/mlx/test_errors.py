@@ -34,7 +34,7 @@ def test_windows(window, error, message):
 
 def test_operands():
     call = na.neighborhood_attention
-    fails(TypeError, "key is of type ndarray; pass an mlx.core.array", call, Q, np.zeros(3), K, 3)
+    fails(TypeError, "key is of type numpy.ndarray; pass an mlx.core.array", call, Q, np.zeros(3), K, 3)
     # A GPU of MLX has no float64.
     wide = mx.zeros(K.shape, mx.float64, stream=mx.cpu)
     fails(TypeError, "query has dtype mlx.core.float64; pass float32", call, wide, wide, wide, 3)
@@ -125,6 +125,8 @@ def test_dense_and_merge():
     fails(ValueError, "0 outputs and 0 log-sum-exps; pass one of each", na.merge_attentions, [], [])
     lse = mx.zeros((1, 4, 2))
     fails(TypeError, "output 0 is of type list; pass an mlx.core.array", na.merge_attentions, [[]], [lse])
+    message = "outputs is of type mlx.core.array; pass a list with one for every part"
+    fails(TypeError, message, na.merge_attentions, flat, lse)
     whole = flat.astype(mx.int32)
     fails(TypeError, "output 0 has dtype mlx.core.int32; pass float32,", na.merge_attentions, [whole], [lse])
     parts = ([flat, flat.astype(mx.float16)], [lse, lse])

@@ -211,5 +211,7 @@ def test_bad_arguments(args, options, error, message):
 
 
 def test_packing_other_documents():
-    with pytest.raises(ValueError, match=re.escape("documents have shapes [(5,)], their layout has")):
+    with pytest.raises(ValueError, match="there are 1 documents, 2 in their layout"):
         LAYOUT.pack([P[:5]])
+    with pytest.raises(TypeError, match=r"document 1 is of type numpy\.ndarray; pass an mlx\.core\.array"):
+        LAYOUT.pack([P[:5], np.zeros((7, *P.shape[1:]))])

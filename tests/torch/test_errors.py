@@ -64,6 +64,11 @@ K = torch.zeros(2, 8, 6, 2, 16)
             "is_causal is (True, 0); each entry is True or False, this one is of type int",
         ),
         (
+            {"kernel_size": 3, "is_causal": np.bool_(True)},
+            TypeError,
+            f"each entry is True or False, this one is of type numpy.{np.bool_.__name__}",
+        ),
+        (
             {"kernel_size": (3, 3, 3)},
             ValueError,
             "kernel_size (3, 3, 3) has 3 entries for 2 spatial axes; pass one, or one per axis",

@@ -167,6 +167,9 @@ def test_bad_parts():
         [],
     )
     fails(TypeError, "lse 0 is of type NoneType; pass a tensor", na.merge_attentions, [out], [None])
+    message = "outputs is of type torch.Tensor; pass a list with one for every part"
+    fails(TypeError, message, na.merge_attentions, out, lse)
+    fails(TypeError, "lses is of type torch.Tensor; pass a list", na.merge_attentions, [out], lse)
     fails(
         TypeError, "output 0 has dtype torch.int64; pass float64,", na.merge_attentions, [out.long()], [lse]
     )

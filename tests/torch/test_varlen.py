@@ -344,4 +344,22 @@ def test_bad_arguments(args, options, error, message):
 
 def test_ranks_are_checked():
     fails(ValueError, "a 2-D operation takes 5", na.na2d_varlen, Q, Q, Q, [8, 8], 3)
-    fails(ValueError, "documents have shapes [(5,)], their layout has [(5,), (7,)]", LAYOUT.pack, [P[:5]])
+
+
+@pytest.mark.parametrize(
+    ("documents", "error", "message"),
+    [
+        ([], ValueError, "there is no document to pack; make an empty array [0, heads, dim] instead"),
+        ([P[:5]], ValueError, "there are 1 documents, 2 in their layout; pass the layout of these"),
+        (
+            [P[:5], P[:6]],
+            ValueError,
+            "document 1 [6, 4, 16] does not begin with [7], its shape in the layout",
+        ),
+        ([P[:5], P[:7, :2]], ValueError, "document 1 has tokens of shape [2, 16], document 0 has [4, 16]"),
+        ([P[:5], P[:7].double()], ValueError, "document 1 has dtype torch.float64, document 0 has"),
+        ([P[:5], P[:7].numpy()], TypeError, "document 1 is of type numpy.ndarray; pass a tensor"),
+    ],
+)
+def test_packing_other_documents(documents, error, message):
+    fails(error, message, LAYOUT.pack, documents)

@@ -94,6 +94,13 @@ def test_functional_transforms(form, case):
     torch.testing.assert_close(flat, flat.T)
 
 
+def test_sizes_are_not_mapped_over():
+    x, sizes = torch.randn(3, 2, 6, 1, 4), torch.tensor([[6, 5], [3, 4], [5, 5]])
+    attend = torch.func.vmap(lambda x, sizes: na.na1d_varlen(x, x, x, sizes, 3))
+    with pytest.raises(ValueError, match="sizes are mapped over by vmap; map over operands alone"):
+        attend(x, sizes)
+
+
 def test_half_precision_second_derivatives():
     query = torch.randn(9, 2, 4, dtype=torch.bfloat16, requires_grad=True)
     out = na.neighborhood_attention_packed(query, query, query, na.VarlenLayout([4, 5]), 3)

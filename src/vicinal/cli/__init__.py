@@ -1,6 +1,8 @@
 """The command line, `vicinal COMMAND`. A command is a module with `configure` and `run`; see `COMMANDS`."""
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 
 from .. import __version__
@@ -20,4 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.configure(command)
         command.set_defaults(run=module.run, parser=command)
     args = parser.parse_args(argv)
-    return args.run(args)
+    try:
+        status = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read the output, such as `head`, has enough; the interpreter must not flush the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status

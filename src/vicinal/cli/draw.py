@@ -30,6 +30,9 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error(f"{place} is no place in {extents}; pass one index per axis, from 0")
     print(draw.text(axes, place, inverse=inverse))
     if args.png is not None:
-        draw.picture(axes, place, args.png, inverse=inverse)
+        try:
+            draw.picture(axes, place, args.png, inverse=inverse)
+        except OSError as error:
+            args.parser.error(f"no picture: {error}")
         print(f"picture: {args.png}")
     return 0

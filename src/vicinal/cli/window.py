@@ -33,6 +33,8 @@ def _problem(args: argparse.Namespace) -> Problem:
         return catalog.named(args.name).problem
     rank = len(args.lengths)
     arguments.one_of("number of --lengths", rank, (1, 2, 3))
+    for axis in args.causal or ():
+        arguments.one_of("axis of --causal", axis, range(rank))
     causal = (
         False if args.causal is None else not args.causal or [axis in args.causal for axis in range(rank)]
     )

@@ -38,13 +38,15 @@ def install(requirement: str) -> Installed:
     where the real package is installed. Call it before importing the package, or one that looks for it.
 
     Args:
-        requirement: `natten`, `natten_mps` or `natten_mlx`, with `==` and a release, or the latest.
+        requirement: `natten`, `natten_mps` or `natten_mlx`, with `==` and a release, or the latest. Which
+            build of a release, as in `natten==0.17.1+torch230cu121`, makes no difference.
 
     Raises:
         ValueError: the requirement is not of that form, or the release is not known here.
         RuntimeError: the real package is imported already, or another release is installed.
     """
-    match = re.fullmatch(r"([a-z_-]+)(?:==([0-9]+(?:\.[0-9]+)*))?", str(requirement).strip().lower())
+    form = r"([a-z_-]+)(?:==([0-9]+(?:\.[0-9]+)*)(?:\+[a-z0-9.]+)?)?"
+    match = re.fullmatch(form, str(requirement).strip().lower())
     package = match[1].replace("-", "_") if match else ""
     if match is None or package not in LATEST:
         raise ValueError(

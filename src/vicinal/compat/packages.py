@@ -26,10 +26,16 @@ def era_of(version: str) -> str:
 
 
 def tree_of(package: str, version: str) -> Tree:
-    """The submodules of a package, `""` for itself."""
+    """The submodules of a package, `""` for itself.
+
+    Raises:
+        ValueError: the release is not known here.
+    """
     if package == "natten":
         base, tree = "vicinal.torch.compat", NATTEN[era_of(version)]
     else:
+        if version.split(".")[:2] != LATEST[package].split(".")[:2]:
+            raise ValueError(f"{package} {version} is not known here; give {LATEST[package]}")
         framework = {"natten_mps": "torch", "natten_mlx": "mlx"}[package]
         base, tree = f"vicinal.{framework}.compat", _apple(package)
     return {

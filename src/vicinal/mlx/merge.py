@@ -25,6 +25,8 @@ def merge_attentions(outputs: Sequence[mx.array], lses: Sequence[mx.array]) -> t
     Raises:
         TypeError, ValueError: the parts are none, or differ in number, shape or dtype.
     """
+    arguments.listed("outputs", outputs)
+    arguments.listed("lses", lses)
     outputs, lses = tuple(outputs), tuple(lses)
     for kind, parts in (("output", outputs), ("lse", lses)):
         for place, x in enumerate(parts):

@@ -21,7 +21,7 @@ class VarlenLayout(layout.VarlenLayout):
 
     def pack(self, documents: Sequence[mx.array]) -> mx.array:
         """`[total_tokens, ...]` of documents `[*shape, ...]`, in the order of the layout."""
-        layout.packable(self, documents)
+        layout.packable(self, documents, mx.array, "an mlx.core.array")
         return mx.concatenate([x.flatten(0, self.rank - 1) for x in documents])
 
 

@@ -37,6 +37,11 @@ def _rule(name: str, inputs: Sequence[int], outputs: Sequence[int], adjust: Call
 
     def batched(info, in_dims, *args):
         size, count = info.batch_size, len(inputs)
+        if any(isinstance(dim, int) for dim in in_dims[count:]):
+            raise ValueError(
+                "sizes are mapped over by vmap; map over operands alone, and give documents of other sizes "
+                "to the batch"
+            )
         if not size:
             # Shapes are those of one example, and a sum over none is one of zeros.
             given = zip(args[:count], in_dims[:count], strict=True)

@@ -25,6 +25,8 @@ def merge_attentions(outputs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple
     Raises:
         TypeError, ValueError: the parts are none, or differ in number, shape, dtype or device.
     """
+    arguments.listed("outputs", outputs)
+    arguments.listed("lses", lses)
     outputs, lses = tuple(outputs), tuple(lses)
     for kind, parts in (("output", outputs), ("lse", lses)):
         for place, x in enumerate(parts):

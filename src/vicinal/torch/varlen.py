@@ -26,7 +26,7 @@ class VarlenLayout(layout.VarlenLayout):
 
     def pack(self, documents: Sequence[Tensor]) -> Tensor:
         """`[total_tokens, ...]` of documents `[*shape, ...]`, in the order of the layout."""
-        layout.packable(self, documents)
+        layout.packable(self, documents, Tensor, "a tensor")
         return torch.cat([x.flatten(0, self.rank - 1) for x in documents])
 
 

@@ -41,9 +41,14 @@ def configure_varlen(
     tiles = (q_tile_shape, kv_tile_shape, backward_q_tile_shape, backward_kv_tile_shape)
     flags = (False, run_persistent_kernel, False)
     count = len(token_layout_list)
+    if not count:
+        raise ValueError("token_layout_list is empty; pass the spatial shape of every packed input")
     knobs.check(len(token_layout_list[0]), backend, kernel_schedule, tiles, None, flags)
-    options = ((kernel_size, kernel_size_list), (stride, stride_list), (dilation, dilation_list))
-    windows = [[one] * count if many is None else many for one, many in options]
+    windows = (
+        _for_each("kernel_size_list", kernel_size, kernel_size_list, count),
+        _for_each("stride_list", stride, stride_list, count),
+        _for_each("dilation_list", dilation, dilation_list, count),
+    )
     inputs = zip(token_layout_list, zip(*windows, strict=True), strict=True)
     # Neighbors in the pack with the same window are one call.
     runs = [
@@ -51,6 +56,15 @@ def configure_varlen(
         for window, run in groupby(inputs, key=lambda entry: entry[1])
     ]
     return {"runs": runs, "is_causal": given(is_causal, False)}
+
+
+def _for_each(name: str, one: Sizes, many: Windows, count: int) -> Sequence[Sizes]:
+    """`many`, or `one` for each of `count` inputs."""
+    if many is None:
+        return [one] * count
+    if len(many) != count:
+        raise ValueError(f"{name} has {len(many)} entries for {count} packed inputs; pass one for each")
+    return many
 
 
 def attending(front: Front, module: str) -> Callable:
