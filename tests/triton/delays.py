@@ -1,16 +1,18 @@
 """The Hopper kernels with random delays at every barrier: a race would change what they compute; needs a GPU.
 
-    python -m tests.triton.delays [MODE]
+    python -m tests.triton.delays [MODE PROBLEM]
 
-Without a mode, runs all and compares what they print, a digest of all results for each problem and
+Without a mode, runs all modes of all problems and compares what they print, a digest of all results for each
 repetition. `plain` is the kernels as they are; `delayed` sleeps before every wait and arrival, in every
 partition; `torn` besides says that a box is there before it is, the fault that delays must show.
 """
 
 import hashlib
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from types import ModuleType
 
 import torch
@@ -20,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from tests.triton import sanitize
 from vicinal.torch.backends.hopper import HOPPER
-from vicinal.triton import hopper_forward, hopper_key_gradient, hopper_query_gradient, hopper_tile
+from vicinal.triton import hopper_attention, hopper_tile
 
 # Up to about two microseconds, by the clock, the multiprocessor and the warp.
 SLEEP = gl.constexpr(
@@ -68,31 +70,37 @@ def change(mode):
     slow: ModuleType = ModuleType("slow")
     slow.__dict__.update({name: getattr(mbarrier, name) for name in mbarrier.__all__})
     slow.__dict__.update(wait=wait, arrive=arrive)
-    for module in (hopper_tile, hopper_forward, hopper_query_gradient, hopper_key_gradient):
-        module.mbarrier = slow
+    kernels = hopper_attention.__package__ + ".hopper_"
+    for name, module in sys.modules.items():
+        if name.startswith(kernels) and hasattr(module, "mbarrier"):
+            module.mbarrier = slow
     if mode == "torn":
         hopper_tile.fill = torn_fill
 
 
+MODES = ("plain", "delayed", "torn")
 REPEATS = 8
 
 
-def run(mode):
+def run(mode, problem):
     if mode != "plain":
         change(mode)
-    for problem in sanitize.PROBLEMS["hopper"]:
-        for _ in range(REPEATS):
-            digest = hashlib.sha256()
-            for x in sanitize.run(HOPPER, problem):
-                digest.update(x.view(torch.uint8).cpu().numpy().tobytes())
-            print(digest.hexdigest(), flush=True)
+    for _ in range(REPEATS):
+        digest = hashlib.sha256()
+        for x in sanitize.run(HOPPER, problem):
+            digest.update(x.view(torch.uint8).cpu().numpy().tobytes())
+        print(digest.hexdigest(), flush=True)
 
 
-def digests(mode):
-    """What a process of its own prints, in one list for each problem."""
-    command = [sys.executable, "-m", "tests.triton.delays", mode]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    return [lines[first : first + REPEATS] for first in range(0, len(lines), REPEATS)]
+def digests(task):
+    """What a process of its own prints, which compiles its kernels first."""
+    mode, place = task
+    command = [sys.executable, "-m", "tests.triton.delays", mode, str(place)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.split()
+    assert len(lines) == REPEATS
+    return {*lines}
 
 
 def main():
@@ -100,17 +108,20 @@ def main():
     if torch.cuda.get_device_capability() != (9, 0):
         print("left out: no Hopper GPU")
         return 0
-    with ThreadPoolExecutor(3) as pool:
-        plain, delayed, torn = pool.map(digests, ("plain", "delayed", "torn"))
-    assert len(plain) == len(delayed) == len(torn) == len(sanitize.PROBLEMS["hopper"])
-    changed = sum(len({*one, *other}) != 1 for one, other in zip(plain, delayed, strict=True))
-    missed = sum({*one} == {*other} for one, other in zip(plain, torn, strict=True))
-    print(f"delays: {changed} of {len(plain)} problems changed; {missed} did not change with a planted fault")
-    return changed + missed
+    problems = sanitize.PROBLEMS["hopper"]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(digests, product(MODES, range(len(problems)))))
+    count = len(problems)
+    plain, delayed, torn = (found[first : first + count] for first in range(0, len(found), count))
+    changed = [p for p, one, other in zip(problems, plain, delayed, strict=True) if len(one | other) != 1]
+    missed = [p for p, one, other in zip(problems, plain, torn, strict=True) if one == other]
+    for what, those in (("changed", changed), ("did not change with a planted fault", missed)):
+        print(f"delays: {len(those)} of {count} problems {what}", *those, sep="\n    ")
+    return len(changed) + len(missed)
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        run(sys.argv[1])
+        run(sys.argv[1], sanitize.PROBLEMS["hopper"][int(sys.argv[2])])
     else:
         sys.exit(main())
