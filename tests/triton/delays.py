@@ -30,6 +30,7 @@ SLEEP = gl.constexpr(
     "mov.u32 b, %warpid; mad.lo.u32 a, b, 40503, a; mul.lo.u32 a, a, 2246822519; shr.u32 a, a, 21;"
     "nanosleep.u32 a; mov.u32 $0, $1; }"
 )
+LONG_SLEEP = gl.constexpr("nanosleep.u32 50000; mov.u32 $0, $1;")
 
 
 @gluon.jit
@@ -52,13 +53,13 @@ def arrive(bar, count: gl.constexpr = 1, pred=True):
 
 @gluon.jit
 def torn_fill(descriptor, into, stage, plane, at, head):
-    """As `hopper_tile.fill`, but the barrier is not the copy's."""
+    """As `hopper_tile.fill`, but the barrier is not the copy's, which starts later than readers can be."""
     bars = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
     spare = bars.index(0)
     mbarrier.init(spare, count=1)
     mbarrier.arrive(into.full.index(stage), count=1)
     mbarrier.expect(spare, descriptor.block_type.nbytes)
-    _sleep()
+    gl.inline_asm_elementwise(LONG_SLEEP, "=r,r", [gl.to_tensor(0)], dtype=gl.int32, is_pure=False, pack=1)
     at = [plane + at[0], at[1], at[2], head, 0]
     tma.async_copy_global_to_shared(descriptor, at, spare, into.buffers.index(stage))
     mbarrier.wait(spare, 0)
