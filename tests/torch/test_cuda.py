@@ -142,17 +142,29 @@ def packed_of(_):
     return attend
 
 
+def padded_of(_):
+    """The same documents, in the corners of the entries of a batch."""
+
+    def attend(query, key, value):
+        return (na.neighborhood_attention_varlen(query, key, value, SHAPES.shapes, (5, 3)),)
+
+    return attend
+
+
 LARGE = Problem((Axis(40, 20), Axis(36, 18, 2)), heads=4, kv_heads=2, dim=128, value_dim=128)
 SMALL_WINDOW = Problem((Axis(20, 7), Axis(17, 5, 1, 2)), batch=2, heads=4, kv_heads=4)
 PATHS = {
     "full": (attention_of, named("whole").problem),
     "hopper": (attention_of, LARGE),
+    "hopper, dilation": (attention_of, replace(LARGE, axes=(Axis(80, 20, 1, 2), Axis(36, 18)))),
     "triton, a small window": (attention_of, named("odd_2d").problem),
     "triton, a small window, rings": (attention_of, SMALL_WINDOW),
     "triton, every option": (attention_of, named("everything").problem),
     "triton, float32": (attention_of, replace(LARGE, dtype="float32")),
     "documents": (packed_of, Problem((Axis(SHAPES.total_tokens, 1),), heads=4, kv_heads=2)),
+    "documents, padded": (padded_of, Problem((Axis(20, 1), Axis(13, 1)), len(SHAPES), 4, 2)),
     "split": (split_of, replace(LARGE, bias=True)),
+    "split, rings": (split_of, replace(SMALL_WINDOW, bias=True)),
 }
 
 
@@ -170,7 +182,13 @@ def of_path(path):
         from vicinal.triton import ring_plan
 
         plans = ring_plan.forward, ring_plan.query_gradient, ring_plan.key_gradient
-        assert all(plan(problem) is not None for plan in plans)
+        if make is attention_of:
+            assert all(plan(problem) is not None for plan in plans)
+        else:
+            walks = (
+                replace(problem, operation=kind, bias=kind == "dot") for kind in ("dot", "mix", "mix_back")
+            )
+            assert all(map(ring_plan.walk, walks))
     return make, problem
 
 
@@ -228,7 +246,7 @@ def test_a_compiled_graph_holds_one_operator_each_way(path):
     )
     assert problems.same((*results, *grads), (*expected, *wanted))
     ours = [[str(x).split(".")[1] for x in graph if "vicinal" in str(x)] for graph in graphs]
-    assert tuple(map(sorted, ours)) == OPERATORS.get(path, (["attend"], ["attend_back"]))
+    assert tuple(map(sorted, ours)) == OPERATORS.get(path.partition(",")[0], (["attend"], ["attend_back"]))
 
 
 @pytest.fixture

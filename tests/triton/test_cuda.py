@@ -238,3 +238,30 @@ def test_walks(name):
         back = backend.mix_back(replace(found, operation="mix_back"), weights, left)
         pairs.append({"dot": weights, "mix": mixed, "mix_back": back})
     assert_near(*pairs, "float16")
+
+
+@pytest.mark.usefixtures("returned_memory")
+@pytest.mark.xdist_group("large")
+def test_walks_over_more_than_two_to_the_31_weights():
+    size, kept = 65, 400
+    problem = on_gpu(Problem((Axis(2**23 + 77, size),), 1, 4, 4, 16, 16, "float16"))
+    x, y = (noise((1, *problem.lengths, 4, 16), torch.float16, seed) for seed in range(2))
+    weights = TRITON.dot(replace(problem, operation="dot"), x, y, None, 0.3, 0.0)
+    assert weights.numel() > 2**31
+    mixed = TRITON.mix(replace(problem, operation="mix"), weights, y)
+    back = TRITON.mix_back(replace(problem, operation="mix_back"), weights, x)
+    # The windows of the last tokens are those of a problem of their own, but near its start.
+    tail = replace(problem, axes=(Axis(kept, size),), dtype="float64")
+    x, y, level = (tensor[:, -kept:].double() for tensor in (x, y, weights))
+    exact = {
+        "dot": REFERENCE.dot(replace(tail, operation="dot"), x, y, None, 0.3, 0.0),
+        "mix": REFERENCE.mix(replace(tail, operation="mix"), level, y),
+        "mix_back": REFERENCE.mix_back(replace(tail, operation="mix_back"), level, x),
+    }
+    found = {"dot": weights, "mix": mixed, "mix_back": back}
+    inner = slice(2 * size - kept, None)
+    assert_near(
+        {name: tensor[:, inner] for name, tensor in found.items()},
+        {name: tensor[:, inner] for name, tensor in exact.items()},
+        "float16",
+    )

@@ -74,6 +74,23 @@ def test_repeats_are_bitwise_equal(name):
             assert torch.equal(x, first[result]), result
 
 
+@pytest.mark.usefixtures("returned_memory")
+@pytest.mark.xdist_group("large")
+def test_more_than_two_to_the_31_elements():
+    found = problem((Axis(1024, 3), Axis(1024, 3)), dim=64, batch=33, heads=1)
+    assert all(sweeps(found))
+    operands = Operands(*(noise((33, 1024, 1024, 1, 64), torch.bfloat16, seed) for seed in range(3)))
+    assert operands.query.numel() > 2**31
+    out, lse = TRITON.attend(found, operands, 0.2)
+    grads = TRITON.attend_back(found, operands, out, lse, out, None, 0.2, NEEDS)
+    last, alone = Operands(*(x[-1:] for x in operands[:3])), replace(found, batch=1)
+    exact = dict(zip(("out", "lse"), TRITON.attend(alone, last, 0.2), strict=True))
+    back = TRITON.attend_back(alone, last, exact["out"], exact["lse"], exact["out"], None, 0.2, NEEDS)
+    names = ("out", "lse", "query", "key", "value")
+    exact |= dict(zip(names[2:], back[:3], strict=True))
+    assert_near(dict(zip(names, (x[-1:] for x in (out, lse, *grads[:3])), strict=True)), exact, "bfloat16")
+
+
 def test_operands_that_no_sweep_can_copy():
     found = problem(WINDOWS["plane"], batch=1)
     shape = (1, *found.lengths, 3, 32)
