@@ -1,13 +1,14 @@
 """Large windows on a Hopper GPU: time, share of dense cuDNN attention's speed, and host time a call.
 
-    python benchmarks/hopper.py [--out results.json] [--only b1,b16] [--quick] [--between | --float8]
+    python benchmarks/hopper.py [--out results.json] [--only b1,b16] [--quick] [--flex]
+                                [--between | --float8]
 
 Every row is checked on sampled queries and keys in float64 before it is timed. `ratio` is the time of dense
 cuDNN attention, scaled by the visible share of its products, over the measured time: 1.0 is its speed. `kept`
 is the useful products a second of a row with an option over those of the row without it. `--between` times,
 in microseconds of graph replays, windows between small and large, and close to the whole axis, with `hopper`,
 with `triton` and with dense attention, without a mask and, forward, with one; `--float8` the forward with
-queries and keys in float8 and in bfloat16.
+queries and keys in float8 and in bfloat16. `--flex` adds compiled FlexAttention to rows without an option.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from math import prod
 
 import torch
 import triton
-from run import Graph
+from run import Graph, flex_times
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -200,7 +201,7 @@ def worst(case: Problem, given: Operands, out, lse, grad_out, grads: Operands) -
     return max(errors)
 
 
-def measure(name: str, case: Problem, quick: bool) -> dict:
+def measure(name: str, case: Problem, quick: bool, wants_flex: bool) -> dict:
     dtype = getattr(torch, case.dtype)
     random = lambda heads: torch.randn(case.batch, *case.lengths, heads, case.dim, device="cuda", dtype=dtype)  # noqa: E731
     given = Operands(random(case.heads), random(case.kv_heads), random(case.kv_heads))
@@ -229,6 +230,10 @@ def measure(name: str, case: Problem, quick: bool) -> dict:
         scaled = case.heads * case.dim / (24 * dim) * share
         row["forward_ratio"] = baseline[0] * scaled / times["forward"]
         row["backward_ratio"] = baseline[1] * scaled / times["backward"]
+    if wants_flex:
+        del grads
+        found = flex_times(case, (*given[:3], grad_out), out)
+        row |= {key: x if key == "flex_failure" else x / 1e3 for key, x in found.items()}
     return row
 
 
@@ -309,6 +314,7 @@ def main() -> None:
     parser.add_argument("--out")
     parser.add_argument("--only", help="names of rows, separated by commas")
     parser.add_argument("--quick", action="store_true", help="without the dense baseline")
+    parser.add_argument("--flex", action="store_true", help="compiled FlexAttention too")
     parser.add_argument("--between", action="store_true", help="windows between small and large alone")
     parser.add_argument("--float8", action="store_true", help="float8 queries and keys alone")
     options = parser.parse_args()
@@ -328,7 +334,7 @@ def main() -> None:
     rows = []
     print("row                  fwd ms  TF/s ratio | bwd ms  TF/s ratio (  dq   dkv) | host us    error")
     for name in wanted:
-        row = measure(name, ROWS[name], options.quick)
+        row = measure(name, ROWS[name], options.quick, options.flex and " " not in name)
         rows.append(row)
         torch.cuda.empty_cache()
         without = next((other for other in rows if other["name"] == plain(name)), row)
@@ -344,6 +350,7 @@ def main() -> None:
             f"{row.get('forward_ratio', 0):5.2f} | {row['backward']:7.3f} {row['backward_tflops']:5.0f} "
             f"{row.get('backward_ratio', 0):5.2f} ({parts[0]:.2f} {parts[1]:.2f}) | "
             f"{row['host_forward_us']:5.1f} {row['error']:.1e}",
+            *(f"{key} {row[key]}" for key in row if key.startswith("flex")),
             flush=True,
         )
     result = {

@@ -6,7 +6,7 @@ A row is timed only after outputs and gradients of sampled queries and keys agre
 Times are medians of CUDA graph replays over operands that together do not fit in the cache. `_dense` is
 cuDNN's time scaled by the visible share of its products, over ours; `_memory` is the time of moving each
 operand once, at the measured copy bandwidth, over ours; `_3tb` the same at 3.0 TB/s. FlexAttention is left
-out for dilated windows and for more tokens than its mask has room for. Rows are printed, and `--out` is
+out for more tokens than its mask is made of in seconds. Rows are printed, and `--out` is
 written, as they are done.
 """
 
@@ -21,6 +21,7 @@ from math import prod
 from pathlib import Path
 from statistics import median
 
+import flex
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -34,8 +35,6 @@ NEEDS = (True,) * 3 + (False,) * 3
 CACHE = 200 << 20
 SAMPLES = 12
 WALKS = ("dot", "mix", "mix_back")
-# Pairs of tokens, each a byte while FlexAttention's block mask is made.
-MASK = 1 << 35
 
 
 def problem(lengths, size, batch=1, heads=24, dim=128, stride=1, dilation=1, **options):
@@ -198,39 +197,23 @@ def dense_times(p, seconds=0.5):
     return forward, backward
 
 
-def flex_runs(p):
-    """Whether a mask of `flex_times` says what `p` computes, and all its pairs fit in memory at once."""
-    return prod(p.lengths) ** 2 <= MASK and all(axis.dilation == 1 for axis in p.axes)
-
-
-def flex_times(p):
-    """Forward and backward of compiled FlexAttention with the same mask, where `flex_runs`."""
+def flex_times(p, operands, out):
+    """Forward and backward of compiled FlexAttention on operands of which `out` is the output, or why not."""
     from torch._functorch import config
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     # Repeated backward passes keep the buffers of the first.
     config.donated_buffer = False
-    tokens, axes = prod(p.lengths), p.axes
-    starts = [torch.tensor([a.keys(i)[0] for i in range(a.length)], device="cuda") for a in axes]
-
-    def sees(_batch, _head, q, k):
-        seen = q >= 0
-        for axis, start in reversed(list(zip(axes, starts, strict=True))):
-            first = start[q % axis.length]
-            seen = seen & (k % axis.length >= first) & (k % axis.length < first + axis.size)
-            q, k = q // axis.length, k // axis.length
-        return seen
-
-    mask = create_block_mask(sees, None, None, tokens, tokens, device="cuda", _compile=True)
-    make = lambda: torch.randn(  # noqa: E731
-        (p.batch, p.heads, tokens, p.dim), device="cuda", dtype=getattr(torch, p.dtype), requires_grad=True
-    )
-    query, key, value = make(), make(), make()
-    attend = partial(torch.compile(flex_attention), query, key, value, block_mask=mask)
-    forward = elapsed(attend)
-    out = attend()
-    grad = torch.randn_like(out)
-    return forward, elapsed(lambda: torch.autograd.grad(out, (query, key, value), grad, retain_graph=True))
+    try:
+        found = flex.Flex(p)
+        *operands, grad = map(found.tokens, operands)
+        attend = partial(found.attend, *(x.requires_grad_() for x in operands))
+        forward, result = elapsed(attend), attend()
+        wrong = relative([(found.spatial(result).float(), out.float())])
+        assert wrong < 0.03, f"it is {wrong:.3g} off"
+        backward = elapsed(lambda: torch.autograd.grad(result, operands, grad, retain_graph=True))
+    except Exception as failure:
+        return {"flex_failure": repr(failure)[:300]}
+    return {"flex_forward": forward, "flex_backward": backward}
 
 
 def elapsed(function, repeats=5, enough=1e5):
@@ -254,7 +237,7 @@ def bandwidth():
     return 2 * source.nbytes / Graph(copy, [()]).microseconds() * 1e6
 
 
-def measure(name, p, backend, copy, flex):
+def measure(name, p, backend, copy, wants_flex):
     reason = backend.refusal(p)
     if reason is not None:
         return {"name": name, "problem": str(p), "refused": reason}
@@ -278,15 +261,14 @@ def measure(name, p, backend, copy, flex):
         seconds = row[direction] / 1e6
         moved = operands * sets[0][0].nbytes
         row |= {f"{direction}_memory": moved / copy / seconds, f"{direction}_3tb": moved / 3e12 / seconds}
+    one, out = sets[0], outs[0][0]
     del both, outs
     row |= walk_times(p, backend, sets, copy)
     del sets
+    if wants_flex and flex.runs(p):
+        row |= flex_times(p, one, out)
+    del one, out
     row["dense_forward"], row["dense_backward"] = dense_times(p)
-    if flex and flex_runs(p):
-        try:
-            row["flex_forward"], row["flex_backward"] = flex_times(p)
-        except Exception as failure:
-            row["flex_failure"] = repr(failure)[:300]
     share = p.pairs / prod(p.lengths) ** 2
     for direction in ("forward", "backward"):
         dense = row[f"dense_{direction}"]

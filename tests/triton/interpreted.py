@@ -1,7 +1,9 @@
 """Every portable kernel against the oracle, in Triton's interpreter: needs TRITON_INTERPRET=1."""
 
+import mmap
 import sys
 from dataclasses import replace
+from functools import partial
 
 import hypothesis
 import torch
@@ -29,10 +31,30 @@ def amid_nans(x):
     return memory[1]
 
 
-def operands(problem, seed):
+def doubled(x):
+    """`x` amid NaN, not contiguous."""
+    return amid_nans(torch.stack([x, x], -2))[..., 0, :]
+
+
+# Linux sets memory aside for a page of it once that is written.
+UNRESERVED = 0x4000
+
+
+def far(x, axis):
+    """`x`, whose first and last element along an axis are over 2**31 elements apart."""
+    rows = x.movedim(axis, 0)
+    count, step = len(rows), 2**31 // (len(rows) - 1) + rows[0].numel()
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | UNRESERVED
+    memory = torch.frombuffer(mmap.mmap(-1, count * step * x.itemsize, flags), dtype=x.dtype)
+    placed = memory.view(count, step)[:, : rows[0].numel()]
+    placed.copy_(rows.flatten(1))
+    return placed.unflatten(1, rows.shape[1:]).movedim(0, axis)
+
+
+def operands(problem, seed, placed=doubled):
     """Operands of the public function, and as a backend gets them, none of them contiguous."""
     tensors = make.operands(problem, seed, gradients=False)
-    strided = {name: amid_nans(torch.stack([x, x], -2))[..., 0, :] for name, x in tensors.items()}
+    strided = {name: (doubled if name == "bias" else placed)(x) for name, x in tensors.items()}
     strided["query"] = strided["query"][sampled(problem)]
     return tensors, Operands(**strided)
 
@@ -41,10 +63,12 @@ def noise(shape, seed, dtype=torch.float32):
     return amid_nans(torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype))
 
 
-def check_attend(problem, seed=0, scale=0.3):
-    tensors, given = operands(problem, seed)
+def check_attend(problem, seed=0, scale=0.3, placed=doubled):
+    tensors, given = operands(problem, seed, placed)
     out, lse = TRITON.attend(problem, given, scale)
     grad_out, grad_lse = noise(out.shape, seed + 1, out.dtype), noise(lse.shape, seed + 2)
+    if placed is not doubled:
+        grad_out = placed(grad_out)
     grads = TRITON.attend_back(problem, given, out, lse, grad_out, grad_lse, scale, (True,) * 6)
     exact = make.exact(problem, tensors, scale, make.array(grad_out), make.array(grad_lse))
     rounded = problem.dtype != "float32"
@@ -77,8 +101,8 @@ def check_flows(problem, scale=0.3):
         assert all(x is None for x in some[:place] + some[place + 1 :])
 
 
-def check_walks(problem, seed=0, scale=0.3):
-    tensors, given = operands(problem, seed)
+def check_walks(problem, seed=0, scale=0.3, placed=doubled):
+    tensors, given = operands(problem, seed, placed)
     win = oracle.window(problem.rank, **make.window(problem))
     rounded = problem.dtype != "float32"
     bias = None if given.bias is None else make.array(given.bias)
@@ -97,6 +121,8 @@ def check_walks(problem, seed=0, scale=0.3):
     exact = oracle.mix(clean, make.array(given.value), win)
     budget.check("mix", make.array(mixed), exact, problem.dtype, rounded)
     x = noise((*given.query.shape[:-1], problem.value_dim), seed + 3, given.query.dtype)
+    if placed is not doubled:
+        x = placed(x)
     back = TRITON.mix_back(replace(walk, operation="mix_back"), poisoned, x)
     exact = oracle.mix_back(clean, make.array(x), problem.lengths, problem.kv_heads, win)
     budget.check("mix_back", make.array(back), exact, problem.dtype, rounded)
@@ -142,6 +168,19 @@ def check(name):
     check_walks(problem)
 
 
+def check_far():
+    """Operands that need offsets of 64 bits, along each axis and between heads."""
+    line = Problem((Axis(7, 3),), 2, 2, 2, 4, 4, "float16", gradients=True)
+    plane = Problem(
+        (Axis(5, 3, 2), Axis(6, 2, 1, 2, True)), 2, 4, 2, 4, 6, "float16", bias=True, extra=3, gradients=True
+    )
+    for problem, axes in ((line, (1, -2)), (plane, (1, 2, -2))):
+        for axis in axes:
+            placed = partial(far, axis=axis)
+            check_attend(problem, placed=placed)
+            check_walks(problem, placed=placed)
+
+
 def check_any(count):
     @hypothesis.settings(
         max_examples=count,
@@ -162,6 +201,8 @@ if __name__ == "__main__":
     interpreting.start()
     if sys.argv[1] == "any":
         check_any(int(sys.argv[2]))
+    elif sys.argv[1] == "far":
+        check_far()
     elif sys.argv[1] == "flows":
         check_flows(Problem((Axis(5, 3), Axis(4, 3)), 2, 2, 1, 4, 4, bias=True, extra=3, gradients=True))
     else:

@@ -92,6 +92,12 @@ def test_gradients_of_one_result_and_of_some_operands():
     interpret("interpreted", "flows")
 
 
+@needs_triton
+@pytest.mark.slow
+def test_operands_that_need_offsets_of_64_bits():
+    interpret("interpreted", "far")
+
+
 @needs_gluon
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", range(5))
