@@ -1,32 +1,59 @@
-"""A control for racecheck: a kernel of two partitions, in Gluon, that share nothing.
+"""A control for racecheck: a kernel of two partitions, in Gluon, that is right.
 
 Triton starts partitions through shared memory: warps of the first write which function the others run, and
-its arguments, between barriers of all warps. Arguments of the kernel, and constants, do not go that way.
+its arguments, between barriers of all warps. Here they then hand over words as the kernels of `hopper` do.
 """
 
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 WIDE = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
 NARROW = gl.constexpr(gl.BlockedLayout([1], [32], [1], [0]))
+PLAIN = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
+WORDS = gl.constexpr(128)
+STAGES = gl.constexpr(2)
+ROUNDS = 6
 
 
 @gluon.jit
-def _count(out, loaded, first: gl.constexpr, size: gl.constexpr, layout: gl.constexpr):
-    at = loaded + first + gl.arange(0, size, layout=layout)
-    gl.store(out + at, at)
+def _write(source, held, full, empty, rounds):
+    at = gl.arange(0, WORDS, layout=WIDE)
+    for i in range(rounds):
+        stage = i % STAGES
+        words = gl.load(source + i * WORDS + at)
+        mbarrier.wait(empty.index(stage), (i // STAGES & 1) ^ 1)
+        held.index(stage).store(words)
+        mbarrier.arrive(full.index(stage), count=1)
 
 
 @gluon.jit
-def count(out):
-    loaded = gl.load(out)
+def _read(out, held, full, empty, rounds):
+    at = gl.arange(0, WORDS, layout=NARROW)
+    for i in range(rounds):
+        stage = i % STAGES
+        mbarrier.wait(full.index(stage), i // STAGES & 1)
+        words = held.index(stage).load(NARROW)
+        mbarrier.arrive(empty.index(stage), count=1)
+        gl.store(out + i * WORDS + at, words)
+
+
+@gluon.jit
+def copy(source, out, rounds):
+    held = gl.allocate_shared_memory(gl.int32, [STAGES, WORDS], PLAIN)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=1)
     gl.warp_specialize(
-        [(_count, (out, loaded, 0, 128, WIDE)), (_count, (out, loaded, 128, 32, NARROW))], [1], [24]
+        [(_write, (source, held, full, empty, rounds)), (_read, (out, held, full, empty, rounds))], [1], [24]
     )
 
 
 def main():
-    out = torch.zeros(160, dtype=torch.int32, device="cuda")
-    count[(1,)](out, num_warps=4)
-    assert torch.equal(out.cpu(), torch.arange(160, dtype=torch.int32)), "partitions computed something else"
+    source = torch.arange(ROUNDS * WORDS.value, dtype=torch.int32, device="cuda")
+    out = torch.zeros_like(source)
+    copy[(1,)](source, out, ROUNDS, num_warps=4)
+    assert torch.equal(out, source), "partitions handed over something else"
