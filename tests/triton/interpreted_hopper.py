@@ -20,6 +20,7 @@ from tests import budget, oracle
 from tests.triton import emulator
 
 with emulator.stand_ins():
+    from tests.triton import partitions
     from vicinal.triton import (
         hopper_attention,
         hopper_forward,
@@ -156,6 +157,15 @@ def check_needs(case):
             some = HOPPER.attend_back(case, given, out, lse, *grad_of, 0.2, needs + (False,) * 3)
         for need, one, all_ in zip(needs, some, whole, strict=False):
             assert (one is None) if not need else torch.equal(one, all_), needs
+
+
+def check_control(order):
+    """The kernel that racecheck is tried on is right."""
+    source = torch.arange(partitions.ROUNDS * 128, dtype=torch.int32)
+    out = torch.zeros_like(source)
+    with emulator.schedule(order=order, restless=0.0):
+        partitions.copy.warmup(source, out, partitions.ROUNDS, grid=(1,))
+    assert torch.equal(out, source)
 
 
 @st.composite
@@ -344,6 +354,8 @@ if __name__ == "__main__":
         check_any(int(sys.argv[2]), int(sys.argv[3]))
     elif sys.argv[1:] == ["orders"]:
         check(LONG, [{"order": order, "restless": 0.0} for order in ORDERS])
+        for order in (("partition 0", "partition 1"), ("partition 1", "partition 0")):
+            check_control(order)
     elif sys.argv[1:] == ["needs"]:
         check_needs(CASES["output stride"])
     else:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -56,6 +57,8 @@ def problems(kind):
     for dtype, dim in product(dtypes, (32, 64, 128, 256)):
         for axis, axes in (("loop", (plane, plane)), ("single", (small, small))):
             yield f"{axis}-{dtype}-{dim}", problem(axes, dim, dtype)
+            if dtype == "float32" and dim < 256:
+                yield f"{axis}-tf32-{dim}", problem(axes, dim, dtype, tf32=True)
     dtype = dtypes[0]
     yield f"padded-{dtype}-80", problem((plane, plane), 80, dtype, value_dim=48)
     yield f"whole-{dtype}-32", problem((Axis(14, 7),) * 2, 32, dtype)
@@ -67,6 +70,9 @@ def problems(kind):
     hard = Axis(65, 5, 2, 3, True, 2)
     yield f"options-{dtype}-64", problem((hard, Axis(64, 8)), 64, dtype, bias=True, extra=5, kv_heads=2)
     yield f"options-{dtype}-128", problem((hard, plane), 128, dtype, bias=True, extra=5, kv_heads=2)
+    # `FAR` operands.
+    yield f"far-{dtype}-128", problem((plane, small), 128, dtype)
+    yield f"far-options-{dtype}-64", problem((hard, plane), 64, dtype, bias=True, extra=5, kv_heads=2)
     several = Documents(((60, 40), (64, 64)), None, False)
     yield f"packed-{dtype}-64", problem((plane, plane), 64, dtype, documents=several)
     framed = several._replace(frame=(70, 70), clip=True)
@@ -81,21 +87,26 @@ def problem(axes, dim, dtype, **options):
     return Problem(axes, batch=2, heads=4, dim=dim, dtype=dtype, device="cuda", gradients=True, **options)
 
 
-def contiguous(*shape):
+# What strides of batch and first axis are multiplied by: tokens lie unevenly, and offsets take 64 bits.
+FAR = 1 << 20
+
+
+def contiguous(*shape, spread=1):
     strides = [1]
     for extent in shape[:0:-1]:
         strides.insert(0, strides[0] * extent)
-    return tuple(strides)
+    return tuple(step * spread for step in strides[:2]) + tuple(strides[2:])
 
 
-def kernels(p):
+def kernels(p, spread=1):
     """Every kernel of a problem, with the dtypes of its tensors."""
+    given_as = partial(contiguous, spread=spread)
     element, wide = getattr(torch, p.dtype), torch.float32
     tokens, outputs = documents.extents(p)
-    row = contiguous(*(tokens if p.documents else outputs), p.heads, p.dim)
-    key, value = (contiguous(*tokens, p.kv_heads, d) for d in (p.dim, p.value_dim))
+    row = given_as(*(tokens if p.documents else outputs), p.heads, p.dim)
+    key, value = (given_as(*tokens, p.kv_heads, d) for d in (p.dim, p.value_dim))
     extra = [contiguous(p.batch, p.extra, p.kv_heads, d) if p.extra else () for d in (p.dim, p.value_dim)]
-    out = contiguous(*outputs, p.heads, p.value_dim)
+    out = given_as(*outputs, p.heads, p.value_dim)
     given = (row, key, value, (1,) if p.bias else (), *extra)
     bias, more = wide if p.bias else None, element if p.extra else None
     inputs, table = (element, element, element, bias, more, more), torch.int32 if p.documents else None
@@ -202,7 +213,7 @@ def main(target, kind, *names):
     driver.set_active(AbsentDevice(found))
     os.environ |= {"TRITON_ALWAYS_COMPILE": "1", "TRITON_DUMP_PTXAS_LOG": "1"}
     for name, p in problems(kind):
-        for kernel, launch, dtypes in kernels(p):
+        for kernel, launch, dtypes in kernels(p, FAR if name.startswith("far") else 1):
             if names and not any(wanted in f"{name}/{kernel}" for wanted in names):
                 continue
             tensors = [None if dtype is None else torch.empty(16, dtype=dtype) for dtype in dtypes]

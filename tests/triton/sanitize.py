@@ -3,8 +3,8 @@
 python -m tests.triton.sanitize [memcheck racecheck delays ...]
 
 First the tools must find the faults that are planted for them: then their silence means something. Where
-racecheck reports a kernel of two partitions that share nothing, its reports about `hopper` mean nothing, and
-`delays` is what looks for races there.
+racecheck reports the right kernel of `partitions`, its reports about `hopper` mean nothing, and `delays` is
+what looks for races there.
 """
 
 import os
@@ -193,7 +193,7 @@ def main(tools):
             found.append(f"{tool} does not see the planted fault")
         without = ()
         if tool == "racecheck" and finished(tool, ("partitions",)) == FAULT:
-            print("racecheck reports partitions that share nothing: hopper is left to delays")
+            print("racecheck reports partitions that are right: hopper is left to delays")
             without = ("hopper",)
         if fails(tool, *[("run", first, shares, *without) for first in range(shares)]):
             found.append(f"{tool} reports faults")
