@@ -6,6 +6,7 @@ dispatcher.
 """
 
 from collections.abc import Callable, Sequence
+from math import prod
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -21,9 +22,9 @@ from torch.autograd.function import _SingleLevelFunction
 
 from .. import settings
 from . import composite, dense
-from .composite import Pair, Parts, Walks
+from .composite import Parts, Walks, parts, wide
 from .known import call
-from .ops import LIBRARY, SCHEMAS, accumulating
+from .ops import LIBRARY, SCHEMAS
 from .watching import is_recorded, is_transformed
 
 ops = torch.ops.vicinal
@@ -115,42 +116,30 @@ def fixed(window: Sequence, backend: str | None, tf32: bool | None) -> tuple[tup
     return tuple(map(tuple, window)), run
 
 
-def _zeros(tensor: Tensor | None, like: Tensor | None) -> Any:
+def zeros(tensor: Tensor | None, like: Tensor | None) -> Any:
     return torch.zeros_like(like) if tensor is None and like is not None else tensor
 
 
-def _wide(tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor.to(accumulating(tensor.dtype))
-
-
-def _parts(operands: tuple) -> Parts:
-    query, key, value, bias, extra_key, extra_value = map(_wide, operands)
-    return Parts(query, Pair(key, extra_key), Pair(value, extra_value), bias)
-
-
 def _filled(found: tuple, like: tuple) -> Parts:
-    return _parts(tuple(_zeros(x, other) for x, other in zip(found, like, strict=True)))
+    return parts(*map(zeros, found, like))
 
 
-def _narrow(parts: Parts, like: tuple) -> tuple:
-    (key, extra_key), (value, extra_value) = parts.key, parts.value
-    found = (parts.query, key, value, parts.bias, extra_key, extra_value)
-    return tuple(x if x is None or t is None else x.to(t.dtype) for x, t in zip(found, like, strict=True))
+def _narrow(found: Parts, like: tuple) -> tuple:
+    (key, extra_key), (value, extra_value) = found.key, found.value
+    grads = (found.query, key, value, found.bias, extra_key, extra_value)
+    return tuple(x if x is None or t is None else x.to(t.dtype) for x, t in zip(grads, like, strict=True))
 
 
 def _walks(operands: tuple, window: tuple, run: tuple) -> Walks:
     key = operands[1]
     lengths, kv_heads = key.shape[1:-2], key.shape[-2]
-    slots = 1
-    for size in window[0]:
-        slots *= size
     return Walks(
         lambda x, y, fill: ops.dot(x, y, None, *window, 1.0, fill, *run),
         lambda weights, y: ops.mix(weights, y, *window, *run),
         lambda weights, x: ops.mix_back(weights, x, lengths, kv_heads, *window, *run),
         lambda bias: ops.spread(bias, lengths, *window),
         lambda weights: ops.tally(weights, lengths, *window),
-        slots,
+        prod(window[0]),
     )
 
 
@@ -172,7 +161,7 @@ class Attend(Formula):
         operands, (out, lse) = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
         walks = _walks(operands, ctx.window, ctx.run)
         tangents = _filled(tangents, operands)
-        move_out, move_lse = composite.attend_jvp(walks, _parts(operands), tangents, ctx.scale)
+        move_out, move_lse = composite.attend_jvp(walks, parts(*operands), tangents, ctx.scale)
         return move_out.to(out.dtype), move_lse.to(lse.dtype)
 
 
@@ -183,7 +172,7 @@ class AttendBack(Formula):
 
     def save(self, ctx, inputs, output):
         operands, (out, lse, grad_out, grad_lse) = inputs[:6], inputs[6:10]
-        keep(ctx, *operands, _zeros(grad_out, out.detach()), _zeros(grad_lse, lse.detach()))
+        keep(ctx, *operands, zeros(grad_out, out.detach()), zeros(grad_lse, lse.detach()))
         *window, ctx.scale, ctx.needs, backend, tf32 = inputs[10:]
         ctx.window, ctx.run = fixed(window, backend, tf32)
         ctx.given = (grad_out is not None, grad_lse is not None)
@@ -191,35 +180,34 @@ class AttendBack(Formula):
     def backward(self, ctx, *cotangents):
         operands, grad_out, grad_lse = ctx.saved_tensors[:6], *ctx.saved_tensors[6:]
         cotangents = tuple(x if need else None for x, need in zip(cotangents, ctx.needs, strict=True))
-        parts, to_out, to_lse = composite.attend_back_back(
+        grads, to_out, to_lse = composite.attend_back_back(
             _walks(operands, ctx.window, ctx.run),
-            _parts(operands),
-            _wide(grad_out),
-            _wide(grad_lse),
+            parts(*operands),
+            wide(grad_out),
+            wide(grad_lse),
             _filled(cotangents, operands),
             ctx.scale,
         )
-        found = (*_narrow(parts, operands), None, None, to_out.to(grad_out.dtype), to_lse.to(grad_lse.dtype))
+        found = (*_narrow(grads, operands), None, None, to_out.to(grad_out.dtype), to_lse.to(grad_lse.dtype))
         given = (True,) * 8 + ctx.given
         wanted = zip(found, given, ctx.needs_input_grad[1:11], strict=True)
         return tuple(x if present and need else None for x, present, need in wanted)
 
     def jvp(self, ctx, *tangents):
         operands, grad_out, grad_lse = ctx.saved_tensors[:6], *ctx.saved_tensors[6:]
-        parts = composite.attend_back_jvp(
+        moved = composite.attend_back_jvp(
             _walks(operands, ctx.window, ctx.run),
-            _parts(operands),
-            _wide(grad_out),
-            _wide(grad_lse),
+            parts(*operands),
+            wide(grad_out),
+            wide(grad_lse),
             _filled(tangents[:6], operands),
-            _wide(_zeros(tangents[8], grad_out)),
-            _wide(_zeros(tangents[9], grad_lse)),
+            wide(zeros(tangents[8], grad_out)),
+            wide(zeros(tangents[9], grad_lse)),
             ctx.scale,
         )
-        moved = _narrow(parts, operands)
         return tuple(
             x if need and x is not None else grad_out.new_empty(0)
-            for x, need in zip(moved, ctx.needs, strict=True)
+            for x, need in zip(_narrow(moved, operands), ctx.needs, strict=True)
         )
 
 
@@ -244,7 +232,7 @@ class Dot(Formula):
     def jvp(self, ctx, move_x, move_y, move_bias):
         x, y, bias = ctx.saved_tensors
         dot = lambda a, b, c: ops.dot(a, b, c, *ctx.window, ctx.scale, 0.0, *ctx.run)  # noqa: E731
-        return dot(_zeros(move_x, x), y, _zeros(move_bias, bias)) + dot(x, _zeros(move_y, y), None)
+        return dot(zeros(move_x, x), y, zeros(move_bias, bias)) + dot(x, zeros(move_y, y), None)
 
 
 class Mix(Formula):
@@ -267,7 +255,7 @@ class Mix(Formula):
     def jvp(self, ctx, move_weights, move_y):
         weights, y = ctx.saved_tensors
         mix = lambda a, b: ops.mix(a, b, *ctx.window, *ctx.run)  # noqa: E731
-        return mix(_zeros(move_weights, weights), y) + mix(weights, _zeros(move_y, y))
+        return mix(zeros(move_weights, weights), y) + mix(weights, zeros(move_y, y))
 
 
 class MixBack(Formula):
@@ -287,7 +275,7 @@ class MixBack(Formula):
     def jvp(self, ctx, move_weights, move_x):
         weights, x = ctx.saved_tensors
         back = lambda a, b: ops.mix_back(a, b, ctx.lengths, ctx.kv_heads, *ctx.window, *ctx.run)  # noqa: E731
-        return back(_zeros(move_weights, weights), x) + back(weights, _zeros(move_x, x))
+        return back(zeros(move_weights, weights), x) + back(weights, zeros(move_x, x))
 
 
 class Spread(Formula):
@@ -332,7 +320,7 @@ class Dense(Formula):
     def jvp(self, ctx, *tangents):
         operands, (out, lse) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
         walks = dense.walks(operands[1], ctx.is_causal)
-        at, move = (_parts((*x, None, None, None)) for x in (operands, map(_zeros, tangents, operands)))
+        at, move = (parts(*x) for x in (operands, map(zeros, tangents, operands)))
         move_out, move_lse = composite.attend_jvp(walks, at, move, ctx.scale)
         return move_out.to(out.dtype), move_lse.to(lse.dtype)
 
@@ -344,35 +332,30 @@ class DenseBack(Formula):
 
     def save(self, ctx, inputs, output):
         operands, (out, lse, grad_out, grad_lse) = inputs[:3], inputs[3:7]
-        keep(ctx, *operands, _zeros(grad_out, out.detach()), _zeros(grad_lse, lse.detach()))
+        keep(ctx, *operands, zeros(grad_out, out.detach()), zeros(grad_lse, lse.detach()))
         ctx.is_causal, ctx.scale = inputs[7:]
         ctx.given = (grad_out is not None, grad_lse is not None)
 
     def backward(self, ctx, *cotangents):
         operands, (grad_out, grad_lse) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
         walks = dense.walks(operands[1], ctx.is_causal)
-        at, pull = (_parts((*x, None, None, None)) for x in (operands, map(_zeros, cotangents, operands)))
-        parts, to_out, to_lse = composite.attend_back_back(
-            walks, at, _wide(grad_out), _wide(grad_lse), pull, ctx.scale
+        at, pull = (parts(*x) for x in (operands, map(zeros, cotangents, operands)))
+        grads, to_out, to_lse = composite.attend_back_back(
+            walks, at, wide(grad_out), wide(grad_lse), pull, ctx.scale
         )
-        found = _narrow(parts, (*operands, None, None, None))[:3]
-        grads = (to_out.to(grad_out.dtype), to_lse.to(grad_lse.dtype))
-        return (
-            *found,
-            None,
-            None,
-            *(x if given else None for x, given in zip(grads, ctx.given, strict=True)),
-        )
+        flow = (to_out.to(grad_out.dtype), to_lse.to(grad_lse.dtype))
+        wanted = (x if given else None for x, given in zip(flow, ctx.given, strict=True))
+        return (*_narrow(grads, (*operands, None, None, None))[:3], None, None, *wanted)
 
     def jvp(self, ctx, *tangents):
         operands, (grad_out, grad_lse) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
         walks = dense.walks(operands[1], ctx.is_causal)
-        at, move = (_parts((*x, None, None, None)) for x in (operands, map(_zeros, tangents[:3], operands)))
-        move_out, move_lse = (_wide(_zeros(*x)) for x in zip(tangents[5:], (grad_out, grad_lse), strict=True))
-        parts = composite.attend_back_jvp(
-            walks, at, _wide(grad_out), _wide(grad_lse), move, move_out, move_lse, ctx.scale
+        at, move = (parts(*x) for x in (operands, map(zeros, tangents[:3], operands)))
+        move_out, move_lse = (wide(zeros(*x)) for x in zip(tangents[5:], (grad_out, grad_lse), strict=True))
+        moved = composite.attend_back_jvp(
+            walks, at, wide(grad_out), wide(grad_lse), move, move_out, move_lse, ctx.scale
         )
-        return _narrow(parts, (*operands, None, None, None))[:3]
+        return _narrow(moved, (*operands, None, None, None))[:3]
 
 
 FORMULAS = {

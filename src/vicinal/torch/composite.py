@@ -6,7 +6,7 @@ differentiable again.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,22 @@ class Parts(NamedTuple):
     key: Pair
     value: Pair
     bias: Tensor | None
+
+
+def accumulating(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def wide(x: Tensor | None) -> Any:
+    """`x` in the dtype that accumulates."""
+    return None if x is None else x.to(accumulating(x.dtype))
+
+
+def parts(query, key, value, bias=None, extra_key=None, extra_value=None) -> Parts:
+    """The operands of an attention, or what belongs to each, in the dtype that accumulates."""
+    keys, values = Pair(wide(key), wide(extra_key)), Pair(wide(value), wide(extra_value))
+    return Parts(wide(query), keys, values, wide(bias))
 
 
 class Walks(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from . import composite
-from .composite import Pair, Parts, Walks
+from .composite import Walks
 
 aten = torch.ops.aten
 
@@ -35,10 +35,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: fl
     if not query.numel():
         # The kernel for CPUs divides by the number of tokens.
         rows = query.shape[:-1]
-        wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-        return query.new_empty((*rows, value.shape[-1])), query.new_empty(rows, dtype=wide)
+        lse = query.new_empty(rows, dtype=composite.accumulating(query.dtype))
+        return query.new_empty((*rows, value.shape[-1])), lse
     if not _fused(query, value):
-        out, lse = composite.attend(walks(key, is_causal), _parts(query, key, value), scale)
+        out, lse = composite.attend(walks(key, is_causal), composite.parts(query, key, value), scale)
         return out.to(query.dtype), lse.contiguous()
     width, group = value.shape[-1], _Group(query, key, is_causal)
     q, k, v = _aligned(group.fold(query), group.share(key), group.share(value))
@@ -69,8 +69,8 @@ def attend_back(
     if not _fused(query, value):
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
-        at, wide = _parts(query, key, value), lse.dtype
-        found = composite.attend_back(walks(key, is_causal), at, grad_out.to(wide), grad_lse, scale)
+        at = composite.parts(query, key, value)
+        found = composite.attend_back(walks(key, is_causal), at, composite.wide(grad_out), grad_lse, scale)
         dq, dk, dv = (x.to(query.dtype) for x in (found.query, found.key.window, found.value.window))
         return dq.contiguous(), dk.contiguous(), dv.contiguous()
     group = _Group(query, key, is_causal)
@@ -99,11 +99,6 @@ def attend_back(
 def _fused(query: Tensor, value: Tensor) -> bool:
     dtype = str(query.dtype).removeprefix("torch.")
     return refusal(query.device.type, dtype, max(query.shape[-1], value.shape[-1])) is None
-
-
-def _parts(query: Tensor, key: Tensor, value: Tensor) -> Parts:
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return Parts(query.to(wide), Pair(key.to(wide), None), Pair(value.to(wide), None), None)
 
 
 class _Group:

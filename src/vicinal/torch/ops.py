@@ -7,6 +7,7 @@ layouts of `backends/base.py`.
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from math import prod
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from torch.utils.flop_counter import register_flop_formula
 from .. import arguments, settings
 from ..dispatch import choose, first
 from ..problem import Documents, Problem
-from ..window import Axis
 from . import dense, relative
 from .backends.base import Backend, Operands, Ready
+from .composite import accumulating
 
 LIBRARY = torch.library.Library("vicinal", "DEF")
 
@@ -43,11 +44,6 @@ SCHEMAS = {
 }
 for _name, _schema in SCHEMAS.items():
     LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-
-
-def accumulating(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a log-sum-exp: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @lru_cache(4096)
@@ -192,17 +188,12 @@ def ready_mix_back(tensors: tuple, rest: tuple) -> Ready:
     return partial(runs.mix_back, found)
 
 
-@lru_cache(1024)
-def _axes(lengths: tuple[int, ...], window: arguments.Window) -> tuple[Axis, ...]:
-    return arguments.axes(lengths, window)
-
-
 def _spread(bias, lengths, *window):
-    return relative.spread(bias, _axes(tuple(lengths), tuple(map(tuple, window))))
+    return relative.spread(bias, arguments.axes(lengths, window))
 
 
 def _tally(weights, lengths, *window):
-    total = relative.tally(weights, _axes(tuple(lengths), tuple(map(tuple, window))))
+    total = relative.tally(weights, arguments.axes(lengths, window))
     return total.to(weights.dtype).contiguous()
 
 
@@ -214,7 +205,7 @@ def _attend_shapes(query, key, value, *_):
     return out, query.new_empty(query.shape[:-1], dtype=accumulating(value.dtype))
 
 
-def _attend_back_shapes(query, key, value, bias, extra_key, extra_value, *rest):
+def attend_back_shapes(query, key, value, bias, extra_key, extra_value, *rest):
     needs = rest[-3]
     operands = (query, key, value, bias, extra_key, extra_value)
     return tuple(
@@ -223,15 +214,8 @@ def _attend_back_shapes(query, key, value, bias, extra_key, extra_value, *rest):
     )
 
 
-def _volume(sizes) -> int:
-    volume = 1
-    for size in sizes:
-        volume *= size
-    return volume
-
-
 def _dot_shapes(x, y, bias, kernel_size, *_):
-    return x.new_empty((*x.shape[:-1], _volume(kernel_size)))
+    return x.new_empty((*x.shape[:-1], prod(kernel_size)))
 
 
 def _mix_shapes(weights, y, *_):
@@ -244,15 +228,11 @@ def _mix_back_shapes(weights, x, lengths, kv_heads, *_):
 
 def _spread_shapes(bias, lengths, *window):
     outputs = [-(-length // step) for length, step in zip(lengths, window[4], strict=True)]
-    return bias.new_empty((*outputs, bias.shape[0], _volume(window[0])))
+    return bias.new_empty((*outputs, bias.shape[0], prod(window[0])))
 
 
 def _tally_shapes(weights, lengths, kernel_size, *_):
     return weights.new_empty((weights.shape[-2], *(2 * size - 1 for size in kernel_size)))
-
-
-def _dense_shapes(query, key, value, *_):
-    return _attend_shapes(query, key, value)
 
 
 def _dense_back_shapes(query, key, value, *_):
@@ -281,7 +261,7 @@ READY = {
 }
 _PREPARED = {
     "attend": _attend_shapes,
-    "attend_back": _attend_back_shapes,
+    "attend_back": attend_back_shapes,
     "dot": _dot_shapes,
     "mix": _mix_shapes,
     "mix_back": _mix_back_shapes,
@@ -290,7 +270,7 @@ _KERNELS = {
     **{name: (kernel(SCHEMAS[name], READY[name]), shapes) for name, shapes in _PREPARED.items()},
     "spread": (_spread, _spread_shapes),
     "tally": (_tally, _tally_shapes),
-    "dense": (dense.attend, _dense_shapes),
+    "dense": (dense.attend, _attend_shapes),
     "dense_back": (dense.attend_back, _dense_back_shapes),
 }
 for _name, (_compute, _shapes) in _KERNELS.items():
@@ -302,7 +282,7 @@ for _name, (_compute, _shapes) in _KERNELS.items():
 
 
 def _pair_flops(operation: str, row_shape, heads, dim, value_dim, lengths, window, extra=0) -> int:
-    axes = _axes(tuple(lengths), tuple(map(tuple, window)))
+    axes = arguments.axes(lengths, window)
     return Problem(axes, row_shape[0], heads, heads, dim, value_dim, operation=operation, extra=extra).flops
 
 

@@ -6,7 +6,6 @@ for no device; what they must fulfil is checked here, where their values are kno
 tokens. The rest is as in `ops.py`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from .. import arguments
 from ..problem import Problem
 from . import documents
 from .backends.base import Operands, Ready
+from .composite import accumulating
 from .documents import Batch
-from .ops import ATTEND, LIBRARY, RUN, WINDOW, accumulating, kernel, present, settled, together
+from .ops import ATTEND, LIBRARY, RUN, WINDOW, attend_back_shapes, kernel, present, settled, together
 from .strips import fresh
 
 ops = torch.ops.vicinal
@@ -75,7 +75,11 @@ def _attend_back_groups(batch: Batch, given: Operands, saved: tuple, rest: tuple
     if bias is not None:
         # Its gradient is summed over groups; in 16 bits every share of it would be rounded.
         given = given._replace(bias=bias.to(accumulating(bias.dtype)))
-    grads = _gradients(given, needs, lambda x: fresh.zeros(x.shape, x.dtype, x.device))
+    # One-dimensional blanks stand for those that are not needed.
+    grads = [
+        fresh.zeros(x.shape, x.dtype, x.device) if need and x is not None else given.query.new_empty(0)
+        for x, need in zip(given, needs, strict=True)
+    ]
     for group in batch.groups:
         flow = (None if x is None else batch.outputs.some(x, group) for x in saved)
         mine = batch.operands(given, group)
@@ -97,14 +101,6 @@ def _together(batch: Batch, given: Operands, window, gradients: bool, run: tuple
     widths = (query.shape[-2], key.shape[-2], query.shape[-1], value.shape[-1])
     rest = (bias is not None, 0 if extra_key is None else extra_key.shape[1], gradients)
     return together(query, widths, batch.lengths, window, rest, run, batch.documents)
-
-
-def _gradients(given: Operands, needs, make: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """What is made of the operands, and one-dimensional blanks for those that need no gradient."""
-    return [
-        make(x) if need and x is not None else given.query.new_empty(0)
-        for x, need in zip(given, needs, strict=True)
-    ]
 
 
 def _take(batch: Batch, group, place: int, x: Tensor, part: Tensor) -> None:
@@ -130,12 +126,8 @@ def _attend_shapes(query, key, value, bias, extra_key, extra_value, shapes, *res
     return out, query.new_empty(out.shape[:-1], dtype=accumulating(query.dtype))
 
 
-def _attend_back_shapes(*args):
-    return tuple(_gradients(Operands(*args[:6]), args[-3], lambda x: x.new_empty(x.shape)))
-
-
 READY = {"attend_varlen": ready_attend, "attend_varlen_back": ready_attend_back}
-_SHAPES = {"attend_varlen": _attend_shapes, "attend_varlen_back": _attend_back_shapes}
+_SHAPES = {"attend_varlen": _attend_shapes, "attend_varlen_back": attend_back_shapes}
 for _name, _shapes in _SHAPES.items():
     LIBRARY.impl(_name, kernel(SCHEMAS[_name], READY[_name]), "CompositeExplicitAutograd")
     torch.library.register_fake(f"vicinal::{_name}", _shapes, lib=LIBRARY)

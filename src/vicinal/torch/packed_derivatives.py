@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from . import autograd, documents
-from .autograd import Formula, differentiate, fixed, keep
+from .autograd import Formula, differentiate, fixed, keep, zeros
 from .documents import Batch
 from .known import call
 from .packed import SCHEMAS
@@ -21,12 +21,6 @@ def _group(ctx: Any, batch: Batch, group: Any, operands: tuple, results: tuple, 
     return SimpleNamespace(
         saved_tensors=(*mine, *flow), window=group.window, scale=ctx.scale, run=ctx.run, **rest
     )
-
-
-def _zeros(found: tuple, like: tuple) -> tuple:
-    """`found`, and zeros for what is missing of `like`."""
-    pairs = zip(found, like, strict=True)
-    return tuple(torch.zeros_like(x) if one is None and x is not None else one for one, x in pairs)
 
 
 class AttendVarlen(Formula):
@@ -61,7 +55,7 @@ class AttendVarlenBack(Formula):
 
     def save(self, ctx, inputs, output):
         operands, results, grads = inputs[:6], inputs[6:8], inputs[8:10]
-        keep(ctx, *operands, *_zeros(grads, tuple(x.detach() for x in results)), inputs[10])
+        keep(ctx, *operands, *map(zeros, grads, [x.detach() for x in results]), inputs[10])
         *window, ctx.clip, ctx.scale, ctx.needs, backend, tf32 = inputs[11:]
         ctx.window, ctx.run = fixed(window, backend, tf32)
         ctx.given = tuple(grad is not None for grad in grads)
@@ -86,7 +80,7 @@ class AttendVarlenBack(Formula):
     def jvp(self, ctx, *tangents):
         operands, flow, shapes = ctx.saved_tensors[:6], ctx.saved_tensors[6:8], ctx.saved_tensors[8]
         batch = documents.batch(operands[0], shapes, ctx.window, ctx.clip)
-        moves = _zeros(tangents[8:10], flow)
+        moves = list(map(zeros, tangents[8:10], flow))
         formula, found = autograd.FORMULAS["attend_back"], []
         for group in batch.groups:
             one = _group(ctx, batch, group, operands, flow, needs=ctx.needs)

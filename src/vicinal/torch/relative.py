@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..window import Axis
 from . import tables
+from .composite import accumulating
 
 
 def spread(bias: Tensor, axes: tuple[Axis, ...]) -> Tensor:
@@ -32,7 +33,7 @@ def tally(weights: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     visible = tables.visible_slots(axes, weights.device)
     if visible is not None:
         weights = weights.masked_fill(~visible.unsqueeze(rank), 0)
-    accumulate = torch.float64 if weights.dtype == torch.float64 else torch.float32
+    accumulate = accumulating(weights.dtype)
     total = weights.sum(0, dtype=accumulate).unflatten(-1, [axis.size for axis in axes])
     order = [rank, *(place for axis in range(rank) for place in (axis, rank + 1 + axis))]
     total = total.permute(order)

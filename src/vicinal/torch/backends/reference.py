@@ -1,6 +1,7 @@
 """Neighborhood attention by its definition: every window gathered, every weight kept. On any device."""
 
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from ... import spans
 from ...problem import ONE_DTYPE, SHAPE_BY_SHAPE, Problem
 from ...window import Axis
 from .. import composite, relative, tables
+from ..composite import wide
 from .base import Backend, Grads, Needs, Operands
 
 
@@ -23,7 +25,7 @@ class Reference(Backend):
         return None if problem.documents is None else SHAPE_BY_SHAPE
 
     def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
-        out, lse = composite.attend(_walks(problem), _parts(operands), scale)
+        out, lse = composite.attend(_walks(problem), composite.parts(*operands), scale)
         return out.to(operands.query.dtype).contiguous(), lse.contiguous()
 
     def attend_back(
@@ -40,7 +42,7 @@ class Reference(Backend):
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
         query, key, value, bias = composite.attend_back(
-            _walks(problem), _parts(operands), wide(grad_out), wide(grad_lse), scale
+            _walks(problem), composite.parts(*operands), wide(grad_out), wide(grad_lse), scale
         )
         grads = (query, key.window, value.window, bias, key.extra, value.extra)
         return Grads(
@@ -66,19 +68,8 @@ class Reference(Backend):
         return _walks(problem).mix_back_window(wide(weights), wide(x)).to(x.dtype).contiguous()
 
 
-def wide(x: Tensor) -> Tensor:
-    """`x` in the dtype that accumulates: float64 stays, the rest is float32."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).contiguous()
-
-
-def _parts(operands: Operands) -> composite.Parts:
-    query, key, value = map(wide, operands[:3])
-    bias, extra_key, extra_value = (None if x is None else wide(x) for x in operands[3:])
-    return composite.Parts(query, composite.Pair(key, extra_key), composite.Pair(value, extra_value), bias)
 
 
 def _walks(problem: Problem) -> composite.Walks:
@@ -109,7 +100,7 @@ def _walks(problem: Problem) -> composite.Walks:
         mix_back,
         lambda bias: relative.spread(bias, axes),
         lambda weights: relative.tally(weights, axes),
-        _volume(axes),
+        prod(problem.window),
     )
 
 
@@ -160,13 +151,6 @@ def _inverse_axis(axis: Axis, device: torch.device) -> tuple[Tensor, Tensor, Ten
         torch.tensor(slots, device=device),
         torch.tensor(holds, device=device),
     )
-
-
-def _volume(axes: tuple[Axis, ...]) -> int:
-    volume = 1
-    for axis in axes:
-        volume *= axis.size
-    return volume
 
 
 REFERENCE = Reference()

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Operands, Ready
+from ..composite import accumulating
 from ..dense import unit_stride
 from . import fresh, plan
-from .call import accumulating
 from .direct import is_aligned
 from .moves import Geometry, blank, geometry, view
 from .plan import estimate

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends.base import Operands
+from ..composite import accumulating
 from . import plan
 from .arena import Like
 from .bundle import Bundle
@@ -19,11 +20,6 @@ from .scores import Additive
 LOG2E = 1 / log(2)
 EXTRA = 1024
 """Additional tokens taken at a time."""
-
-
-def accumulating(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def chunk(rows: int, keys: int, like: Like, buffers: int = 1) -> int:

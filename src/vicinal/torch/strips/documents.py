@@ -12,13 +12,14 @@ from ... import arguments
 from ...layout import Group
 from ...problem import Problem
 from ..backends.base import Grads, Needs, Operands
+from ..composite import accumulating
 from ..documents import Batch, Placement, arranged, central, members
 from ..ops import sampled
 from . import backward, forward, fresh, narrow
 from .arena import trim
 from .backward import Saved
 from .bundle import bundles
-from .call import Call, accumulating
+from .call import Call
 from .gradients import Gradients
 from .moves import placed
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Operands, Ready
+from ..composite import accumulating
 from . import band, direct, fresh, narrow, plan
 from .arena import Like, keep, sheet, trim
-from .call import LOG2E, Call, accumulating, chunk, columns_of, rows_of
+from .call import LOG2E, Call, chunk, columns_of, rows_of
 from .layout import Strips, chunks, cut
 from .moves import Place
 from .plan import Pass, parts

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..backends.base import Grads, Needs, Operands
+from ..composite import accumulating
 from . import fresh
-from .call import accumulating, columns_of
+from .call import columns_of
 from .layout import covers
 from .moves import Place, placed
 from .plan import Part

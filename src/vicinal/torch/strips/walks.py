@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
+from ..composite import accumulating
 from . import fresh
 from .arena import Like, take, trim
-from .call import accumulating, chunk, columns_of, rows_of
+from .call import chunk, columns_of, rows_of
 from .layout import Chunk, accumulate, chunks, cut, fold, strips
 from .plan import Part, Pass, parts
 from .scores import Additive
