@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from vicinal import Axis, Problem
-from vicinal.catalog import CASES, MODELS, named, with_gradients
+from vicinal.catalog import CASES, MODELS, named
 from vicinal.problem import Documents
 
 
@@ -45,6 +45,5 @@ def test_catalog():
     assert len(MODELS) == 25
     assert len({case.name for case in CASES}) == len(CASES)
     assert named("naf_x16").problem.value_dim == 256
-    assert with_gradients(named("stride")).problem.gradients
     with pytest.raises(ValueError, match="case 'nothing' is unknown; pass one of nat_tiny_s1"):
         named("nothing")

@@ -99,8 +99,10 @@ def attention(
             f"key {_shape(key)} and value {_shape(value)} differ before the last axis; "
             "they hold the same tokens and heads"
         )
-    _batch("key", query, key)
-    _dim("key", query, key)
+    if key[0] != query[0]:
+        raise ValueError(f"key has batch {key[0]}, query has {query[0]}; expand one of them")
+    if key[-1] != query[-1]:
+        raise ValueError(f"key has head dim {key[-1]}, query has {query[-1]}; only value's may differ")
     _elements("value", value)
     heads(query[-2], key[-2])
     if (extra_key is None) != (extra_value is None):
@@ -321,16 +323,6 @@ def same(kind: str, values: dict[str, object]) -> None:
     for name, value in values.items():
         if value != first:
             raise ValueError(f"{name} has {kind} {value}, {first_name} has {first}; they must be the same")
-
-
-def _batch(name: str, query: Sequence[int], other: Sequence[int]) -> None:
-    if query[0] != other[0]:
-        raise ValueError(f"{name} has batch {other[0]}, query has {query[0]}; expand one of them")
-
-
-def _dim(name: str, query: Sequence[int], other: Sequence[int]) -> None:
-    if query[-1] != other[-1]:
-        raise ValueError(f"{name} has head dim {other[-1]}, query has {query[-1]}; only value's may differ")
 
 
 def _elements(name: str, shape: Sequence[int]) -> None:

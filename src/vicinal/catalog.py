@@ -1,6 +1,5 @@
 """Named problems: what tests, benchmarks, the tuner and the support table run over."""
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from . import arguments
@@ -151,8 +150,3 @@ def named(name: str) -> Case:
         if case.name == name:
             return case
     raise ValueError(f"case {name!r} is unknown; pass one of {', '.join(case.name for case in CASES)}")
-
-
-def with_gradients(case: Case) -> Case:
-    """The same case, with a backward pass to follow."""
-    return case._replace(problem=replace(case.problem, gradients=True))

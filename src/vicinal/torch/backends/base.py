@@ -57,13 +57,17 @@ class Backend(Protocol):
 
     `mix` and `mix_back` never read a weight whose slot holds no key. Results are contiguous and
     deterministic.
+
+    Of `attend` and `prepare` a backend has one at least, from which the other follows; so with their
+    gradients. One that refuses walks has none.
     """
 
     name: str
 
     def refusal(self, problem: Problem) -> str | None: ...
 
-    def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]: ...
+    def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
+        return self.prepare(problem, operands, scale)(*operands)
 
     def prepare(self, problem: Problem, operands: Operands, scale: float) -> Ready:
         """`attend` for operands of the shapes, strides, dtypes and device of these."""
@@ -79,7 +83,9 @@ class Backend(Protocol):
         grad_lse: Tensor | None,
         scale: float,
         needs: Needs,
-    ) -> Grads: ...
+    ) -> Grads:
+        given = (*operands, out, lse, grad_out, grad_lse)
+        return Grads(*self.prepare_back(problem, given, scale, needs)(*given))
 
     def prepare_back(self, problem: Problem, tensors: tuple, scale: float, needs: Needs) -> Ready:
         """`attend_back` for tensors like these: operands, then results and the gradients of both."""
@@ -93,8 +99,11 @@ class Backend(Protocol):
 
     def dot(
         self, problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float
-    ) -> Tensor: ...
+    ) -> Tensor:
+        raise AssertionError("refused")
 
-    def mix(self, problem: Problem, weights: Tensor, y: Tensor) -> Tensor: ...
+    def mix(self, problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
+        raise AssertionError("refused")
 
-    def mix_back(self, problem: Problem, weights: Tensor, x: Tensor) -> Tensor: ...
+    def mix_back(self, problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
+        raise AssertionError("refused")

@@ -1,7 +1,5 @@
 """Windows that cover every axis: dense attention by PyTorch's fused kernels."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -65,11 +63,6 @@ class Full(Backend):
                 for x, need in zip(grads, needs, strict=True)
             )
         )
-
-    def _walk(self, *_: Any, **__: Any) -> Tensor:
-        raise AssertionError("a walk was not refused")
-
-    dot = mix = mix_back = _walk
 
 
 def _tokens(operands: Operands) -> list[Tensor]:

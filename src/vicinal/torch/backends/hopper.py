@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from torch import Tensor
-
 from ...problem import SHAPE_BY_SHAPE, Problem
-from .base import Grads, Needs, Operands, Ready
+from .base import Backend, Needs, Operands, Ready
 
 # Predicted time over that of `triton`, above which it is left to that; predictions are off by a tenth.
 SLOWDOWN = 1.1
@@ -16,7 +14,7 @@ WAY_OUT = "so pass backend='triton' or None"
 VERSIONS = ("3.6",)
 
 
-class Hopper:
+class Hopper(Backend):
     """Runs fused attention with large windows on GPUs of compute capability 9.0."""
 
     name = "hopper"
@@ -24,41 +22,15 @@ class Hopper:
     def refusal(self, problem: Problem) -> str | None:
         return _refusal(problem)
 
-    def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
-        return self.prepare(problem, operands, scale)(*operands)
-
     def prepare(self, problem: Problem, operands: Operands, scale: float) -> Ready:
         from ...triton import hopper_attention
 
         return hopper_attention.forward(problem, operands, scale)
 
-    def attend_back(
-        self,
-        problem: Problem,
-        operands: Operands,
-        out: Tensor,
-        lse: Tensor,
-        grad_out: Tensor | None,
-        grad_lse: Tensor | None,
-        scale: float,
-        needs: Needs,
-    ) -> Grads:
-        given = (*operands, out, lse, grad_out, grad_lse)
-        return Grads(*self.prepare_back(problem, given, scale, needs)(*given))
-
     def prepare_back(self, problem: Problem, tensors: tuple, scale: float, needs: Needs) -> Ready:
         from ...triton import hopper_attention
 
         return hopper_attention.backward(problem, tensors, scale, needs)
-
-    def dot(self, problem: Problem, x: Tensor, y: Tensor, bias, scale: float, fill: float) -> Tensor:
-        raise AssertionError("refused: walks are not tiled")
-
-    def mix(self, problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
-        raise AssertionError("refused: walks are not tiled")
-
-    def mix_back(self, problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
-        raise AssertionError("refused: walks are not tiled")
 
 
 @lru_cache(1024)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from .base import Backend, Grads, Needs, Operands, Ready
+from .base import Backend, Needs, Operands, Ready
 
 PROGRAMS = 2**31 - 1
 
@@ -21,27 +21,10 @@ class Triton(Backend):
 
         return support.refusal(problem) or _machine() or support.programs_refusal(problem, PROGRAMS)
 
-    def attend(self, problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, Tensor]:
-        return self.prepare(problem, operands, scale)(*operands)
-
     def prepare(self, problem: Problem, operands: Operands, scale: float) -> Ready:
         from ...triton import attention
 
         return attention.forward(problem, operands, scale)
-
-    def attend_back(
-        self,
-        problem: Problem,
-        operands: Operands,
-        out: Tensor,
-        lse: Tensor,
-        grad_out: Tensor | None,
-        grad_lse: Tensor | None,
-        scale: float,
-        needs: Needs,
-    ) -> Grads:
-        given = (*operands, out, lse, grad_out, grad_lse)
-        return Grads(*self.prepare_back(problem, given, scale, needs)(*given))
 
     def prepare_back(self, problem: Problem, tensors: tuple, scale: float, needs: Needs) -> Ready:
         from ...triton import attention
