@@ -53,15 +53,15 @@ def test_refuses_output_stride_on_a_dilated_axis():
 
 # Lengths, window, head dimension, and time over that of `triton` on an H200: forward, and with gradients.
 MEASURED = (
-    ((14, 14), 7, 32, 3.57, 2.73),
-    ((14, 14), 13, 32, 1.37, 1.41),
-    ((14, 14), 13, 64, 0.66, 0.93),
-    ((32, 32), 13, 64, 1.51, 1.11),
-    ((64, 64), 61, 32, 0.81, 0.81),
-    ((64, 64), 61, 128, 0.53, 0.63),
-    ((2048,), 1025, 64, 1.03, 0.91),
-    ((512,), 501, 32, 1.14, 1.08),
-    ((8, 16, 16), 7, 128, 0.56, 0.66),
+    ((14, 14), 7, 32, 2.66, 1.92),
+    ((14, 14), 13, 32, 1.01, 1.03),
+    ((14, 14), 13, 64, 0.46, 0.68),
+    ((32, 32), 13, 64, 1.03, 0.87),
+    ((64, 64), 61, 32, 0.74, 0.74),
+    ((32, 32), 25, 128, 0.55, 0.61),
+    ((2048,), 2001, 64, 0.78, 0.71),
+    ((512,), 501, 32, 0.89, 0.85),
+    ((8, 16, 16), 7, 64, 1.02, 0.83),
 )
 
 
@@ -74,7 +74,7 @@ def test_predicts_what_was_measured(lengths, size, dim, forward, both):
     for gradients, measured in ((False, forward), (True, both)):
         found = crossover.slowdown(replace(case, gradients=gradients))
         if found == inf:
-            assert measured > 1.1, gradients
+            assert measured > 1, gradients
         else:
             assert found == pytest.approx(measured, rel=0.2), gradients
 
@@ -212,7 +212,7 @@ def test_boxes_aligned_with_shared_windows_need_no_mask():
 def test_windows_close_to_the_whole_axis_cost_no_more_pairs_than_dense_attention(length, size):
     case = hopper_plan.three_axes(Problem((Axis(length, size),) * 2, dim=64, dtype="float16"))
     spec = hopper_plan.forward(case).spec
-    visited, _ = hopper_plan._counts(case, spec.tile, spec.split, spec.columns, False)
+    visited, _ = hopper_plan.counts(case, spec.tile, spec.split, spec.columns, False)
     assert visited * hopper_plan.ROWS * spec.width == length**4
 
 

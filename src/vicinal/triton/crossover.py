@@ -2,12 +2,13 @@
 
 Times follow from exact counts of what each plan computes, with constants fitted to times on an H200 of
 windows from 7 to close to the whole axis, of 196 to 4096 tokens and head dimensions 32, 64 and 128: they are
-off by 6 % for Hopper's and by 10 % for the others (root mean square), and the family chosen took at most 8 %
-longer than the other. Sweeps over rings, which small windows get, took less time wherever they were tried.
+off by 4 to 9 % (root mean square), and the family chosen took at most 13 % longer than the other. Sweeps over
+rings, which small windows get, took less time wherever they were tried.
 """
 
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 from .. import tiling
 from ..problem import Problem
@@ -32,37 +33,44 @@ def _width(problem: Problem) -> float:
     return hopper_plan.padded(max(problem.dim, problem.value_dim)) / 128
 
 
-def _programs_and_boxes(
-    problem: Problem, planned: hopper_plan.Plan, inverse: bool = False
-) -> tuple[float, float]:
-    """What a multiprocessor computes: programs, and boxes of 128 columns that either warpgroup needs."""
+class Work(NamedTuple):
+    """What a multiprocessor computes: programs, and boxes of 128 columns, all and those with a mask.
+
+    A box counts whole where either warpgroup needs it, and half for each that masks it.
+    """
+
+    programs: float
+    boxes: float
+    masked: float
+
+
+def _work(problem: Problem, planned: hopper_plan.Plan, inverse: bool = False) -> Work:
     spec, programs = planned
-    heads = problem.batch * (problem.kv_heads if inverse else problem.heads)
     axes = hopper_plan.three_axes(problem)
-    boxes = heads * tiling.counts(axes, spec.tile, spec.columns, inverse).visited * spec.width / 128
-    if inverse:
-        boxes *= problem.heads / problem.kv_heads
-    return programs / MULTIPROCESSORS, boxes / MULTIPROCESSORS
+    loaded = tiling.counts(axes, spec.tile, spec.columns, inverse).visited
+    visited, full = hopper_plan.counts(axes, spec.tile, spec.split, spec.columns, inverse)
+    walks = problem.batch * problem.heads * spec.width / 128
+    each = programs, walks * loaded, walks * (visited - full) / 2
+    return Work(*(count / MULTIPROCESSORS for count in each))
 
 
 def _hopper_forward(problem: Problem) -> float:
     """Microseconds."""
-    programs, boxes = _programs_and_boxes(problem, hopper_plan.forward(problem))
-    width = _width(problem)
-    return programs * (3.9 + 1.4 * width) + boxes * (1.0 + 0.6 * width)
+    work, width = _work(problem, hopper_plan.forward(problem)), _width(problem)
+    return work.programs * 2.2 + work.boxes * (0.78 + 0.59 * width) + work.masked * 0.36
 
 
 def _hopper_backward(problem: Problem) -> float:
     launches = [(hopper_plan.query_gradient(problem, True, False), False)]
     launches += [(hopper_plan.Plan(*one), True) for one in hopper_plan.key_gradients(problem, True, True)]
-    counted = [_programs_and_boxes(problem, planned, inverse) for planned, inverse in launches]
-    programs, boxes = map(sum, zip(*counted, strict=True))
-    return programs * 4.9 + boxes * (0.8 + 2.0 * _width(problem))
+    each = [_work(problem, planned, inverse) for planned, inverse in launches]
+    work, width = Work(*map(sum, zip(*each, strict=True))), _width(problem)
+    return work.programs * (1.4 + 2.3 * width) + work.boxes * (0.94 + 1.22 * width) + work.masked * 0.25
 
 
 # Microseconds of a thousand tiles, and of 2**20 scores by head dimension.
 SINGLE = 4.6, {32: 0.86, 64: 2.34, 128: 2.81, 256: 5.6}
-LOOP = 11.2, {32: 0.70, 64: 0.78, 128: 1.71, 256: 3.4}
+LOOP = 3.2, {32: 0.74, 64: 0.86, 128: 2.0, 256: 4.0}
 BACKWARD = 10.6, {32: 0.81, 64: 1.15, 128: 2.31, 256: 4.6}
 
 

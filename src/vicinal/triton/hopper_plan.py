@@ -283,13 +283,13 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
 
 def _cost(problem: Problem, kernel: Kernel, tile: Triple, split: int, box: Triple, inverse: bool) -> float:
     """Time of a head, in boxes that both warpgroups compute."""
-    visited, full = _counts(problem, tile, split, box, inverse)
+    visited, full = counts(problem, tile, split, box, inverse)
     loaded = tiling.counts(problem, tile, box, inverse).visited
     shared = visited - loaded
     return shared + kernel.alone * (loaded - shared) + kernel.masked / 2 * (visited - full)
 
 
-def _counts(problem: Problem, tile: Triple, split: int, box: Triple, inverse: bool) -> tuple[int, int]:
+def counts(problem: Problem, tile: Triple, split: int, box: Triple, inverse: bool) -> tuple[int, int]:
     """Boxes that the warpgroups of one head visit, and those of them that need no mask."""
     per_axis = _axes_counts(problem, tile, split, box, inverse)
     return prod(visited for visited, _ in per_axis), prod(full for _, full in per_axis)

@@ -7,8 +7,6 @@ from functools import lru_cache
 from ...problem import SHAPE_BY_SHAPE, Problem
 from .base import Backend, Needs, Operands, Ready
 
-# Predicted time over that of `triton`, above which it is left to that; predictions are off by a tenth.
-SLOWDOWN = 1.1
 WAY_OUT = "so pass backend='triton' or None"
 # Gluon is an experimental interface; these releases have the one that the kernels are written for.
 VERSIONS = ("3.6",)
@@ -101,7 +99,7 @@ def _slower(problem: Problem) -> str | None:
     slowdown = crossover.slowdown(problem)
     if slowdown == float("inf"):
         return f"the window is small: `triton` sweeps over it, {WAY_OUT}"
-    if slowdown > SLOWDOWN:
+    if slowdown > 1:
         times = f"{slowdown:.2f} times as long as `triton`"
         return f"is predicted to take {times}, whose tiles are smaller, {WAY_OUT}"
     return None
