@@ -183,3 +183,17 @@ def test_keys_that_nobody_sees_get_zero():
         assert len(unseen) > 10
         assert not np.array(grad)[:, unseen].any()
         assert np.array(grad).any()
+
+
+def test_a_bias_of_any_size_leaves_gradients_finite():
+    """Also in tiles with rows that do not exist, whose scores are the bias alone."""
+    problem = Problem((Axis(29, 5), Axis(31, 5)), heads=2, kv_heads=2, dim=4, value_dim=4, bias=True)
+    query, key, value, bias = problems.operands(problem).values()
+    wanted = mx.grad(
+        lambda *given: neighborhood_attention(*given[:3], 5, bias=given[3], backend="blocked").square().sum(),
+        argnums=(0, 1, 2, 3),
+    )
+    # One constant more in all scores of a row changes no weight.
+    plain, large = wanted(query, key, value, bias), wanted(query, key, value, bias + 100)
+    for found, want in zip(large, plain, strict=True):
+        assert mx.allclose(found, want, rtol=1e-3, atol=1e-3)

@@ -42,9 +42,11 @@ def problem(case, **rest):
     return Problem(axes, len(case.shapes), *widths, case.dtype, bias=case.bias, documents=documents, **rest)
 
 
-def results(form, case, threads=1):
-    """Outputs, log-sum-exps and gradients."""
+def results(form, case, threads=1, level=0.0):
+    """Outputs, log-sum-exps and gradients; all entries of a bias are raised by `level`."""
     drawn, made = Drawn(case), form(case)
+    if case.bias:
+        drawn.rest["bias"] += level
     tokens, rest = operands(made, drawn)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -102,6 +104,15 @@ def test_documents_alone_with_every_option(form, case):
 @pytest.mark.parametrize("case", EXTRA.values(), ids=EXTRA)
 def test_documents_together_match_the_oracle(form, case):
     check(form, case)
+
+
+@form
+def test_a_bias_of_any_size_leaves_gradients_finite(form):
+    drawn = case(((5, 9), (7, 4)), 3, bias=True, dtype="float32")
+    # One constant more in all scores of a row changes no weight.
+    _, _, *found = results(form, drawn, level=100.0)
+    _, _, *want = results(form, drawn)
+    torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-3)
 
 
 @form

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 
 from tests import budget, oracle
 from tests.torch.problems import array, problems, window
-from tests.torch.test_blocked import BITWISE, check, equal, flat, make, prefer, run
+from tests.torch.test_blocked import BITWISE, FIELDS, check, equal, flat, make, prefer, run
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.blocked import BLOCKED
 from vicinal.torch.strips import arena, band, direct, forward, fresh, plan, ring, rows
@@ -94,6 +94,27 @@ def test_values_of_any_size_stay_finite(size, level):
     win = oracle.window(1, 9)
     answer = oracle.attend(array(query), array(operands.key), array(operands.value), win, 1.0)
     budget.check("out", array(out) / size, np.asarray(answer.out) / size, "float32")
+
+
+@pytest.mark.parametrize(("dtype", "level"), [("float32", 100.0), ("bfloat16", 100.0), ("float64", 800.0)])
+def test_a_bias_of_any_size_leaves_gradients_finite(dtype, level):
+    """Also in tiles with rows that do not exist, whose scores are the bias alone."""
+    problem = Problem((Axis(13, 3), Axis(11, 5)), 2, 2, 1, 4, 4, dtype=dtype, bias=True)
+    query, operands = make(problem)
+    operands = operands._replace(bias=operands.bias + level)
+    *_, grads, grad_out, grad_lse = run(problem, operands)
+    exact = oracle.attend(
+        *(array(x) for x in (query, operands.key, operands.value)),
+        oracle.window(2, **window(problem)),
+        0.4,
+        array(operands.bias),
+        grad_out=array(grad_out),
+        grad_lse=array(grad_lse),
+    )
+    for name, x in zip(FIELDS, grads[:4], strict=False):
+        want = getattr(exact, name)
+        # Scores are rounded as many times coarser as they are larger.
+        assert np.abs(array(x) - want).max() <= level * budget.allowed(want, dtype), name
 
 
 @pytest.mark.parametrize("field", ["query", "key", "value"])

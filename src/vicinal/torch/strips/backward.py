@@ -17,6 +17,9 @@ from .moves import Place
 from .plan import Pass, parts
 from .tiles import gather, scatter, tiles
 
+LARGE = 64.0
+"""Bias up to which exponentials are finite."""
+
 
 def attend_back(
     problem: Problem,
@@ -40,6 +43,7 @@ def attend_back(
         )
     found = parts(problem, True) if out.numel() else ()
     grads = gradients(operands, needs, found, into)
+    operands, lse = lowered(operands, lse)
     saved = Saved.of(out, lse, grad_out, grad_lse)
     trim()
     for part in found:
@@ -51,6 +55,19 @@ def attend_back(
             grads.leave(part, batch, columns)
         grads.finish(part)
     return grads.result()
+
+
+def lowered(operands: Operands, lse: Tensor) -> tuple[Operands, Tensor]:
+    """Operands without a large bias, and the log-sum-exp of their scores.
+
+    In rows of tiles that do not exist all numbers are zero: they meet the bias alone, and its exponential
+    times a zero has to be one.
+    """
+    if operands.bias is None:
+        return operands, lse
+    bias = operands.bias.to(lse.dtype)
+    over = bias.flatten(1).amax(1).sub_(LARGE).clamp_(min=0)
+    return operands._replace(bias=bias - over.view(-1, *(1,) * (bias.ndim - 1))), lse - over
 
 
 class Saved(NamedTuple):
