@@ -9,15 +9,18 @@ is the useful products a second of a row with an option over those of the row wi
 in microseconds of graph replays, windows between small and large, and close to the whole axis, with `hopper`,
 with `triton` and with dense attention, without a mask and, forward, with one; `--float8` the forward with
 queries and keys in float8 and in bfloat16. `--flex` adds compiled FlexAttention to rows without an option.
+Rows are printed, and `--out` is written, as they are done.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from math import prod
+from pathlib import Path
 
 import torch
 import triton
@@ -318,29 +321,42 @@ def main() -> None:
     parser.add_argument("--between", action="store_true", help="windows between small and large alone")
     parser.add_argument("--float8", action="store_true", help="float8 queries and keys alone")
     options = parser.parse_args()
-    wanted = options.only.split(",") if options.only else list(ROWS)
-    versions = {
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "cudnn": torch.backends.cudnn.version(),
+    result: dict = {
+        "device": torch.cuda.get_device_name(),
+        "versions": {
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "cudnn": torch.backends.cudnn.version(),
+        },
     }
-    if options.between or options.float8:
-        if options.between:
-            rows = [compare(name, case) for name, case in BETWEEN.items()]
-        else:
-            rows = [float8(name, ROWS[name]) for name in ("b1", "b16", "c1", "c16")]
-        save(options.out, {"device": torch.cuda.get_device_name(), "versions": versions, "rows": rows})
-        return
-    rows = []
+    if options.between:
+        rows = (compare(name, case) for name, case in BETWEEN.items())
+    elif options.float8:
+        rows = (float8(name, ROWS[name]) for name in ("b1", "b16", "c1", "c16"))
+    else:
+        wanted = options.only.split(",") if options.only else list(ROWS)
+        result |= {"copy_tb_s": copy_bandwidth(), "dense": BASELINES}
+        rows = large(wanted, options.quick, options.flex)
+    print(result)
+    done = []
+    for row in rows:
+        done.append(row)
+        if options.out:
+            Path(options.out).write_text(json.dumps(result | {"rows": done}, indent=1))
+
+
+def large(wanted: list[str], quick: bool, flex: bool) -> Iterator[dict]:
+    """Rows of large windows, each beside the row without its option."""
     print("row                  fwd ms  TF/s ratio | bwd ms  TF/s ratio (  dq   dkv) | host us    error")
+    found = {}
     for name in wanted:
-        row = measure(name, ROWS[name], options.quick, options.flex and " " not in name)
-        rows.append(row)
+        found[name] = row = measure(name, ROWS[name], quick, flex and " " not in name)
         torch.cuda.empty_cache()
-        without = next((other for other in rows if other["name"] == plain(name)), row)
+        without = found.get(plain(name), row)
         for measured in ("forward_tflops", "backward_tflops"):
             if measured in row and measured in without:
                 row[measured.replace("tflops", "kept")] = row[measured] / without[measured]
+        yield row
         if row.get("failed"):
             print(f"{name:20} WRONG: relative error {row['error']:.3g}", flush=True)
             continue
@@ -353,21 +369,6 @@ def main() -> None:
             *(f"{key} {row[key]}" for key in row if key.startswith("flex")),
             flush=True,
         )
-    result = {
-        "device": torch.cuda.get_device_name(),
-        "versions": versions,
-        "copy_tb_s": copy_bandwidth(),
-        "dense": BASELINES,
-        "rows": rows,
-    }
-    print(result["device"], versions, f"copy {result['copy_tb_s']:.2f} TB/s", result["dense"])
-    save(options.out, result)
-
-
-def save(path: str | None, result: dict) -> None:
-    if path:
-        with open(path, "w") as file:
-            json.dump(result, file, indent=1)
 
 
 if __name__ == "__main__":
