@@ -329,12 +329,12 @@ def main() -> None:
             "cudnn": torch.backends.cudnn.version(),
         },
     }
+    wanted = options.only.split(",") if options.only else list(BETWEEN if options.between else ROWS)
     if options.between:
-        rows = (compare(name, case) for name, case in BETWEEN.items())
+        rows = (compare(name, BETWEEN[name]) for name in wanted)
     elif options.float8:
         rows = (float8(name, ROWS[name]) for name in ("b1", "b16", "c1", "c16"))
     else:
-        wanted = options.only.split(",") if options.only else list(ROWS)
         result |= {"copy_tb_s": copy_bandwidth(), "dense": BASELINES}
         rows = large(wanted, options.quick, options.flex)
     print(result)
