@@ -170,6 +170,17 @@ def test_strided_operands():
     check(case, given=Operands(shifted, packed[..., 1, :], packed[..., 2, :]))
 
 
+def test_outputs_at_any_address():
+    case = problem((140,), 50, dim=48)
+    given = operands(case)
+    out, lse = HOPPER.attend(case, given, 0.1)
+    shifted = out.new_empty(out.numel() + 1)[1:].view_as(out).copy_(out)
+    grads = cotangents(out, lse)
+    needs = (True,) * 3 + (False,) * 3
+    wanted, found = (HOPPER.attend_back(case, given, x, lse, *grads, 0.1, needs) for x in (out, shifted))
+    assert all(torch.equal(*pair) for pair in zip(wanted[:3], found[:3], strict=True))
+
+
 def test_missing_gradients_are_zero():
     case = problem((140,), 50, heads=4, kv_heads=2)
     given = operands(case)
@@ -210,6 +221,37 @@ def test_repeats_are_bitwise_equal(case):
         results.append([out, lse, *grads[:3]])
     for result in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        problem((1000,), 150, heads=24, dim=128),
+        problem((70, 75), 21, heads=14, kv_heads=7, causal=(True, False), dim=128),
+        problem((18, 21, 32), (7, 9, 8), stride=(1, 3, 4), heads=10, dim=64),
+        problem((40, 44), 12, heads=24, dim=256, value_dim=64),
+    ],
+    ids=str,
+)
+def test_programs_go_on_to_other_tiles(case):
+    # Those of one head are fewer than a GPU computes at a time.
+    given, group = operands(case), case.heads // case.kv_heads
+    one, needs = replace(case, heads=group, kv_heads=1), (True,) * 3 + (False,) * 3
+    out, lse = HOPPER.attend(case, given, 0.1)
+    grad_out, grad_lse = cotangents(out, lse)
+    grads = HOPPER.attend_back(case, given, out, lse, grad_out, grad_lse, 0.1, needs)
+    for head in range(case.kv_heads):
+        rows = lambda x: x[..., head * group : (head + 1) * group, :].contiguous()  # noqa: B023, E731 called here
+        columns = lambda x: x[..., head : head + 1, :].contiguous()  # noqa: B023, E731 called here
+        own = Operands(rows(given.query), columns(given.key), columns(given.value))
+        own_out, own_lse = HOPPER.attend(one, own, 0.1)
+        own_grad_lse = rows(grad_lse[..., None])[..., 0]
+        found = HOPPER.attend_back(one, own, own_out, own_lse, rows(grad_out), own_grad_lse, 0.1, needs)
+        assert torch.equal(own_out, rows(out))
+        assert torch.equal(own_lse, rows(lse[..., None])[..., 0])
+        assert torch.equal(found[0], rows(grads[0]))
+        assert torch.equal(found[1], columns(grads[1]))
+        assert torch.equal(found[2], columns(grads[2]))
 
 
 def test_scores_far_below_zero_leave_no_infinity_past_the_end():
