@@ -12,9 +12,11 @@ from . import arguments
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Args:
-    backend: name of the backend that every call must use, or None for the first that does not refuse.
-    tf32: whether float32 products on NVIDIA tensor cores may round their inputs to TF32.
+    """What applies to every call that does not say otherwise.
+
+    Args:
+        backend: name of the backend that every call must use, or None for the first that does not refuse.
+        tf32: whether float32 products on NVIDIA tensor cores may round their inputs to TF32.
     """
 
     backend: str | None = None

@@ -16,6 +16,8 @@ from . import spans
 from .problem import Problem
 from .window import Axis
 
+MASKED = 0.35
+
 
 class Counts(NamedTuple):
     """Cost of an axis, or of a head: tiles of rows, visited boxes of columns, and those without a mask."""
@@ -106,11 +108,9 @@ def boxes(volume: int, rank: int, lengths: Sequence[int] | None = None) -> list[
     return fitting or found
 
 
-def boundary_cost(
-    problem: Problem, rows: Boxes, columns: Boxes, counted: Counts, masked: float = 0.35
-) -> float:
-    """Cost of a tile kernel whose time is its visited boxes, `masked` dearer where a mask is applied."""
-    return (counted.visited + masked * counted.partial) * prod(rows) * prod(columns)
+def boundary_cost(problem: Problem, rows: Boxes, columns: Boxes, counted: Counts) -> float:
+    """Cost of a tile kernel whose time is its visited boxes, `MASKED` dearer where a mask is applied."""
+    return (counted.visited + MASKED * counted.partial) * prod(rows) * prod(columns)
 
 
 def best(

@@ -63,4 +63,9 @@ def install(launched: Callable[..., None]) -> None:
 
     driver.set_active(Device(GPUTarget("cuda", 90, 32)))
     torch.cuda.current_device = lambda: -1
+    if support.installed() == support.GLUON:
+        from vicinal.triton import hopper_launch
+
+        counter = torch.zeros(1, dtype=torch.int32)
+        hopper_launch._counter, hopper_launch._multiprocessors = lambda _: counter, lambda _: 132
     Triton.refusal = Hopper.refusal = lambda self, problem: None

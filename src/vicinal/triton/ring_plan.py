@@ -130,19 +130,17 @@ def _computes(problem: Problem) -> bool:
     return problem.dtype in ("float16", "bfloat16") and dims
 
 
-def _sweeps(problem: Problem, inverse: bool, whole: bool, count: int = ROWS) -> Iterator[tuple[float, Sweep]]:
+def _sweeps(problem: Problem, inverse: bool, whole: bool) -> Iterator[tuple[float, Sweep]]:
     """Every sweep that fits, with its cost."""
     axes = three_axes(problem.axes)
     extents = [axis.length if inverse else axis.outputs for axis in axes]
-    for along, rows, depth in product(range(3), tiling.boxes(count, 3, extents), DEPTHS):
+    for along, rows, depth in product(range(3), tiling.boxes(ROWS, 3, extents), DEPTHS):
         if axes[along].length > 1 or prod(problem.lengths) == 1:
             order = ORDERS[along]
             x, y, z = ((axes[axis], rows[axis]) for axis in order)
             cost, spec, programs = _sweep(problem, x, (y, z), depth, inverse, whole)
-            if (
-                spec.width * spec.block <= COLUMNS
-                and _ring_bytes(problem, spec.slots * spec.width) <= RING_BYTES * count // 16
-            ):
+            held = _ring_bytes(problem, spec.slots * spec.width)
+            if spec.width * spec.block <= COLUMNS and held <= RING_BYTES:
                 yield cost, Sweep(spec, order, programs)
 
 

@@ -35,9 +35,9 @@ class _Stage(NamedTuple):
     def keys(self) -> int:
         return len(self.work.slots) * self.part.width
 
-    def scratch(self, name: str, some: slice, width: int) -> Tensor:
-        shape = (some.stop - some.start, self.part.rows, width)
-        return take(name, shape, self.like)
+    def scores(self, some: slice, width: int) -> Tensor:
+        """`[boxes, rows, width]`, uninitialised."""
+        return take("scores", (some.stop - some.start, self.part.rows, width), self.like)
 
     def places(self, some: slice) -> Tensor:
         """`[boxes, rows, window]` slot of the box that each key of a window has; the number of keys where
@@ -97,7 +97,7 @@ def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: floa
         mask = None if bias is None else Additive(part, work.slots, bias, heads, like)
         for piece in stage.chunks():
             some = piece.all
-            scores = stage.scratch("scores", some, stage.keys)
+            scores = stage.scores(some, stage.keys)
             if mask is not None:
                 mask.fill(scores, mask.kinds(work)[some])
             scores.baddbmm_(queries[some], keys.boxes(piece).mT, alpha=scale, beta=int(mask is not None))
@@ -118,7 +118,7 @@ def _spread(stage: _Stage, weights: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
     mine = gather(part, work, rows_of(part, weights, batch), "weights", like)
     for piece in stage.chunks():
         some = piece.all
-        scores = stage.scratch("scores", some, stage.keys + stage.gaps).zero_()
+        scores = stage.scores(some, stage.keys + stage.gaps).zero_()
         yield piece, scores.scatter_(-1, stage.places(some), mine[some])[:, :, : stage.keys]
 
 
