@@ -86,6 +86,12 @@ def without_layout(name):
     return call
 
 
+def assembly(source, constraints, arguments, dtype, is_pure, pack):
+    assert plain(source) == "and.b32 $0, $1, $2;"
+    left, right = arguments
+    return left & right
+
+
 @contextmanager
 def stand_ins():
     """Stand-ins in the place of Gluon's modules."""
@@ -103,14 +109,19 @@ def stand_ins():
         "load",
         "store",
         "cdiv",
+        "join",
+        "split",
+        "permute",
+        "reshape",
     ):
         setattr(language, name, without_layout(name))
-    for name in ("constexpr", "float32", "uint32", "int32", "int64"):
+    for name in ("constexpr", "float32", "uint32", "int16", "int32", "int64"):
         setattr(language, name, getattr(tl, name))
     for name in LAYOUTS:
         setattr(language, name, lambda *_, **__: None)
     language.static_range = lambda *ends: range(*map(plain, ends))
     language.zeros = lambda shape, dtype, layout: tl.zeros(list(map(plain, shape)), dtype)
+    language.inline_asm_elementwise = assembly
     language.convert_layout = lambda block, layout: block
     language.allocate_shared_memory = lambda dtype, shape, layout: Memory(shape)
     ampere = ModuleType("triton.experimental.gluon.language.nvidia.ampere")

@@ -41,6 +41,8 @@ CASES = {
     "one_token": problem(Axis(1, 1)),
     "one_key": problem(Axis(6, 1), Axis(5, 3)),
     "even": problem(Axis(9, 4), Axis(10, 2)),
+    "folds": problem(Axis(6, 3), Axis(24, 8, 2)),
+    "folds_all": problem(Axis(16, 7), Axis(24, 8, 1, 1, True), heads=1),
     "grouped": problem(Axis(9, 3), Axis(8, 3), heads=4, kv_heads=2),
     "everything": problem(Axis(14, 4, 2, 2, True), Axis(15, 3, 1, 3, False, 2)),
 }
@@ -58,7 +60,10 @@ def check(name):
     check_attend(case)
     walks = {name: ring_plan.walk(replace(case, operation=name)) for name in ("dot", "mix", "mix_back")}
     assert [name for name, sweep in walks.items() if sweep is None] == ["mix_back"] * (name == "grouped")
+    spec = walks["dot"].spec
+    assert spec.lanes < spec.width or not name.startswith("folds")
     check_walks(case)
+    check_walks(replace(case, bias=True), 1)
 
 
 @st.composite

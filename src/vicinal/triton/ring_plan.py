@@ -1,6 +1,6 @@
 """Boxes of the sweeps over small windows, from exact counts and a cost model; nothing is timed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise, product
@@ -28,6 +28,8 @@ class Spec(NamedTuple):
         steps: tiles of a program.
         dim, value_dim: head dimensions.
         inverse: whether rows are keys, and columns the queries that see them.
+        lanes: columns of a chunk beside weights: half, if no row sees two that are half a chunk apart.
+        group: chunks whose weights move together.
     """
 
     rules: tuple[Rule, Rule, Rule]
@@ -41,6 +43,8 @@ class Spec(NamedTuple):
     dim: int
     value_dim: int
     inverse: bool
+    lanes: int
+    group: int
 
 
 class Sweep(NamedTuple):
@@ -69,12 +73,14 @@ RING_BYTES = 48 << 10
 MULTIPROCESSORS = 132
 SHARED = 227 << 10
 PLACES = 12
-# What a tile costs besides its columns, in columns; copying one; reading some chunks at once, in chunks; a
-# program besides its tiles, in tiles.
+# What a tile costs besides its columns, in columns; copying one; reading some chunks at once, in chunks, and
+# where weights of several move together; a program besides its tiles, in tiles; the share of a program for
+# which others wait at the end.
 TILE_COST = 24
 COPY_COST = 0.7
-READ_COST = 0.75
+READ_COST, WEIGHTS_COST = 0.75, 0.5
 START_COST, QUERY_START_COST = 2.5, 0.5
+TAIL, FOLDED_TAIL = 0.4, 0.6
 # Tiles of an axis from which on programs share it even where all would run at once.
 LONG = 64
 # Keys of the largest window whose scores alone are faster here than in tiles.
@@ -153,7 +159,14 @@ def _sweep(
     y, z = (_most(_tiles(*side, 1, inverse, shift)) for side, shift in zip(still, shifts, strict=True))
     width = max(16, 1 << (depth * y * z - 1).bit_length())
     tiles = _tiles(*moving, depth, inverse)
-    block = _most(tiles) if whole else _block(tiles, max(1, BLOCK[inverse] // width))
+    is_walk = problem.operation != "attend"
+    # Lanes that no window fills cost more than they save.
+    folds = is_walk and not inverse and depth * y == 1 and width * 3 // 8 < still[1][0].size <= width // 2
+    lanes = width >> folds
+    if is_walk:
+        block, group = _walked(tiles, width, lanes, folds or (inverse and depth == 1), inverse)
+    else:
+        block, group = _most(tiles) if whole else _block(tiles, *_any(width, inverse)), 1
     read = [(start, start + ceil((stop - start) / block) * block) for start, stop in tiles]
     # Half of the tiles find all their columns copied; a ring that serves every tile costs others their place.
     ahead = sorted(later[1] - earlier[0] for earlier, later in pairwise(read) if later[0] >= earlier[0])
@@ -166,10 +179,12 @@ def _sweep(
         strips * problem.batch * problem.heads,
         places,
         START_COST if whole or inverse else QUERY_START_COST,
+        FOLDED_TAIL if folds else TAIL,
     )
     visited = sum(stop - start for start, stop in read) / len(read)
     copied = sum(max(later[1] - earlier[1], 0) for earlier, later in pairwise(tiles)) / len(tiles)
-    cost = strips * counts[0] * ((visited + COPY_COST * copied) * width + TILE_COST)
+    columns = visited * (width + 3 * lanes) / 4 + COPY_COST * copied * width
+    cost = strips * counts[0] * (columns + TILE_COST)
     spec = Spec(
         (rule(moving[0]), rule(still[0][0]), rule(still[1][0])),
         (moving[1], still[0][1], still[1][1]),
@@ -182,19 +197,41 @@ def _sweep(
         problem.dim,
         problem.value_dim,
         inverse,
+        lanes,
+        group,
     )
     return cost, spec, strips * ceil(counts[0] / steps)
 
 
-def _block(tiles: list[tuple[int, int]], most: int) -> int:
-    """Chunks to read at once, `most` at most, so that all tiles take the least time."""
+def _walked(
+    tiles: list[tuple[int, int]], width: int, lanes: int, pairs: bool, inverse: bool
+) -> tuple[int, int]:
+    """Chunks that a walk reads at once, and those of them whose weights move together."""
+    if pairs:
+        # Weights of a row fill a warp; those of keys, its registers.
+        most = max(1, BLOCK[1] // width if inverse else 32 // lanes)
+        block = _block(tiles, [count for count in (1, 2, 4) if count <= most], WEIGHTS_COST)
+    else:
+        block = _block(tiles, *_any(width, inverse))
+    group = next((count for count in (4, 2) if block % count == 0 and count * lanes <= 64), 1)
+    # Several groups at once take more registers than they are worth.
+    return (group if group > 1 else block), group
+
+
+def _any(width: int, inverse: bool) -> tuple[Iterable[int], float]:
+    """Any number of chunks that registers hold, and what reading costs besides them, in chunks."""
+    return range(1, max(1, BLOCK[inverse] // width) + 1), READ_COST
+
+
+def _block(tiles: list[tuple[int, int]], blocks: Iterable[int], read_cost: float) -> int:
+    """Chunks to read at once, so that all tiles take the least time."""
     return min(
-        range(1, most + 1),
-        key=lambda block: sum(ceil((stop - start) / block) for start, stop in tiles) * (block + READ_COST),
+        blocks,
+        key=lambda block: sum(ceil((stop - start) / block) for start, stop in tiles) * (block + read_cost),
     )
 
 
-def _steps(tiles: int, strips: int, places: int, start_cost: float) -> int:
+def _steps(tiles: int, strips: int, places: int, start_cost: float, tail: float) -> int:
     """Tiles of a program, of the `tiles` of each strip, where `places` programs run at once.
 
     The last programs run beside empty places; a short program starts too often.
@@ -203,10 +240,10 @@ def _steps(tiles: int, strips: int, places: int, start_cost: float) -> int:
     def time(steps: int) -> float:
         programs = strips * ceil(tiles / steps)
         work = programs * (tiles / ceil(tiles / steps) + start_cost)
-        shared = work / places + 0.4 * steps
+        shared = work / places + tail * steps
         if tiles > LONG:
             return max(
-                steps + START_COST, (work + programs * (START_COST - start_cost)) / places + 0.4 * steps
+                steps + START_COST, (work + programs * (START_COST - start_cost)) / places + tail * steps
             )
         return steps + start_cost if programs <= places else shared
 

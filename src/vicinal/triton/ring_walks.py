@@ -1,9 +1,11 @@
 """The walks of the split operations on rings, over weights `[batch, *outputs, heads, slots]`.
 
-Weights are contiguous, and their rows odd: they move in a layout of their own, in which a warp touches few
-rows at once. `f` are strides of their rows, `PITCH` those of slots, both in the sweep's order of axes. A slot
-that holds no key is neither read nor written.
+Weights are contiguous, and their rows odd: they move in a layout of their own, in which neighboring threads
+hold what lies in one row, and `lanes` columns of each chunk. `f` are strides of their rows, `PITCH` those of
+slots, both in the sweep's order of axes. A slot that holds no key is neither read nor written.
 """
+
+from typing import Any, NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -17,7 +19,6 @@ from .ring import (
     first_chunk,
     is_empty,
     ring_of,
-    row_offsets,
     rows_from,
     rows_of,
     score,
@@ -28,6 +29,7 @@ from .ring import (
     store_rows,
     strip,
 )
+from .ring_lanes import folded, joined, parted, unfolded
 from .ring_layouts import beside, count, factor, products, tokens
 from .window import window
 
@@ -36,15 +38,8 @@ FAR = gl.constexpr(1 << 30)
 
 
 @gluon.constexpr_function
-def across(width, sides):
-    """Layout of `[ROWS, width]` weights in registers: neighboring threads hold neighboring slots of a row."""
-    return gl.BlockedLayout([1, 1], [32 // min(width, 32), min(width, 32)], [count(sides) // 16, 1], [1, 0])
-
-
-@gluon.constexpr_function
-def along(sides):
-    """The same where rows are keys: they are what holds neighboring slots."""
-    return gl.BlockedLayout([1, 1], [16, 2], [count(sides) // 16, 1], [0, 1])
+def slot_count(rules):
+    return rules[0].size * rules[1].size * rules[2].size
 
 
 @gluon.constexpr_function
@@ -53,68 +48,136 @@ def table_size(rules):
     return (2 * rules[0].size - 1) * (2 * rules[1].size - 1) * (2 * rules[2].size - 1)
 
 
-@gluon.jit
-def _distances(x, still, SPEC: gl.constexpr, LAYOUT: gl.constexpr):
-    """`[ROWS, columns of chunk 0]`: how far along axis 0 a column lies after the first that a row sees.
+@gluon.constexpr_function
+def across(sides, columns, inverse):
+    """Layout of `[ROWS, columns]` weights: threads go along rows; where these are keys, along columns."""
+    warps = [count(sides) // 16, 1]
+    if inverse:
+        return gl.BlockedLayout([1, 1], [16, 2], warps, [0, 1])
+    threads = min(columns, 32)
+    return gl.BlockedLayout([1, 1], [32 // threads, threads], warps, [1, 0])
 
-    A row sees those of chunk `c` that, `c` chunks farther, lie at less than `x.stop - x.start`.
+
+@gluon.jit
+def _columns(SPEC: gl.constexpr):
+    """The columns of a group of chunks, beside weights."""
+    LAYOUT: gl.constexpr = across(SPEC.rows, SPEC.group * SPEC.lanes, SPEC.inverse)
+    return gl.arange(0, SPEC.group * SPEC.lanes, layout=gl.SliceLayout(0, LAYOUT))
+
+
+class Places(NamedTuple):
+    """Where the columns of the first group of chunks are, `[ROWS, columns]`.
+
+    Args:
+        column: `[columns]`, how far they lie along axis 0.
+        after: how far they lie on axes 1 and 2 after the first that a row sees.
+        seen: whether it sees them, as far as these axes say.
     """
-    lane = column_lane(gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, LAYOUT)), SPEC, 0)
-    return gl.where(still, lane[None, :] - x.start[:, None], FAR)
+
+    column: Any
+    after: Any
+    seen: Any
 
 
 @gluon.jit
-def _seen(distances, chunk, x, SPEC: gl.constexpr):
-    count = (x.stop - x.start).to(gl.uint32, bitcast=True)
-    return (distances + chunk * SPEC.columns[0]).to(gl.uint32, bitcast=True) < count[:, None]
-
-
-@gluon.jit
-def _query_slots(x, still, flat, SPEC: gl.constexpr, PITCH: gl.constexpr, LAYOUT: gl.constexpr):
-    """`[ROWS, columns of chunk 0]`: offsets of weights, where rows are queries."""
-    COUNT: gl.constexpr = SPEC.rules[0].size * SPEC.rules[1].size * SPEC.rules[2].size
+def _places(still, SPEC: gl.constexpr):
     y, z = still
-    column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, LAYOUT))
-    slot = column_lane(column, SPEC, 0) * PITCH[0]
-    slot += (y.low + column_lane(column, SPEC, 1)) * PITCH[1]
-    slot += (z.low + column_lane(column, SPEC, 2)) * PITCH[2]
-    first = x.start * PITCH[0] + y.start * PITCH[1] + z.start * PITCH[2]
-    return (row_offsets(x, still, flat) * COUNT - first)[:, None] + slot[None, :]
+    column = _columns(SPEC)
+    lane = column % SPEC.lanes
+    after_y = (y.low + column_lane(lane, SPEC, 1))[None, :] - y.start[:, None]
+    after_z = (z.low + column_lane(lane, SPEC, 2))[None, :] - z.start[:, None]
+    seen = _within(after_y, y)
+    if SPEC.lanes < SPEC.width:
+        after_z = after_z & (SPEC.lanes - 1)
+    else:
+        seen = seen & (lane < SPEC.columns[0] * SPEC.columns[1] * SPEC.columns[2])[None, :]
+    depth = column // SPEC.lanes * SPEC.columns[0] + column_lane(lane, SPEC, 0)
+    return Places(depth, (after_y, after_z), seen & _within(after_z, z))
+
+
+@gluon.jit
+def _within(after, span):
+    return after.to(gl.uint32, bitcast=True) < (span.stop - span.start).to(gl.uint32, bitcast=True)[:, None]
+
+
+@gluon.jit
+def _slots(places, PITCH: gl.constexpr):
+    """`[ROWS, columns]`: offsets of slots at strides `PITCH`, were all windows to begin with chunk 0."""
+    y, z = places.after
+    return (places.column * PITCH[0])[None, :] + (y * PITCH[1] + z * PITCH[2])
+
+
+@gluon.jit
+def _reach(places, x):
+    """`[ROWS, columns]`: how many positions of axis 0 a row sees at these places on axes 1 and 2."""
+    return gl.where(places.seen, (x.stop - x.start)[:, None], 0).to(gl.uint32, bitcast=True)
+
+
+@gluon.jit
+def _seen(first, places, start, reach, SPEC: gl.constexpr):
+    """`[ROWS, columns]`: whether rows whose windows begin at `start` see chunks from `first` on."""
+    column = first * SPEC.columns[0] + places.column
+    return (column[None, :] - start[:, None]).to(gl.uint32, bitcast=True) < reach
+
+
+@gluon.jit
+def _query_rows(still, flat, SPEC: gl.constexpr):
+    """What axes 1 and 2 add to the offset of the first weight of a row."""
+    COUNT: gl.constexpr = slot_count(SPEC.rules)
+    return (still[0].index * flat[1] + still[1].index * flat[2]) * COUNT
+
+
+@gluon.jit
+def _query_row(x, flat, SPEC: gl.constexpr, PITCH: gl.constexpr):
+    """What axis 0 adds to the offset of a row's weight for chunk 0, which it may not see."""
+    COUNT: gl.constexpr = slot_count(SPEC.rules)
+    return x.index * (flat[0] * COUNT) - x.start * PITCH[0]
 
 
 @gluon.jit
 def _viewed(at, span, stride, SPEC: gl.constexpr, PITCH: gl.constexpr, axis: gl.constexpr):
     """Offset of the first weight of the query at column `at`, less that of its key, on one axis."""
     RULE: gl.constexpr = SPEC.rules[axis]
-    COUNT: gl.constexpr = SPEC.rules[0].size * SPEC.rules[1].size * SPEC.rules[2].size
+    COUNT: gl.constexpr = slot_count(SPEC.rules)
     start = window(span.base + at * RULE.step, span.tokens, RULE).start
     return (span.origin + at * RULE.period) * (stride * COUNT) - start * PITCH[axis]
 
 
 @gluon.jit
-def _bias_places(x, still, SPEC: gl.constexpr, PITCH: gl.constexpr, LAYOUT: gl.constexpr):
-    """`[ROWS, columns of chunk 0]`: offsets of entries of a relative position table at strides `PITCH`."""
+def _key_rows(still, flat, SPEC: gl.constexpr, PITCH: gl.constexpr):
+    """`[ROWS, columns]`: what axes 1 and 2 add to offsets of weights, where rows are keys."""
     y, z = still
-    column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, LAYOUT))
-    entry = (column_lane(column, SPEC, 0) + (SPEC.rules[0].size - 1)) * PITCH[0]
-    entry += (y.low + column_lane(column, SPEC, 1) + (SPEC.rules[1].size - 1)) * PITCH[1]
-    entry += (z.low + column_lane(column, SPEC, 2) + (SPEC.rules[2].size - 1)) * PITCH[2]
-    return entry[None, :] - (x.place * PITCH[0] + y.place * PITCH[1] + z.place * PITCH[2])[:, None]
-
-
-@gluon.jit
-def _key_slots(y, z, flat, SPEC: gl.constexpr, PITCH: gl.constexpr, LAYOUT: gl.constexpr):
-    """`[ROWS, columns of a chunk]`: what axes 1 and 2 add to offsets of weights, where rows are keys."""
-    column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, LAYOUT))
-    at_y = gl.minimum(y.low + column_lane(column, SPEC, 1), y.count - 1)
-    at_z = gl.minimum(z.low + column_lane(column, SPEC, 2), z.count - 1)
+    lane = _columns(SPEC) % SPEC.lanes
+    at_y = gl.minimum(y.low + column_lane(lane, SPEC, 1), y.count - 1)
+    at_z = gl.minimum(z.low + column_lane(lane, SPEC, 2), z.count - 1)
     slots = _viewed(at_y, y, flat[1], SPEC, PITCH, 1) + _viewed(at_z, z, flat[2], SPEC, PITCH, 2)
     return (y.place * PITCH[1] + z.place * PITCH[2])[:, None] + slots[None, :]
 
 
 @gluon.jit
+def _bias_row(x, still, PITCH: gl.constexpr, SPEC: gl.constexpr):
+    """Offset of a row's entry of a relative position table, at strides `PITCH`, for chunk 0."""
+    y, z = still
+    entry = (SPEC.rules[0].size - 1 - x.place) * PITCH[0]
+    entry += (SPEC.rules[1].size - 1 + y.start - y.place) * PITCH[1]
+    return entry + (SPEC.rules[2].size - 1 + z.start - z.place) * PITCH[2]
+
+
+@gluon.jit
+def _scores(left, ring, place, begin: gl.constexpr, nothing, seen, SPEC: gl.constexpr):
+    """`[ROWS, columns]`: products with a group of chunks, which is `begin` chunks after the slot `place`."""
+    COUNT: gl.constexpr = SPEC.group
+    some = ()
+    for step in gl.static_range(COUNT):
+        found = score(left, ring, slot_after(place, begin + step, SPEC), nothing, SPEC)
+        # Triton compiles no starred tuple.
+        some = some + (folded(found, seen, SPEC),)  # noqa: RUF005
+    return joined(some)
+
+
+@gluon.jit
 def _store_scores(where, found, mask, entry, shift, LAYOUT: gl.constexpr):
-    """Store scores of a chunk, plus the entries of a table `shift` after `entry`, where there is one."""
+    """Store scores, plus the entries of a table `shift` after `entry`, where there is one."""
     TYPE: gl.constexpr = where.dtype.element_ty
     if entry is None:
         gl.store(where, gl.convert_layout(found.to(TYPE), LAYOUT), mask=mask)
@@ -133,89 +196,91 @@ def dot(
     """`weights[i, s] = scale * x[i] . y[key s of i]`, plus the bias, a table of each head."""
     DIM: gl.constexpr = SPEC.dim
     BLOCK: gl.constexpr = SPEC.block
+    GROUP: gl.constexpr = SPEC.group
     WIDTH: gl.constexpr = SPEC.width
     ROWS: gl.constexpr = count(SPEC.rows)
-    LAYOUT: gl.constexpr = across(WIDTH, SPEC.rows)
+    LAYOUT: gl.constexpr = across(SPEC.rows, GROUP * SPEC.lanes, SPEC.inverse)
     BESIDE: gl.constexpr = gl.SliceLayout(1, LAYOUT)
-    COUNT: gl.constexpr = SPEC.rules[0].size * SPEC.rules[1].size * SPEC.rules[2].size
     extents = (X, Y, Z)
     work = strip(heads, extents, SPEC)
     still = still_rows(work, extents, beside(SPEC.rows), SPEC)
     if is_empty(work, still, extents, SPEC):
         return
     x += work.batch * xb + work.head * xn
-    weights += (work.batch * fb + work.head) * COUNT
+    weights += (work.batch * fb + work.head) * slot_count(SPEC.rules)
     if bias is not None:
-        ENTRIES: gl.constexpr = table_size(SPEC.rules)
-        bias += work.head * ENTRIES
+        bias += work.head * table_size(SPEC.rules)
     columns = y + work.batch * yb + work.head // group * yn
     sources = (source(columns, (yx, yy, yz), still, tokens(DIM, SPEC.rows), SPEC),)
-    to_still = still_rows(work, extents, BESIDE, SPEC)
-    seen = still_seen(to_still[0], to_still[1], LAYOUT, SPEC)
-    seen = seen & (to_still[0].inside & to_still[1].inside)[:, None]
+    seen = still_seen(still[0], still[1], products(SPEC.rows), SPEC)
     nothing = gl.zeros([ROWS, WIDTH], gl.float32, products(SPEC.rows))
+    still = still_rows(work, extents, BESIDE, SPEC)
+    places = _places(still, SPEC)
+    inside = (still[0].inside & still[1].inside)[:, None]
+    places = Places(places.column, places.after, places.seen & inside)
+    flat = (fx, fy, fz)
+    slots = _query_rows(still, flat, SPEC)[:, None] + _slots(places, PITCH)
     rows = rows_from(x, (xx, xy, xz), work, extents, DIM, SPEC)
-    ring = ring_of(y, SPEC.slots, WIDTH, DIM)
+    ring = ring_of(y, SPEC.slots, SPEC.width, DIM)
     for tile in range(work.tile, work.stop):
         _, low, stop = advance(tile, (ring,), sources, work, extents, SPEC)
         to = rows_of(tile, work, extents, BESIDE, SPEC, 0)
-        far = _distances(to, seen & to.inside[:, None], SPEC, LAYOUT)
-        at = weights + _query_slots(to, to_still, (fx, fy, fz), SPEC, PITCH, LAYOUT)
+        start, reach = gl.where(to.inside, to.start, FAR), _reach(places, to)
+        at = slots + _query_row(to, flat, SPEC, PITCH)[:, None]
         entry = bias
         if bias is not None:
-            entry += _bias_places(to, to_still, SPEC, BIAS_PITCH, LAYOUT)
+            entry += _slots(places, BIAS_PITCH) + _bias_row(to, still, BIAS_PITCH, SPEC)[:, None]
         async_copy.wait_group(1)
         left = rows.lines.index(0).load(factor(SPEC.rows, 0))
         copy_rows(tile + 1, rows, work, extents, SPEC)
         for first in range(low, stop, BLOCK):
             place = first % SPEC.slots
-            first_at = at + first * (SPEC.columns[0] * PITCH[0])
-            for step in gl.static_range(BLOCK):
-                found = score(left, ring, slot_after(place, step, SPEC), nothing, SPEC) * scale
-                mask = _seen(far, first + step, to, SPEC)
-                where = first_at + step * SPEC.columns[0] * PITCH[0]
-                shift = (first + step) * (SPEC.columns[0] * BIAS_PITCH[0])
-                _store_scores(where, found, mask, entry, shift, LAYOUT)
+            where = weights + (first * (SPEC.columns[0] * PITCH[0]) + at)
+            for begin in gl.static_range(0, BLOCK, GROUP):
+                found = _scores(left, ring, place, begin, nothing, seen, SPEC) * scale
+                mask = _seen(first + begin, places, start, reach, SPEC)
+                to_group = where + begin * SPEC.columns[0] * PITCH[0]
+                shift = (first + begin) * (SPEC.columns[0] * BIAS_PITCH[0])
+                _store_scores(to_group, found, mask, entry, shift, LAYOUT)
 
 
 @gluon.jit
-def _query_weights(
-    tile, first, weights, still, seen, flat, work, extents, SPEC: gl.constexpr, PITCH: gl.constexpr
+def _weights(
+    tile, first, weights, places, slots, flat, work, extents, SPEC: gl.constexpr, PITCH: gl.constexpr
 ):  # fmt: skip
-    """Weights of a tile of queries, for each chunk from `first` on that is read at once."""
-    LAYOUT: gl.constexpr = across(SPEC.width, SPEC.rows)
-    x = rows_of(tile, work, extents, gl.SliceLayout(1, LAYOUT), SPEC, 0)
-    far = _distances(x, seen, SPEC, LAYOUT)
-    at = weights + _query_slots(x, still, flat, SPEC, PITCH, LAYOUT) + first * (SPEC.columns[0] * PITCH[0])
-    some = ()
+    """`[ROWS, columns]` weights of a tile for each group of chunks from `first` on."""
     BLOCK: gl.constexpr = SPEC.block
-    for step in gl.static_range(BLOCK):
-        mask = _seen(far, first + step, x, SPEC)
-        # Triton compiles no starred tuple.
-        some = some + (gl.load(at + step * SPEC.columns[0] * PITCH[0], mask=mask, other=0.0),)  # noqa: RUF005
+    GROUP: gl.constexpr = SPEC.group
+    LAYOUT: gl.constexpr = across(SPEC.rows, GROUP * SPEC.lanes, SPEC.inverse)
+    x = rows_of(tile, work, extents, gl.SliceLayout(1, LAYOUT), SPEC, 0)
+    reach = _reach(places, x)
+    if SPEC.inverse:
+        slots += (x.place * PITCH[0])[:, None]
+    else:
+        slots += _query_row(x, flat, SPEC, PITCH)[:, None]
+        weights += first * (SPEC.columns[0] * PITCH[0])
+    some = ()
+    for begin in gl.static_range(0, BLOCK, GROUP):
+        at = weights
+        if SPEC.inverse:
+            column = gl.minimum((first + begin) * SPEC.columns[0] + places.column, x.count - 1)
+            at = (at + _viewed(column, x, flat[0], SPEC, PITCH, 0))[None, :]
+        else:
+            at += begin * SPEC.columns[0] * PITCH[0]
+        mask = _seen(first + begin, places, x.start, reach, SPEC)
+        some = some + (gl.load(at + slots, mask=mask, other=0.0),)  # noqa: RUF005
     return some
 
 
 @gluon.jit
-def _key_weights(
-    tile, first, weights, slots, seen, flat, work, extents, SPEC: gl.constexpr, PITCH: gl.constexpr
-):  # fmt: skip
-    """Weights of a tile of keys, for each chunk of queries from `first` on that is read at once."""
-    LAYOUT: gl.constexpr = along(SPEC.rows)
-    lane = column_lane(gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, LAYOUT)), SPEC, 0)
-    x = rows_of(tile, work, extents, gl.SliceLayout(1, LAYOUT), SPEC, 0)
-    far = _distances(x, seen, SPEC, LAYOUT)
-    at = weights + (slots + (x.place * PITCH[0])[:, None])
+def _factors(weights, seen, SPEC: gl.constexpr):
+    """The left factor of each chunk of a group."""
+    FACTOR: gl.constexpr = factor(SPEC.rows, 0)
+    COUNT: gl.constexpr = SPEC.group
+    parts = parted(gl.convert_layout(weights, FACTOR), COUNT)
     some = ()
-    BLOCK: gl.constexpr = SPEC.block
-    for step in gl.static_range(BLOCK):
-        mask = _seen(far, first + step, x, SPEC)
-        if SPEC.columns[0] == 1:
-            moved = _viewed(gl.minimum(first + step, x.count - 1), x, flat[0], SPEC, PITCH, 0)
-        else:
-            column = gl.minimum((first + step) * SPEC.columns[0] + lane, x.count - 1)
-            moved = _viewed(column, x, flat[0], SPEC, PITCH, 0)[None, :]
-        some = some + (gl.load(at + moved, mask=mask, other=0.0),)  # noqa: RUF005
+    for step in gl.static_range(COUNT):
+        some = some + (gl.convert_layout(unfolded(parts[step], seen, SPEC), FACTOR),)  # noqa: RUF005
     return some
 
 
@@ -232,44 +297,42 @@ def mix(
     """
     DIM: gl.constexpr = SPEC.dim
     BLOCK: gl.constexpr = SPEC.block
+    GROUP: gl.constexpr = SPEC.group
     ROWS: gl.constexpr = count(SPEC.rows)
-    LAYOUT: gl.constexpr = along(SPEC.rows) if SPEC.inverse else across(SPEC.width, SPEC.rows)
-    COUNT: gl.constexpr = SPEC.rules[0].size * SPEC.rules[1].size * SPEC.rules[2].size
+    FACTOR: gl.constexpr = factor(SPEC.rows, 0)
     extents = (X, Y, Z)
     work = strip(heads, extents, SPEC)
+    LAYOUT: gl.constexpr = across(SPEC.rows, SPEC.group * SPEC.lanes, SPEC.inverse)
     still = still_rows(work, extents, gl.SliceLayout(1, LAYOUT), SPEC)
     if is_empty(work, still, extents, SPEC):
         return
-    weights += (work.batch * fb + work.head) * COUNT
+    weights += (work.batch * fb + work.head) * slot_count(SPEC.rules)
     out += (work.batch * rb + work.head) * DIM
     y += work.batch * yb + work.head // group * yn
     sources = (source(y, (yx, yy, yz), still, tokens(DIM, SPEC.rows), SPEC),)
-    seen = still_seen(still[0], still[1], LAYOUT, SPEC)
     ring = ring_of(y, SPEC.slots, SPEC.width, DIM)
     flat = (fx, fy, fz)
+    places = _places(still, SPEC)
     if SPEC.inverse:
-        slots = _key_slots(still[0], still[1], flat, SPEC, PITCH, LAYOUT)
-    low = first_chunk(rows_of(work.tile, work, extents, beside(SPEC.rows), SPEC, 0), SPEC)
-    if SPEC.inverse:
-        coming = _key_weights(work.tile, low, weights, slots, seen, flat, work, extents, SPEC, PITCH)
+        slots = _key_rows(still, flat, SPEC, PITCH)
     else:
-        coming = _query_weights(work.tile, low, weights, still, seen, flat, work, extents, SPEC, PITCH)
+        slots = _query_rows(still, flat, SPEC)[:, None] + _slots(places, PITCH)
+    beside_factor = still_rows(work, extents, gl.SliceLayout(1, FACTOR), SPEC)
+    seen = still_seen(beside_factor[0], beside_factor[1], FACTOR, SPEC)
+    low = first_chunk(rows_of(work.tile, work, extents, beside(SPEC.rows), SPEC, 0), SPEC)
+    coming = _weights(work.tile, low, weights, places, slots, flat, work, extents, SPEC, PITCH)
     for tile in range(work.tile, work.stop):
         _, low, stop = advance(tile, (ring,), sources, work, extents, SPEC)
         next_low = first_chunk(rows_of(tile + 1, work, extents, beside(SPEC.rows), SPEC, 0), SPEC)
         acc = gl.zeros([ROWS, DIM], gl.float32, products(SPEC.rows))
         for first in range(low, stop, BLOCK):
             some = ()
-            for step in gl.static_range(BLOCK):
-                left = gl.convert_layout(coming[step].to(y.dtype.element_ty), factor(SPEC.rows, 0))
-                some = some + (left,)  # noqa: RUF005
+            for number in gl.static_range(BLOCK // GROUP):
+                some = some + _factors(coming[number].to(y.dtype.element_ty), seen, SPEC)
             is_last = first + BLOCK >= stop
             at = gl.where(is_last, next_low, first + BLOCK)
             to = tile + is_last.to(gl.int32)
-            if SPEC.inverse:
-                coming = _key_weights(to, at, weights, slots, seen, flat, work, extents, SPEC, PITCH)
-            else:
-                coming = _query_weights(to, at, weights, still, seen, flat, work, extents, SPEC, PITCH)
+            coming = _weights(to, at, weights, places, slots, flat, work, extents, SPEC, PITCH)
             async_copy.wait_group(1)
             place = first % SPEC.slots
             for step in gl.static_range(BLOCK):
