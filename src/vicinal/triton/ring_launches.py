@@ -84,7 +84,11 @@ def forward_launch(problem: Problem, scale: float, given: Strides) -> Launch | N
         *_flat(sweep, problem, problem.outputs, problem.heads),
     )
     grid = sweep.programs * problem.batch * problem.heads
-    return Launch(ring_forward.attend, grid, numbers, (sweep.spec,), num_warps=prod(sweep.spec.rows) // 16)
+    # Left alone the compiler keeps more scores at once than pays.
+    is_long = sweep.spec.block * sweep.spec.width > 128 and max(problem.dim, problem.value_dim) <= 32
+    options = {"maxnreg": 128} if is_long else {}
+    warps = prod(sweep.spec.rows) // 16
+    return Launch(ring_forward.attend, grid, numbers, (sweep.spec,), num_warps=warps, **options)
 
 
 @lru_cache(4096)
