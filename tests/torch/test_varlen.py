@@ -70,7 +70,7 @@ def neighbors(shapes):
 @pytest.mark.parametrize("backend", ["blocked", "reference"])
 def test_results_are_those_of_the_fixed_shape_bit_by_bit(form, case, backend, monkeypatch):
     """`test_bundles.py` has what small documents are computed together with."""
-    monkeypatch.setattr(bundle, "GAIN", 0)
+    monkeypatch.setattr(bundle, "SMALL", 0)
     bundle.bundles.cache_clear()
     drawn, made = Drawn(case), form(case)
     tokens, rest = operands(made, drawn)

@@ -60,8 +60,10 @@ def test_every_token_of_padding_is_filled_once(case, boxes, is_sampled):
     problem = problem_of(case, frame)
     steps = documents.three(case.output_stride) if is_sampled else (1, 1, 1)
     rows = decoded(problem, Tiling(boxes, steps=steps))
-    pieces = [row[at : at + 2] for row in rows for at in range(documents.WIDTH - 2 * documents.PIECES, 16, 2)]
-    filled = [token for first, count in pieces for token in range(first, first + count)]
+    padding = [row[documents.AREA : documents.AREA + 4] for row in rows]
+    assert all(count * runs <= documents.MOST for _, count, runs, _ in padding)
+    starts = [(first + run * pitch, count) for first, count, runs, pitch in padding for run in range(runs)]
+    filled = [token for first, count in starts for token in range(first, first + count)]
     whole = [range(0, extent, step) for extent, step in zip(documents.three(frame), steps, strict=True)]
     places = product(enumerate(map(documents.three, case.shapes)), product(*whole))
     wanted = [
@@ -70,4 +72,4 @@ def test_every_token_of_padding_is_filled_once(case, boxes, is_sampled):
         if any(at >= extent for at, extent in zip(place, shape, strict=True))
     ]
     assert sorted(filled) == wanted
-    assert [row[0] for row in rows if row[0] < 0] == [-1] * (len(rows) - len(decoded(problem, Tiling(boxes))))
+    assert [row for row in rows if row[0] >= 0] == decoded(problem, Tiling(boxes))

@@ -1,7 +1,6 @@
 """Neighborhood attention layers. The rank is data; the three names pin it."""
 
-from collections.abc import Callable
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -115,11 +114,7 @@ class _NeighborhoodAttention(nn.Module):
         x = x.masked_fill(~inside(shapes, frame, (1,) * self.rank, x.device).unsqueeze(-1), 0)
         query, key, value = self._project(x)
         if self.training and self.attn_drop.p > 0:
-            drop: Callable[..., Tensor] = self._drop_varlen
-            if torch.compiler.is_compiling():
-                # A graph of it would be one of these shapes.
-                drop = cast("Callable[..., Tensor]", torch.compiler.disable(drop))
-            out = drop(Operands(query, key, value, self.rpb), shapes, fit)
+            out = self._drop_varlen(Operands(query, key, value, self.rpb), shapes, fit)
         else:
             out = neighborhood_attention_varlen(
                 query, key, value, shapes, scale=self.scale, bias=self.rpb, fit=fit, **self.window

@@ -106,11 +106,9 @@ def query_gradient(
     tile = query_tile(
         tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT
     )
-    if LAYOUT[2]:
-        fill(table, heads, grad_query, None, None, DIM, PAD, 0, 0, HEADS_FIRST)
-        if tile.batch < 0:
-            return
     if is_empty(tile):
+        if LAYOUT[2]:
+            fill(table, heads, grad_query, None, None, DIM, 0, HEADS_FIRST)
         return
     head, kv_head = tile.head.to(tl.int64), (tile.head // group).to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)
@@ -193,11 +191,9 @@ def key_gradient(
     """
     kv_heads = heads // group
     tile = key_tile(kv_heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT)
-    if LAYOUT[2]:
-        fill(table, kv_heads, grad_key, grad_value, None, DIM, PAD, VALUE_DIM, VALUE_PAD, HEADS_FIRST)
-        if tile.batch < 0:
-            return
     if is_empty(tile):
+        if LAYOUT[2]:
+            fill(table, kv_heads, grad_key, grad_value, None, DIM, VALUE_DIM, HEADS_FIRST)
         return
     kv_head = tile.head.to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)

@@ -1,8 +1,9 @@
 """Documents of different shapes: where they lie, and which tiles each has."""
 
 from array import array
+from collections.abc import Iterator
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from math import ceil, prod
 from typing import NamedTuple
 
@@ -11,11 +12,10 @@ from ..problem import Documents, Problem
 from . import plan
 
 Shape = tuple[int, ...]
-# Integers of a row of a table, and pieces of padding that it holds.
+# Integers of a row of a table, and where those of padding begin.
 WIDTH = 16
-PIECES = 3
-# Tokens of padding that are filled at once, and most of a piece.
-BLOCK = 16
+AREA = 9
+# Tokens of padding that a row fills.
 MOST = 512
 # Of each of three axes: dilation, period and output stride.
 Spacing = tuple[tuple[int, int, int], ...]
@@ -102,9 +102,9 @@ def spacing(problem: Problem) -> Spacing:
 def rows(documents: Documents, apart: Spacing, tiling: Tiling) -> "array[int]":
     """A table: `WIDTH` integers of 32 bits for each row, which `tile.place_of` and `padding.fill` read.
 
-    These are the document, the tile on each of three axes and its dilation group, the document's extents, the
-    tokens and the outputs before it, and pieces of padding: first token and number of tokens. Rows behind
-    those of tiles have padding alone, and -1 for the document.
+    These are the document, the tile on each of three axes and its dilation group, the document's extents, and
+    the tokens and the outputs before it. Rows of padding have document -1, no
+    extents, and then the first token of a run, tokens of a run, runs, and tokens from one to the next.
     """
     shapes = documents.shapes
     steps = tuple(step for _, _, step in apart[3 - len(shapes[0]) :])
@@ -122,7 +122,7 @@ def rows(documents: Documents, apart: Spacing, tiling: Tiling) -> "array[int]":
             mine[1 + axis :: WIDTH] = array("i", [n for n in numbers for _ in range(inner)]) * outer
         found += mine
     if documents.frame is not None and tiling.steps is not None:
-        _put(found, _pieces(documents, tiling.steps, len(found) // WIDTH))
+        return _dealt(found, _padding(documents, tiling.steps))
     return found
 
 
@@ -149,44 +149,37 @@ def _places(shape: Shape, apart: Spacing, tiling: Tiling) -> list[list[int]]:
     return found
 
 
-def _pieces(documents: Documents, steps: Shape, rows: int) -> list[tuple[int, int]]:
-    """Runs of padding in the order of memory, none longer than a fair share for each of so many rows."""
+def _padding(documents: Documents, steps: Shape) -> "list[array[int]]":
+    """Rows of padding, in the order of memory but for runs of one pitch."""
     assert documents.frame is not None
-    frame, runs = _sampled(three(documents.frame), steps), []
+    frame, found = _sampled(three(documents.frame), steps), []
     for document, shape in enumerate(documents.shapes):
-        runs += _runs(document * prod(frame), frame, _sampled(three(shape), steps))
-    share = ceil(sum(count for _, count in runs) / max(1, rows) / BLOCK) * BLOCK
-    share = max(BLOCK, min(share, MOST))
-    return [
-        (first + start, min(share, count - start))
-        for first, count in runs
-        for start in range(0, count, share)
-    ]
+        for first, count, runs, pitch in _areas(frame, _sampled(three(shape), steps)):
+            most = max(1, MOST // count)
+            for run, start in product(range(0, runs, most), range(0, count, MOST)):
+                token = document * prod(frame) + first + run * pitch + start
+                area = token, min(MOST, count - start), min(most, runs - run), pitch
+                found.append(array("i", (-1, *[0] * (AREA - 1), *area, *[0] * (WIDTH - AREA - 4))))
+    return found
 
 
-def _runs(first: int, frame: Shape, shape: Shape) -> list[tuple[int, int]]:
-    """First token and number of tokens of all runs outside of a document of `shape`."""
-    if not frame:
-        return []
-    inner, found = prod(frame[1:]), []
-    if frame[1:] != shape[1:]:
-        for place in range(shape[0]):
-            found += _runs(first + place * inner, frame[1:], shape[1:])
-    rest = (frame[0] - shape[0]) * inner
-    return [*found, (first + shape[0] * inner, rest)] if rest else found
+def _areas(frame: Shape, shape: Shape) -> Iterator[tuple[int, int, int, int]]:
+    """What of a frame lies outside of a document: first token and length of a run, runs, and their pitch."""
+    (_, height, width), plane = frame, prod(frame[1:])
+    found = [(shape[0] * plane, prod(frame) - shape[0] * plane, 1, 0)]
+    found.append((shape[1] * width, (height - shape[1]) * width, shape[0], plane))
+    found += [(place * plane + shape[2], width - shape[2], shape[1], width) for place in range(shape[0])]
+    return (area for area in found if area[1])
 
 
-def _put(table: "array[int]", pieces: list[tuple[int, int]]) -> None:
-    """Deal out pieces of padding to the rows of a table, and to more where it has too few."""
-    count = max(len(table) // WIDTH, ceil(len(pieces) / PIECES))
-    alone = array("i", [0] * WIDTH)
-    alone[0], alone[4:7] = -1, array("i", (1, 1, 1))
-    table.extend(alone * (count - len(table) // WIDTH))
-    for place in range(PIECES):
-        mine = pieces[place * count : (place + 1) * count]
-        for field in range(2):
-            at = WIDTH - 2 * (PIECES - place) + field
-            table[at : at + len(mine) * WIDTH : WIDTH] = array("i", [piece[field] for piece in mine])
+def _dealt(tiles: "array[int]", padding: "list[array[int]]") -> "array[int]":
+    """Rows of tiles with those of padding between them, evenly, and none last."""
+    found, count, done = array("i"), len(tiles) // WIDTH, 0
+    for place, row in enumerate(padding, 1):
+        stop = place * count // len(padding)
+        found += row + tiles[done * WIDTH : stop * WIDTH]
+        done = stop
+    return found or tiles
 
 
 def _sampled(shape: Shape, steps: Shape) -> Shape:

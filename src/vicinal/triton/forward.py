@@ -75,11 +75,9 @@ def attend(
     tile = query_tile(
         tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT
     )
-    if LAYOUT[2]:
-        fill(table, heads, out, None, lse, VALUE_DIM, VALUE_PAD, 0, 0, HEADS_FIRST)
-        if tile.batch < 0:
-            return
     if is_empty(tile):
+        if LAYOUT[2]:
+            fill(table, heads, out, None, lse, VALUE_DIM, 0, HEADS_FIRST)
         return
     kv_head = (tile.head // group).to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)

@@ -1,36 +1,49 @@
-"""Padding around documents: each program of a launch fills some of it before it computes its tile.
-
-The stores are on their way while the tile is computed, which leaves most of the memory's time unused.
-"""
+"""Padding around documents, which programs of their own fill: other programs compute meanwhile."""
 
 # pyright: reportAttributeAccessIssue=false
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from .documents import BLOCK, PIECES, WIDTH
-from .tile import number_at, row_of, share_of, store_rows
+from .documents import AREA
+from .tile import number_at, row_of, share_of
 
-_BLOCK = tl.constexpr(BLOCK)
-_PIECES = tl.constexpr(PIECES)
-_FIRST = tl.constexpr(WIDTH - 2 * PIECES)
+_AREA = tl.constexpr(AREA)
+
+
+class _Area(NamedTuple):
+    """Runs of `count` tokens, `pitch` apart: every `parts`-th block from `part` on is this program's."""
+
+    first: Any
+    count: Any
+    runs: Any
+    pitch: Any
+    part: Any
+    parts: Any
 
 
 @triton.jit
-def fill(
-    table, heads, x, y, lse, DIM: tl.constexpr, PAD: tl.constexpr,
-    Y_DIM: tl.constexpr, Y_PAD: tl.constexpr, HEADS_FIRST: tl.constexpr,
-):  # fmt: skip
-    """Zeros in contiguous `x` `[tokens, heads, DIM]` and `y`, and -inf in `lse`, for one head of a row."""
+def fill(table, heads, x, y, lse, DIM: tl.constexpr, Y_DIM: tl.constexpr, HEADS_FIRST: tl.constexpr):
+    """Zeros in contiguous `x` `[tokens, heads, DIM]` and `y`, and -inf in `lse`, for a row of padding."""
     share = share_of(tl.program_id(0), heads, HEADS_FIRST)
-    row = row_of(table, share.row) + _FIRST
-    for piece in tl.static_range(_PIECES):
-        first, count = number_at(row + 2 * piece).to(tl.int64), number_at(row + 2 * piece + 1)
-        for start in range(0, count, _BLOCK):
-            token = start + tl.arange(0, _BLOCK)
-            inside = token < count
-            flat = (first + token) * heads + share.head
-            store_rows(x, flat * DIM, tl.zeros([_BLOCK, PAD], tl.float32), inside, DIM, PAD)
-            if y is not None:
-                store_rows(y, flat * Y_DIM, tl.zeros([_BLOCK, Y_PAD], tl.float32), inside, Y_DIM, Y_PAD)
-            if lse is not None:
-                tl.store(lse + flat, tl.full([_BLOCK], float("-inf"), tl.float32), mask=inside)
+    row = row_of(table, share.row) + _AREA
+    first = number_at(row).to(tl.int64)
+    area = _Area(first, number_at(row + 1), number_at(row + 2), number_at(row + 3), share.head, heads)
+    _put(x, 0.0, area, heads * DIM, 4096)
+    if y is not None:
+        _put(y, 0.0, area, heads * Y_DIM, 4096)
+    if lse is not None:
+        _put(lse, float("-inf"), area, heads, 256)
+
+
+@triton.jit
+def _put(x, value, area, width, BLOCK: tl.constexpr):
+    """`value` in `x` `[tokens, width]`, `BLOCK` elements at once."""
+    size = area.count * width
+    blocks = tl.cdiv(size, BLOCK)
+    filled = tl.full([BLOCK], value, x.dtype.element_ty)
+    for number in range(area.part, area.runs * blocks, area.parts):
+        token = area.first + number // blocks * area.pitch
+        at = number % blocks * BLOCK + tl.arange(0, BLOCK)
+        tl.store(x + token * width + at, filled, mask=at < size, eviction_policy="evict_first")
