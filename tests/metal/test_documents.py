@@ -84,6 +84,13 @@ def test_dtypes(form, dtype):
     documents.check(form, case, backend="tiles", rounded=True, device=checking.DEVICE)
 
 
+@form
+@each_case
+@pytest.mark.parametrize("backend", ["tiles", "plain"])
+def test_results_are_those_of_the_fixed_shape_bit_by_bit(form, case, backend):
+    documents.check_bits(form, replace(case, dtype="float32"), backend, checking.DEVICE)
+
+
 def computed(form, case, **options):
     """Results and all gradients, and the checker's session."""
     drawn, made = Drawn(case), form(case)

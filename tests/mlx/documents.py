@@ -133,3 +133,31 @@ def check(form_of, case, seed=0, backend=None):
             total[part] += answer.bias
     if total is not None:
         budget.check("bias", array(grads["bias"]), total, case.dtype, rounded)
+
+
+def check_bits(form_of, case, backend):
+    """Results, and gradients of tokens, of documents of one shape are those of the fixed-shape function."""
+    given, made = drawn(case, 0), form_of(case)
+    tokens, rest, flow_out, flow_lse = given
+    out, lse, grads = run(form_of, case, given, backend)
+    split = [made.split(out, outputs=True), made.split(lse, outputs=True, blank=-np.inf)]
+    split += [made.split(grads[name]) for name in tokens]
+    shapes = {shape: [place for place, x in enumerate(case.shapes) if x == shape] for shape in case.shapes}
+    for shape, places in shapes.items():
+        if 0 in shape:
+            continue
+        sizes, part, _ = clipped(case, shape, None)
+        window = {**case.window, "kernel_size": sizes, "stride": tuple(map(min, case.stride, sizes))}
+        mine = {name: mx.stack([x[place] for place in places]) for name, x in tokens.items()}
+        mine |= {NAMES.get(name, name): x[mx.array(places)] for name, x in rest.items() if name != "bias"}
+        if case.bias:
+            mine["bias"] = rest["bias"][part]
+
+        def attend(*given, names=tuple(mine), window=window):
+            named = dict(zip(names, given, strict=True))
+            return na.neighborhood_attention(**named, **window, return_lse=True, backend=backend)
+
+        flow = [mx.stack([x[place] for place in places]) for x in (flow_out, flow_lse)]
+        results, found = mx.vjp(attend, list(mine.values()), flow)
+        for got, want in zip(split, (*results, *found[:3]), strict=True):
+            assert mx.array_equal(mx.stack([got[place] for place in places]), want)

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten, tree_map
 
 import vicinal.mlx as na
 from tests.documents import CASES, cases
-from tests.mlx.documents import FORMS, Packed, attention, check, drawn
+from tests.mlx.documents import FORMS, Packed, attention, check, check_bits, drawn
 from tests.mlx.test_blocked import counts_memory, peak
 
 form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -32,14 +32,11 @@ def test_every_option_meets_every_other(form, case):
     check(form, case)
 
 
-def test_documents_are_those_of_the_fixed_shape():
-    layout = na.VarlenLayout([(9, 7), (5, 12), (9, 7), (6, 6)])
-    documents = [mx.random.normal((*shape, 2, 8)) for shape in layout.shapes]
-    x = layout.pack(documents)
-    for got, one in zip(
-        layout.split(na.neighborhood_attention_packed(x, x, x, layout, 3)), documents, strict=True
-    ):
-        assert mx.allclose(got, na.na2d(one[None], one[None], one[None], 3)[0], atol=1e-6)
+@form
+@pytest.mark.parametrize("name", ["line", "everything", "clipped", "volume"])
+@pytest.mark.parametrize("backend", [None, "blocked", "reference"])
+def test_results_are_those_of_the_fixed_shape_bit_by_bit(form, name, backend):
+    check_bits(form, replace(CASES[name], dtype="float32"), backend)
 
 
 @form

@@ -168,3 +168,48 @@ def check(form_of, case, seed=0, backend=None, rounded=False, device="cpu"):
             bias_grad[part] += answer.bias
     if case.bias:
         budget.check("gradient of bias", array(grads["bias"]), bias_grad, case.dtype, rounded)
+
+
+def check_bits(form_of, case, backend, device="cpu"):
+    """Results, and gradients of tokens, of documents of one shape are those of the fixed-shape function."""
+    drawn, form = Drawn(case), form_of(case)
+    tokens, rest = operands(form, drawn, device)
+    results = call(form, case, tokens, rest, backend=backend)
+    flow = drawn.flow()
+    pulls = [form.flow(x).to(device) for x in flow]
+    grads = torch.autograd.grad(results, tuple(tokens.values()), pulls)
+    split = [form.results(x.cpu(), blank) for x, blank in zip(results, (0.0, -torch.inf), strict=True)]
+    split += [form.tokens(grad.cpu()) for grad in grads]
+    for places in neighbors(case.shapes):
+        want, leaves = alike(drawn, places, backend, device)
+        pull = [torch.stack([x[place] for place in places]).to(device) for x in flow]
+        want += torch.autograd.grad(want, leaves, pull)
+        for got, expected in zip(split, want, strict=True):
+            assert torch.equal(torch.stack([got[place] for place in places]), expected.cpu())
+
+
+def alike(drawn, places, backend, device):
+    """The fixed-shape function on documents of one shape: outputs, log-sum-exps and the tokens."""
+    case = drawn.case
+    tokens = [
+        torch.stack([x[place] for place in places]).to(device).requires_grad_() for x in drawn.tokens.values()
+    ]
+    sizes, _, bias = clipped(case, case.shapes[places[0]], drawn.rest.get("bias"))
+    window = {**case.window, "kernel_size": sizes, "stride": tuple(map(min, case.stride, sizes))}
+    if case.extra:
+        names = ("key", "value")
+        window |= {f"additional_{name}s": drawn.rest[f"extra_{name}"][places].to(device) for name in names}
+    bias = None if bias is None else bias.to(device)
+    results = na.neighborhood_attention(*tokens, **window, bias=bias, return_lse=True, backend=backend)
+    return results, tokens
+
+
+def neighbors(shapes):
+    """Documents of one shape that follow one another; empty ones left out."""
+    found = [[0]]
+    for place in range(1, len(shapes)):
+        if shapes[place] == shapes[place - 1]:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return [places for places in found if 0 not in shapes[places[0]]]

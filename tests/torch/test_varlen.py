@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from torch.utils.flop_counter import FlopCounterMode
 
 import vicinal.torch as na
-from tests.documents import CASES, cases, clipped
-from tests.torch.documents import Drawn, Packed, Padded, call, check, operands
+from tests.documents import CASES, cases
+from tests.torch.documents import Packed, Padded, check, check_bits
 from vicinal import Axis, Problem
 from vicinal.problem import SHAPE_BY_SHAPE, Documents
 from vicinal.torch import backends, known
@@ -41,30 +41,6 @@ def test_every_option_meets_every_other(form, case):
     check(form, case)
 
 
-def alike(drawn, places, backend):
-    """The fixed-shape function on documents of one shape: outputs, log-sum-exps and the tokens."""
-    case = drawn.case
-    tokens = [torch.stack([x[place] for place in places]).requires_grad_() for x in drawn.tokens.values()]
-    sizes, _, bias = clipped(case, case.shapes[places[0]], drawn.rest.get("bias"))
-    window = {**case.window, "kernel_size": sizes, "stride": tuple(map(min, case.stride, sizes))}
-    if case.extra:
-        names = ("key", "value")
-        window |= {f"additional_{name}s": drawn.rest[f"extra_{name}"][places] for name in names}
-    results = na.neighborhood_attention(*tokens, **window, bias=bias, return_lse=True, backend=backend)
-    return results, tokens
-
-
-def neighbors(shapes):
-    """Documents of one shape that follow one another; empty ones left out."""
-    found = [[0]]
-    for place in range(1, len(shapes)):
-        if shapes[place] == shapes[place - 1]:
-            found[-1].append(place)
-        else:
-            found.append([place])
-    return [places for places in found if 0 not in shapes[places[0]]]
-
-
 @form
 @each_case
 @pytest.mark.parametrize("backend", ["blocked", "reference"])
@@ -72,19 +48,7 @@ def test_results_are_those_of_the_fixed_shape_bit_by_bit(form, case, backend, mo
     """`test_bundles.py` has what small documents are computed together with."""
     monkeypatch.setattr(bundle, "SMALL", 0)
     bundle.bundles.cache_clear()
-    drawn, made = Drawn(case), form(case)
-    tokens, rest = operands(made, drawn)
-    results = call(made, case, tokens, rest, backend=backend)
-    flow = drawn.flow()
-    grads = torch.autograd.grad(results, tuple(tokens.values()), list(map(made.flow, flow)))
-    split = [made.results(x, blank) for x, blank in zip(results, (0.0, -torch.inf), strict=True)]
-    split += map(made.tokens, grads)
-    for places in neighbors(case.shapes):
-        want, leaves = alike(drawn, places, backend)
-        pull = [torch.stack([x[place] for place in places]) for x in flow]
-        want += torch.autograd.grad(want, leaves, pull)
-        for got, expected in zip(split, want, strict=True):
-            assert torch.equal(torch.stack([got[place] for place in places]), expected)
+    check_bits(form, case, backend)
 
 
 class Together(Reference):

@@ -2,18 +2,21 @@
 
 import sys
 from dataclasses import replace
+from itertools import product
 from unittest.mock import patch
 
 import hypothesis
 from hypothesis import strategies as st
 
 from tests.documents import CASES, EXTRA, cases
-from tests.torch.documents import Packed, Padded, check
+from tests.torch.documents import Packed, Padded, check, check_bits
 from tests.triton import interpreting
 from vicinal.torch import known
 from vicinal.torch.backends.triton import TRITON, Triton
 
 FORMS = {"packed": Packed, "padded": Padded}
+# Their tiles are those of every document alone.
+SAME = ("line", "clipped", "neighbors")
 
 
 def on_triton(form, found, seed=0):
@@ -33,6 +36,11 @@ def on_triton(form, found, seed=0):
     shapes = {shape for shape in found.shapes if 0 not in shape}
     assert len(problems) == (len(shapes) > 0)
     assert all((problem.documents is not None) == (len(shapes) > 1) for problem in problems)
+
+
+def check_same(form, found):
+    with patch.object(Triton, "refusal", lambda self, problem: None), patch.object(known, "_known", {}):
+        check_bits(FORMS[form], replace(found, dtype="float32"), "triton")
 
 
 def check_any(count):
@@ -57,10 +65,14 @@ if __name__ == "__main__":
     assert TRITON.name == "triton"
     if sys.argv[1] == "any":
         check_any(int(sys.argv[2]))
-    for name in sys.argv[1:] if sys.argv[1] != "any" else ():
-        found = {**CASES, **EXTRA}[name]
-        # The interpreter multiplies no bfloat16, and Triton has no float64 products.
-        dtype = "float16" if found.dtype == "bfloat16" else "float32"
-        for form in FORMS:
+    elif sys.argv[1] == "same":
+        for name, form in product(SAME, FORMS):
+            print(name, form, flush=True)
+            check_same(form, CASES[name])
+    else:
+        for name, form in product(sys.argv[1:], FORMS):
+            found = {**CASES, **EXTRA}[name]
+            # The interpreter multiplies no bfloat16, and Triton has no float64 products.
+            dtype = "float16" if found.dtype == "bfloat16" else "float32"
             print(name, form, flush=True)
             on_triton(form, replace(found, dtype=dtype))

@@ -126,6 +126,12 @@ def test_documents_match_the_oracle_for_any_options():
 
 @needs_triton
 @pytest.mark.slow
+def test_documents_have_the_bits_of_the_fixed_shape():
+    interpret("interpreted_documents", "same")
+
+
+@needs_triton
+@pytest.mark.slow
 def test_window_rule_matches_axis():
     interpret("interpreted_window")
 
