@@ -136,6 +136,36 @@ def test_non_contiguous_inputs(backend):
     assert problems.same([out[0]], [out[1]])
 
 
+@settings(max_examples=60, deadline=None)
+@given(problem=problems.problems(), draw=st.randoms(), flow=st.sampled_from(("out", "lse", "both")))
+def test_any_strides_and_any_gradients(problem, draw, flow):
+    """Axes in any order in memory, some operands alone with gradients, of one result alone."""
+    kept = problems.operands(problem, gradients=False)
+    tensors = {name: shuffled(x, draw) for name, x in kept.items()}
+    needs = draw.sample(sorted(tensors), draw.randint(1, len(tensors)))
+    for name in needs:
+        tensors[name].requires_grad_()
+    for backend in CPU:
+        if backend.refusal(problem) is not None:
+            continue
+        both = problems.call(problem, tensors, return_lse=True, backend=backend.name)
+        found = {name: x for name, x in zip(("out", "lse"), both, strict=True) if flow in (name, "both")}
+        flows = {f"grad_{name}": torch.ones_like(x) for name, x in found.items()}
+        grads = torch.autograd.grad(
+            tuple(found.values()), [tensors[name] for name in needs], tuple(flows.values()), allow_unused=True
+        )
+        answer = problems.exact(problem, kept, **{name: problems.array(x) for name, x in flows.items()})
+        for name, grad in zip(needs, grads, strict=True):
+            made = torch.zeros_like(kept[name]) if grad is None else grad
+            budget.check(name, problems.array(made), getattr(answer, name), problem.dtype)
+
+
+def shuffled(x, draw):
+    """`x` with its axes in another order in memory."""
+    order = draw.sample(range(x.ndim), x.ndim)
+    return x.permute(order).contiguous().permute([order.index(axis) for axis in range(x.ndim)])
+
+
 @pytest.mark.parametrize("backend", CPU, ids=lambda backend: backend.name)
 def test_deterministic(backend):
     problem = named("whole" if backend.name == "full" else "long").problem
