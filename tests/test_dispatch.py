@@ -1,14 +1,15 @@
 """Choosing a backend, and settings."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 import vicinal
+from tests.errors import fails
 from vicinal import UnsupportedProblem, settings
 from vicinal.catalog import named
-from vicinal.dispatch import choose, first
+from vicinal.dispatch import choose, first, refusals
 
 
 @dataclass
@@ -48,6 +49,23 @@ def test_backend_asked_for_refuses():
         choose((PICKY, WILLING), PROBLEM, "picky")
     assert "it is too odd" in str(caught.value)
     assert "willing" not in str(caught.value)
+
+
+def test_refusals_of_every_backend():
+    assert refusals((PICKY, WILLING), PROBLEM) == {"picky": "it is too odd", "willing": None}
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        ("odd_1d", "problem is of type str; pass a vicinal.Problem"),
+        (replace(PROBLEM, axes=list(PROBLEM.axes)), "axes is of type list; pass a tuple of vicinal.Axis"),
+        (replace(PROBLEM, axes=(9,)), "axis 0 is of type int; pass a vicinal.Axis"),
+        (replace(PROBLEM, dtype=float), "dtype is of type type; pass its name, such as float16 or cuda"),
+    ],
+)
+def test_refusals_are_of_a_problem(problem, message):
+    fails(TypeError, message, refusals, (PICKY, WILLING), problem)
 
 
 def test_unknown_backend():

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+from . import arguments
 from .problem import Problem
+from .window import Axis
 
 
 class UnsupportedProblem(NotImplementedError):
@@ -49,6 +51,21 @@ def first(backends: Sequence[B], problem: Problem, wanted: str | None = None) ->
     """What `choose` finds, or None where it would raise."""
     named = (backend for backend in backends if wanted in (None, backend.name))
     return next((backend for backend in named if backend.refusal(problem) is None), None)
+
+
+def refusals(backends: Sequence[B], problem: Problem) -> dict[str, str | None]:
+    """Every backend, in order, with why it refuses `problem`; None if it does not.
+
+    Raises:
+        TypeError: `problem` is no `Problem`, or does not hold what one holds.
+    """
+    arguments.instance("problem", problem, Problem, "a vicinal.Problem")
+    arguments.instance("axes", problem.axes, tuple, "a tuple of vicinal.Axis")
+    for place, axis in enumerate(problem.axes):
+        arguments.instance(f"axis {place}", axis, Axis, "a vicinal.Axis")
+    for name in ("dtype", "device"):
+        arguments.instance(name, getattr(problem, name), str, "its name, such as float16 or cuda")
+    return {backend.name: backend.refusal(problem) for backend in backends}
 
 
 def _explain(problem: Problem, reasons: dict[str, str], wanted: str | None) -> str:

@@ -1,5 +1,6 @@
 """Which backends can run a problem."""
 
+from .. import dispatch
 from ..problem import Problem
 
 
@@ -11,4 +12,4 @@ def refusals(problem: Problem) -> dict[str, str | None]:
     # Here, because `import vicinal.mlx` loads no backend.
     from .backends import BACKENDS
 
-    return {backend.name: backend.refusal(problem) for backend in BACKENDS}
+    return dispatch.refusals(BACKENDS, problem)

@@ -1,5 +1,6 @@
 """Which backends can run a problem."""
 
+from .. import dispatch
 from ..problem import Problem
 from .backends import BACKENDS
 
@@ -9,4 +10,4 @@ def refusals(problem: Problem) -> dict[str, str | None]:
 
     The first with None is the one that runs. Nothing is computed.
     """
-    return {backend.name: backend.refusal(problem) for backend in BACKENDS}
+    return dispatch.refusals(BACKENDS, problem)
