@@ -72,7 +72,7 @@ def problems(kind):
     yield f"options-{dtype}-128", problem((hard, plane), 128, dtype, bias=True, extra=5, kv_heads=2)
     # `FAR` operands.
     yield f"far-{dtype}-128", problem((plane, small), 128, dtype)
-    yield f"far-options-{dtype}-64", problem((hard, plane), 64, dtype, bias=True, extra=5, kv_heads=2)
+    yield f"far-{dtype}-64", problem((hard, plane), 64, dtype, bias=True, extra=5, kv_heads=2)
     several = Documents(((60, 40), (64, 64)), None, False)
     yield f"packed-{dtype}-64", problem((plane, plane), 64, dtype, documents=several)
     framed = several._replace(frame=(70, 70), clip=True)

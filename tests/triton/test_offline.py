@@ -22,6 +22,7 @@ SHARED = {
 SPILL = 48
 SPILLS = {
     "options-float32-64/attend": 448,
+    "far-float32-64/attend": 448,
     "options-float32-128/attend": 704,
     "bfloat16-64/key_gradient": 256,
     "bfloat16-64/query_gradient": 96,
