@@ -107,6 +107,8 @@ def test_states_of_arrays_and_states_that_do_not_fit():
     with pytest.raises(ValueError, match="rpb"):
         na.load_torch_state(layer, {**state, "rpb": np.zeros((4, 5))})
     na.load_torch_state(layer, {**state, "rpb": np.zeros((4, 5))}, strict=False)
+    with pytest.raises(TypeError, match=r"state is of type .*; pass names to tensors, such as a module's"):
+        na.load_torch_state(layer, LAYERS[1][1](24, 4, 3))
 
 
 class Ours(nn.Module):

@@ -6,6 +6,8 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from .. import arguments
+
 
 def load_torch_state(module: nn.Module, state: Mapping[str, Any], strict: bool = True) -> nn.Module:
     """Load a PyTorch `state_dict` into an MLX module whose parameters have the same names and shapes.
@@ -23,8 +25,10 @@ def load_torch_state(module: nn.Module, state: Mapping[str, Any], strict: bool =
         The module.
 
     Raises:
+        TypeError: `state` is no mapping.
         ValueError: names or shapes do not fit.
     """
+    arguments.instance("state", state, Mapping, "names to tensors, such as a module's state_dict()")
     module.load_weights([(name, _array(value)) for name, value in state.items()], strict=strict)
     return module
 
