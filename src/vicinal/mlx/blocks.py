@@ -72,9 +72,9 @@ class Work:
         self.added = layout.added(self.layout, bias)
         self.firsts = None if self.layout.whole else layout.firsts(self.layout, self.volumes)
 
-    def rows(self, x: mx.array) -> mx.array:
+    def rows(self, x: mx.array, blank: float = 0.0) -> mx.array:
         """`[batch, *outputs, heads, width]` as `[units, tiles, group * rows, width]`."""
-        return layout.rows(self.layout, x, self.problem.kv_heads)
+        return layout.rows(self.layout, x, self.problem.kv_heads, blank)
 
     def unrows(self, parts: list[mx.array]) -> mx.array:
         """The way back, of the parts that the pieces found."""

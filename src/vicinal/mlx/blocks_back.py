@@ -10,9 +10,6 @@ from . import layout
 from .blocks import Begun, Piece, Work, per_volume, powers, together
 from .operands import Operands, narrowed, wide
 
-LARGE = 64.0
-"""Bias up to which exponentials are finite."""
-
 
 def attend_back(
     problem: Problem,
@@ -24,11 +21,12 @@ def attend_back(
     scale: float,
 ) -> Operands:
     """Gradients of every operand."""
-    low, lse = _lowered(operands, lse)
-    work = Work(problem, low, scale, True)
+    work = Work(problem, operands, scale, True)
     grad_out = wide(grad_out)
     delta = (grad_out * wide(out)).sum(-1, keepdims=True) - wide(grad_lse)[..., None]
-    per_row = [work.query, work.rows(lse[..., None] * log2(e)), work.rows(delta), work.rows(grad_out)]
+    # Scores of rows that do not exist are the bias alone, and their weights times zeros must be zeros.
+    level = work.rows(lse[..., None] * log2(e), -layout.HIDDEN)
+    per_row = [work.query, level, work.rows(delta), work.rows(grad_out)]
     grads = _Grads(work)
     done: list[mx.array] = []
     for some in work.pieces():
@@ -36,19 +34,6 @@ def attend_back(
             done = grads.add(piece, work.begin(piece, done, *per_row))
         done = [*done[:1], *grads.close(some)]
     return grads.result(operands, scale)
-
-
-def _lowered(operands: Operands, lse: mx.array) -> tuple[Operands, mx.array]:
-    """Operands without a large bias, and the log-sum-exp of their scores.
-
-    In rows of tiles that do not exist all numbers are zero: they meet the bias alone, and its exponential
-    times a zero has to be one.
-    """
-    if operands.bias is None:
-        return operands, lse
-    bias = wide(operands.bias)
-    over = mx.maximum(bias.flatten(1).max(1) - LARGE, 0)
-    return operands._replace(bias=bias - over.reshape(-1, *(1,) * (bias.ndim - 1))), lse - over
 
 
 class _Grads:

@@ -89,14 +89,17 @@ def layout(axes: tuple[Axis, ...], rows: tuple[int, ...], relative: bool) -> Lay
     return Layout(axes, cuts, tables.integers(kind), added, keys, holders, whole, relative)
 
 
-def rows(found: Layout, x: mx.array, kv_heads: int) -> mx.array:
-    """`[batch, *outputs, heads, width]` to `[units of all volumes, tiles, group * rows, width]`."""
+def rows(found: Layout, x: mx.array, kv_heads: int, blank: float = 0.0) -> mx.array:
+    """`[batch, *outputs, heads, width]` to `[units of all volumes, tiles, group * rows, width]`.
+
+    Rows that do not exist are `blank`.
+    """
     batch, heads, width = x.shape[0], x.shape[-2], x.shape[-1]
     past = [
         (0, cut.tiles * cut.rows - axis.outputs) for cut, axis in zip(found.cuts, found.axes, strict=True)
     ]
     if any(after for _, after in past):
-        x = mx.pad(x, [(0, 0), *past, (0, 0), (0, 0)])
+        x = mx.pad(x, [(0, 0), *past, (0, 0), (0, 0)], constant_values=blank)
     x = x.reshape(batch, *_split(found), kv_heads, heads // kv_heads, width)
     x = x.transpose(_order(len(found.axes)))
     return x.reshape(-1, found.tiles, heads // kv_heads * found.rows, width)

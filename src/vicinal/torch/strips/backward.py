@@ -15,10 +15,8 @@ from .gradients import Gradients, gradients
 from .layout import accumulate, chunks, cut, fold, strips
 from .moves import Place
 from .plan import Pass, parts
+from .scores import HIDDEN
 from .tiles import gather, scatter, tiles
-
-LARGE = 64.0
-"""Bias up to which exponentials are finite."""
 
 
 def attend_back(
@@ -43,8 +41,7 @@ def attend_back(
         )
     found = parts(problem, True) if out.numel() else ()
     grads = gradients(operands, needs, found, into)
-    operands, lse = lowered(operands, lse)
-    saved = Saved.of(out, lse, grad_out, grad_lse)
+    saved = Saved.of(out, lse, grad_out, grad_lse, operands.bias is not None)
     trim()
     for part in found:
         call = Call(part, operands, scale)
@@ -57,32 +54,28 @@ def attend_back(
     return grads.result()
 
 
-def lowered(operands: Operands, lse: Tensor) -> tuple[Operands, Tensor]:
-    """Operands without a large bias, and the log-sum-exp of their scores.
-
-    In rows of tiles that do not exist all numbers are zero: they meet the bias alone, and its exponential
-    times a zero has to be one.
-    """
-    if operands.bias is None:
-        return operands, lse
-    bias = operands.bias.to(lse.dtype)
-    over = bias.flatten(1).amax(1).sub_(LARGE).clamp_(min=0)
-    return operands._replace(bias=bias - over.view(-1, *(1,) * (bias.ndim - 1))), lse - over
-
-
 class Saved(NamedTuple):
-    """Results of the forward pass and what flows into them."""
+    """Results of the forward pass and what flows into them.
+
+    `exists` is one, where there is a bias: in tiles it is zero, as are all numbers, in rows that do not
+    exist. Their scores are the bias alone, whose exponential might not be finite.
+    """
 
     out: Tensor
     lse: Tensor
     grad_out: Tensor
     grad_lse: Tensor | None
+    exists: Tensor | None
 
     @classmethod
-    def of(cls, out: Tensor, lse: Tensor, grad_out: Tensor | None, grad_lse: Tensor | None) -> "Saved":
+    def of(
+        cls, out: Tensor, lse: Tensor, grad_out: Tensor | None, grad_lse: Tensor | None, has_bias: bool
+    ) -> "Saved":
         if grad_out is None:
             grad_out = out.new_zeros(()).expand_as(out)
-        return cls(out, lse.unsqueeze(-1), grad_out, None if grad_lse is None else grad_lse.unsqueeze(-1))
+        lse = lse.unsqueeze(-1)
+        exists = torch.ones_like(lse) if has_bias else None
+        return cls(out, lse, grad_out, None if grad_lse is None else grad_lse.unsqueeze(-1), exists)
 
 
 class _Rows(NamedTuple):
@@ -142,6 +135,8 @@ def _rows(call: Call, batch: int, work: Pass, saved: Saved, grads: Gradients) ->
 
     query, pull = tiled(call.query, "query"), tiled(saved.grad_out, "pull")
     level = tiled(saved.lse, "level").mul_(LOG2E)
+    if saved.exists is not None:
+        level.masked_fill_(tiled(saved.exists, "exists") == 0, -HIDDEN)
     # The output is rounded to its dtype, so it serves only where the weights do not come all at once.
     pending = len(part.pieces) == 1
     delta = tiles(part, work, 1, "delta", like).zero_()

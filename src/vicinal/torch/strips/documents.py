@@ -17,7 +17,7 @@ from ..documents import Batch, Placement, arranged, central, members
 from ..ops import sampled
 from . import backward, forward, fresh, narrow
 from .arena import trim
-from .backward import Saved, lowered
+from .backward import Saved
 from .bundle import bundles
 from .call import Call
 from .gradients import Gradients
@@ -55,12 +55,11 @@ def attend_back(
     batch = arranged(problem)
     grads, (together, groups) = _blank(batch, operands, needs), bundles(problem, True)
     sums = Gradients(operands, grads, True)
-    low, level = lowered(operands, lse)
-    saved = Saved.of(out, level, grad_out, grad_lse)
+    saved = Saved.of(out, lse, grad_out, grad_lse, operands.bias is not None)
     columns = [None if x is None else placed(x) for x in (grads.key, grads.value)]
     for bundle in together:
         trim()
-        backward.run_pass(Call(bundle, low, scale), 0, 0, saved, sums, columns)
+        backward.run_pass(Call(bundle, operands, scale), 0, 0, saved, sums, columns)
         sums.finish(bundle)
     for group in _neighbors(groups):
         mine = Operands(*batch.operands(operands, group))
