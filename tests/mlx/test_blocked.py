@@ -190,7 +190,7 @@ def test_a_bias_of_any_size_leaves_gradients_finite():
     axes = Axis(29, 5), Axis(31, 5)
     problem = Problem(axes, heads=2, kv_heads=2, dim=4, value_dim=4, bias=True, extra=3)
     given = problems.operands(problem)
-    given["bias"] = given["bias"] + 100
+    given["bias"] = given["bias"] * 200
 
     def gradients(backend):
         loss = lambda given: problems.call(problem, given, backend=backend).square().sum()  # noqa: E731
