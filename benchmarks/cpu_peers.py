@@ -10,7 +10,9 @@ unpacked wheels to import them from, and nothing is installed. What cannot be ha
 peer's output is compared with ours before it is timed; ours is checked by the test suite.
 
 A peer that takes long has fewer rounds than asked for; the results say how many. The file keeps rows of
-other problems of the same machine and versions. `ratio` is the median over rounds of the peer's time over
+other problems of the same machine and versions, so a run may be made in parts; a row says when it was
+measured, and how many processes the machine had to run at its start. `--rest` measures what the file has no
+row of since that time. `ratio` is the median over rounds of the peer's time over
 ours in the same round. Bind the command to idle cores, as many as threads, with `taskset` or the like.
 """
 
@@ -21,7 +23,7 @@ import platform
 import subprocess
 import sys
 import time
-from datetime import date
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
@@ -303,7 +305,7 @@ def machine() -> dict:
         "matrix unit": torch.cpu._is_amx_tile_supported(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "date": date.today().isoformat(),
+        "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
     }
 
 
@@ -319,6 +321,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--home", type=Path, default=Path.home() / ".cache" / "vicinal-peers")
+    parser.add_argument("--rest", metavar="TIME", help="only what has no row since TIME, 2030-12-31 00:00")
     parser.add_argument("--build", action="store_true", help="compile NATTEN 0.17.5, in minutes")
     parser.add_argument("--packages", type=Path, help="folder of unpacked wheels; nothing is installed")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu.json")
@@ -341,14 +344,24 @@ def main() -> None:
     for dtype in arguments.dtype.split(","):
         for mode in arguments.mode.split(","):
             for case in arguments.only.split(","):
-                found = compare(peers, case, mode, dtype, arguments.rounds)
                 row = {"case": case, "mode": mode, "dtype": dtype, "threads": arguments.threads}
+                if arguments.rest and measured(results["rows"], row, arguments.rest):
+                    continue
+                state = {
+                    "measured": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M}",
+                    "load": round(os.getloadavg()[0], 1),
+                }
+                found = compare(peers, case, mode, dtype, arguments.rounds)
                 others = [x for x in results["rows"] if not row.items() <= x.items()]
-                results["rows"] = [*others, {**row, "peers": {**found, **missing}}]
+                results["rows"] = [*others, {**row, **state, "peers": {**found, **missing}}]
                 print(f"{dtype} {mode} {case}: {line({**found, **missing})}", flush=True)
                 arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     for peer in peers.values():
         peer.process.kill()
+
+
+def measured(rows: list[dict], row: dict, since: str) -> bool:
+    return any(row.items() <= x.items() and x["measured"] >= since for x in rows)
 
 
 def kept(out: Path) -> list[dict]:

@@ -168,16 +168,27 @@ def test_the_matrix_unit_path_matches_the_oracle(monkeypatch, share):
     It rounds weights to bfloat16, and its log-sum-exp is good to about 1e-4: it is for inference alone.
     """
     monkeypatch.setattr(narrow, "available", lambda: True)
+    monkeypatch.setattr(narrow, "BOX", float("-inf"))
     axes = (Axis(21, 5, 2), Axis(26, 4, dilation=3, causal=True))
     problem = Problem(axes, 2, 2 * share, 2, 32, 32, "bfloat16")
-    assert narrow.faster(problem)
+    assert all(narrow.faster(problem, part) for part in plan.parts(problem))
     query, operands = make(problem)
     out, lse = BLOCKED.attend(problem, operands, 0.2)
     win = oracle.window(2, **window(problem))
     answer = oracle.attend(array(query), array(operands.key), array(operands.value), win, 0.2)
     budget.check("out", array(out), answer.out, "bfloat16", rounded_weights=True)
     budget.check("lse", array(lse), answer.lse, "bfloat16")
-    assert not narrow.faster(replace(problem, gradients=True))
+    later = replace(problem, gradients=True)
+    assert not any(narrow.faster(later, part) for part in plan.parts(later))
+
+
+def test_the_matrix_unit_takes_large_boxes(monkeypatch):
+    """What is faster on a CPU that has one."""
+    monkeypatch.setattr(narrow, "available", lambda: True)
+    line, plane = (Axis(8192, 255),), (Axis(64, 7), Axis(64, 7))
+    for axes, dim, wins in ((line, 64, True), (plane, 32, False)):
+        problem = Problem(axes, 1, 4, 4, dim, dim, "bfloat16")
+        assert [narrow.faster(problem, part) for part in plan.parts(problem)] == [wins]
 
 
 def flat(out, lse, grads):

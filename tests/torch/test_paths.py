@@ -4,6 +4,7 @@ thread."""
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.blocked import BLOCKED
 from vicinal.torch.strips import band, direct, plan
+from vicinal.torch.strips.layout import chunks
+from vicinal.torch.strips.products import multiply
 
 
 @pytest.fixture(autouse=True)
@@ -148,11 +151,43 @@ def test_bits_do_not_depend_on_run_or_threads(problem, path, threads, monkeypatc
     prefer(monkeypatch, path)
     _, operands = make(problem)
     results = []
-    for count in (1, 1, 3):
+    for count in (1, 1, 3, 8):
         threads(count)
         gradients = () if path is band else run(problem, operands, with_lse=path is None)[2]
         results.append(flat(*BLOCKED.attend(problem, operands, 0.4), gradients))
     assert all(equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("size", [(31, 33, 97), (64, 32, 196), (97, 24, 33)], ids=str)
+def test_bits_of_products_do_not_depend_on_threads(count, size, threads):
+    """Sizes that a BLAS for AVX2, or one for AVX-512, rounds otherwise where threads share a matrix."""
+    rows, inner, columns = size
+    generator = torch.Generator().manual_seed(0)
+    start, left, right = (
+        torch.randn(count, *shape, generator=generator)
+        for shape in ((rows, columns), (rows, inner), (inner, columns))
+    )
+    found = []
+    for workers in (1, 2, 3, 8):
+        threads(workers)
+        out = start.clone()
+        multiply(out, left, right, 0.3)
+        found.append(out)
+    torch.testing.assert_close(found[0], start + 0.3 * left @ right)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_chunks_hold_no_fewer_boxes_than_asked_for():
+    problem = Problem((Axis(900, 33),), heads=1, kv_heads=1, dim=8, value_dim=8)
+    for part in plan.parts(problem):
+        work = part.measure(0, 0, 0)
+        for step, least in product((1, 5, 10**6), (1, 2, 3, 7)):
+            cuts = [chunk.all for chunk in chunks(work, step, least)]
+            assert [x.start for x in cuts] == [0, *(x.stop for x in cuts[:-1])]
+            assert cuts[-1].stop == work.boxes
+            assert all(x.stop - x.start >= least for x in cuts)
+            assert all(x.stop - x.start < max(step, 2 * least) + 1 for x in cuts)
 
 
 def test_python_threads_do_not_share_scratch():

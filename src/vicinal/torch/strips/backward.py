@@ -1,6 +1,5 @@
 """Fused attention on strips, backward: weights again from the saved log-sum-exp."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from .gradients import Gradients, gradients
 from .layout import accumulate, chunks, cut, fold, strips
 from .moves import Place
 from .plan import Pass, parts
+from .products import fewest, multiply
 from .scores import HIDDEN
 from .tiles import gather, scatter, tiles
 
@@ -94,21 +94,8 @@ class _Rows(NamedTuple):
     pending: bool
 
     def some(self, part: slice) -> "_Rows":
-        return self._each(lambda x: x[part])
-
-    def flat(self) -> "_Rows":
-        """All rows as one long tile."""
-        return self._each(lambda x: x.view(1, -1, x.shape[-1]))
-
-    def along(self, part: slice) -> "_Rows":
-        """Some rows of `flat`."""
-        return self._each(lambda x: x[:, part])
-
-    def _each(self, view: Callable[[Tensor], Tensor]) -> "_Rows":
-        grad = None if self.grad is None else view(self.grad)
-        return _Rows(
-            view(self.query), view(self.pull), view(self.level), view(self.delta), grad, self.pending
-        )
+        *rows, grad, pending = self
+        return _Rows(*(x[part] for x in rows), None if grad is None else grad[part], pending)
 
 
 def run_pass(
@@ -169,11 +156,11 @@ def _piece(
     mask = call.additive(work, batch)
     kinds = mask.kinds(work)
     span = len(work.slots) * part.width
-    for some in chunks(work, chunk(part.rows, span, like, 2)):
+    for some in chunks(work, chunk(part.rows, span, like, 2), fewest(like.device)):
         mine, key, value = rows.some(some.all), keys.boxes(some), values.boxes(some)
         weights, whole = sheet("scores", (len(key), part.rows, span), like)
         mask.fill(weights, kinds[some.all])
-        weights.baddbmm_(mine.query, key.mT, alpha=call.scale * LOG2E)
+        multiply(weights, mine.query, key.mT, call.scale * LOG2E)
         weights.sub_(mine.level)
         torch.exp2(whole, out=whole)
         if sums[1] is not None:
@@ -182,7 +169,7 @@ def _piece(
             continue
         slopes = _slopes(mine, weights, value, part.blanks(work, some.all, like.device))
         if mine.grad is not None:
-            mine.grad.baddbmm_(slopes, key)
+            multiply(mine.grad, slopes, key)
         if sums[0] is not None:
             accumulate(part, work, sums[0], some.slot, slopes, mine.query, call.scale)
         grads.count(part, mask, slopes, kinds[some.all])
@@ -198,7 +185,7 @@ def _slopes(rows: _Rows, weights: Tensor, values: Tensor, blanks: Tensor | None 
     would carry to the other.
     """
     slopes = take("slopes", tuple(weights.shape), Like(weights.dtype, weights.device))
-    torch.bmm(rows.pull, values.mT, out=slopes)
+    multiply(slopes, rows.pull, values.mT, beta=0)
     if not rows.pending:
         return slopes.sub_(rows.delta).mul_(weights)
     slopes.mul_(weights)
@@ -209,9 +196,9 @@ def _slopes(rows: _Rows, weights: Tensor, values: Tensor, blanks: Tensor | None 
 
 
 def _extra_weights(call: Call, rows: _Rows, key: Tensor) -> Tensor:
-    """`[1, rows, tokens]` weights of additional tokens."""
-    weights, whole = sheet("scores", (1, rows.query.shape[1], key.shape[1]), call.like)
-    torch.bmm(rows.query, key.mT, out=weights).mul_(call.scale * LOG2E)
+    """`[tiles, rows, tokens]` weights of additional tokens."""
+    weights, whole = sheet("scores", (*rows.query.shape[:2], key.shape[1]), call.like)
+    multiply(weights, rows.query, key.mT, call.scale * LOG2E, 0)
     weights.sub_(rows.level)
     torch.exp2(whole, out=whole)
     return weights
@@ -219,24 +206,31 @@ def _extra_weights(call: Call, rows: _Rows, key: Tensor) -> Tensor:
 
 def _extra_delta(call: Call, batch: int, rows: _Rows) -> None:
     """Add the share of the additional tokens to `delta`."""
-    flat = rows.flat()
-    for some, _, (key, value) in call.extra_chunks(batch, flat.query.shape[1]):
-        mine = flat.along(some)
+    for some, _, (key, value) in call.extra_chunks(batch, len(rows.query)):
+        mine = rows.some(some)
         weights = _extra_weights(call, mine, key)
-        mine.delta.add_(weights.mul_(mine.pull @ value.mT).sum(-1, keepdim=True))
+        slopes = take("slopes", tuple(weights.shape), call.like)
+        multiply(slopes, mine.pull, value.mT, beta=0)
+        mine.delta.add_(weights.mul_(slopes).sum(-1, keepdim=True))
 
 
 def _extra(call: Call, batch: int, rows: _Rows, grads: Gradients) -> None:
-    flat = rows._replace(pending=False).flat()
-    for some, where, (key, value) in call.extra_chunks(batch, flat.query.shape[1]):
-        mine = flat.along(some)
+    for some, where, (key, value) in call.extra_chunks(batch, len(rows.query)):
+        mine = rows._replace(pending=False).some(some)
         weights = _extra_weights(call, mine, key)
         if grads.extra_value is not None:
-            grads.extra_value[where].addmm_(weights[0].T, mine.pull[0])
+            _add(grads.extra_value[where], weights, mine.pull, 1.0)
         if not grads.slopes:
             continue
         slopes = _slopes(mine, weights, value)
         if mine.grad is not None:
-            mine.grad.baddbmm_(slopes, key)
+            multiply(mine.grad, slopes, key)
         if grads.extra_key is not None:
-            grads.extra_key[where].addmm_(slopes[0].T, mine.query[0], alpha=call.scale)
+            _add(grads.extra_key[where], slopes, mine.query, call.scale)
+
+
+def _add(sink: Tensor, weights: Tensor, rows: Tensor, scale: float) -> None:
+    """Add what tiles give to additional tokens `[tokens, dim]`."""
+    made = take("segment", (len(rows), *sink.shape), Like(rows.dtype, rows.device))
+    multiply(made, weights.mT, rows, scale, 0)
+    sink.add_(made.sum(0))

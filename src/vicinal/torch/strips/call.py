@@ -20,6 +20,8 @@ from .scores import Additive
 LOG2E = 1 / log(2)
 EXTRA = 1024
 """Additional tokens taken at a time."""
+TILES = 16
+"""Tiles that meet them at a time, at least."""
 
 
 def chunk(rows: int, keys: int, like: Like, buffers: int = 1) -> int:
@@ -76,23 +78,26 @@ class Call:
         return self.mask
 
     def extra_chunks(
-        self, batch: int, rows: int
+        self, batch: int, boxes: int
     ) -> Iterator[tuple[slice, tuple[int, slice, int], list[Tensor]]]:
-        """Additional tokens next to those of `rows` rows of tiles that see them.
+        """Additional tokens next to those of `boxes` tiles that see them.
 
-        Yields rows, the place `[batch entry, tokens, key/value head]` of the tokens, and their keys and
-        values `[1, tokens, dim]`.
+        Yields tiles, the place `[batch entry, tokens, key/value head]` of the tokens, and their keys and
+        values `[tiles, tokens, dim]`. Sums over tiles are made by what is yielded, so no size depends on
+        threads.
         """
         key, value = self.extra
         if key is None or value is None:
             return
         heads, entries = self.part.batches[batch][:2]
         pairs = list(product(range(self.part.kv_heads)[heads], range(key.shape[0])[entries]))
-        share = rows // len(pairs)
+        share = boxes // len(pairs)
         for place, (head, entry) in enumerate(pairs):
             for token in range(0, key.shape[1], EXTRA):
                 where = (entry, slice(token, token + EXTRA), head)
                 some = [x[where].unsqueeze(0).to(self.like.dtype).contiguous() for x in (key, value)]
-                step = chunk(1, some[0].shape[1], self.like, 2)
+                size = 2 * self.part.rows * some[0].shape[1] * self.like.dtype.itemsize
+                step = max(plan.CHUNK // size, TILES)
                 for start in range(place * share, (place + 1) * share, step):
-                    yield slice(start, min(start + step, (place + 1) * share)), where, some
+                    tiles = slice(start, min(start + step, (place + 1) * share))
+                    yield tiles, where, [x.expand(tiles.stop - start, -1, -1) for x in some]

@@ -32,9 +32,9 @@ def attend(problem: Problem, operands: Operands, scale: float) -> tuple[Tensor, 
     if batch.outputs.frame is not None:
         lse.fill_(-torch.inf)
     together, groups = bundles(problem)
-    run = narrow.run_pass if narrow.faster(problem) else forward.run_pass
     for bundle in together:
         trim()
+        run = narrow.run_pass if narrow.faster(problem, bundle) else forward.run_pass
         run(Call(bundle, operands, scale), 0, 0, (out, lse.unsqueeze(-1)))
     for group in _neighbors(groups):
         results = batch.outputs.some(out, group), batch.outputs.some(lse, group)

@@ -16,6 +16,7 @@ from .call import LOG2E, Call, chunk, columns_of, rows_of
 from .layout import Strips, chunks, cut
 from .moves import Place
 from .plan import Pass, parts
+from .products import fewest, multiply
 from .scores import Additive
 from .tiles import gather, scatter, tiles
 
@@ -66,7 +67,7 @@ def _attend(
     _warm(operands)
     for part in parts(problem):
         call = Call(part, operands, scale)
-        run = narrow.run_pass if narrow.faster(problem) and len(part.pieces) == 1 else run_pass
+        run = narrow.run_pass if narrow.faster(problem, part) else run_pass
         for batch, slab in part.passes():
             run(call, batch, slab, (out, lse.unsqueeze(-1)))
     return out, lse
@@ -110,7 +111,7 @@ class _State:
             scores.sub_(self.top)
         torch.exp2(whole, out=whole)
         torch.sum(scores, -1, keepdim=True, out=self.total)
-        torch.bmm(scores, values, out=self.out)
+        multiply(self.out, scores, values, beta=0)
 
     def holds(self) -> bool:
         """Whether rows that took bare scores are as good as others."""
@@ -126,7 +127,7 @@ class _State:
         scores.sub_(top)
         torch.exp2(whole, out=whole)
         self.total.mul_(fade).add_(scores.sum(-1, keepdim=True))
-        self.out.mul_(fade).baddbmm_(scores, values)
+        multiply(self.out.mul_(fade), scores, values)
         self.top.copy_(top)
 
 
@@ -192,7 +193,7 @@ def _chunks(
 
     def make() -> list[_Chunk]:
         kinds, found = mask.kinds(work), []
-        for some in chunks(work, chunk(part.rows, span, like)):
+        for some in chunks(work, chunk(part.rows, span, like), fewest(like.device)):
             key, value = keys.boxes(some).mT, values.boxes(some)
             mine = _State(*(x[some.all] for x in (state.out, state.top, state.total)))
             held = sheet("scores", (len(key), part.rows, span), like)
@@ -218,7 +219,7 @@ def _piece(
     mask, scale = call.additive(work, batch), call.scale * LOG2E
     for some in _chunks(call, work, mask, queries, keys, values, state):
         mask.fill(some.scores, some.kinds)
-        some.scores.baddbmm_(some.query, some.key, alpha=scale)
+        multiply(some.scores, some.query, some.key, scale)
         if work.slots.start:
             some.state.absorb(some.scores, some.whole, some.value)
             continue
@@ -229,9 +230,8 @@ def _piece(
 
 
 def _extra(call: Call, batch: int, queries: Tensor, state: _State) -> None:
-    flat = [x.view(1, -1, x.shape[-1]) for x in (queries, state.out, state.top, state.total)]
-    for rows, _, (key, value) in call.extra_chunks(batch, flat[0].shape[1]):
-        query, *mine = (x[:, rows] for x in flat)
-        scores, whole = sheet("scores", (1, query.shape[1], key.shape[1]), call.like)
-        torch.bmm(query, key.mT, out=scores).mul_(call.scale * LOG2E)
+    for some, _, (key, value) in call.extra_chunks(batch, len(queries)):
+        query, *mine = (x[some] for x in (queries, state.out, state.top, state.total))
+        scores, whole = sheet("scores", (*query.shape[:2], key.shape[1]), call.like)
+        multiply(scores, query, key.mT, call.scale * LOG2E, 0)
         _State(*mine).absorb(scores, whole, value)

@@ -18,6 +18,7 @@ from .arena import Like, keep, take
 from .bundle import Bundle
 from .moves import Held, Move, Place, Step, blank, hold, play, record, run
 from .plan import Part, Pass
+from .products import multiply
 from .ring import Ring
 from .rows import Lookup, joined, lookup, read
 
@@ -94,11 +95,13 @@ class Chunk(NamedTuple):
     slot: int
 
 
-def chunks(work: Pass, step: int) -> Iterator[Chunk]:
-    """The boxes of a pass, at most `step` at a time."""
+def chunks(work: Pass, step: int, least: int) -> Iterator[Chunk]:
+    """The boxes of a pass, about `step` at a time, and no fewer than `least` where there are as many."""
     count = work.boxes // work.runs
-    for number, start in product(range(work.runs), range(0, count, step)):
-        first, stop = number * count + start, min(start + step, count)
+    pieces = max(min(-(-count // step), count // least), 1)
+    for number, piece in product(range(work.runs), range(pieces)):
+        start, stop = (count * x // pieces for x in (piece, piece + 1))
+        first = number * count + start
         every = slice(first, number * count + stop)
         yield Chunk(every, number, slice(start, stop), number * work.length + start * work.pitch)
 
@@ -351,8 +354,9 @@ def accumulate(
         sink = slots.as_strided(size, (work.pitch * row, slots.shape[-1], 1), (first + at) * row)
         mine = weights[:, :, at * part.width : at * part.width + length].transpose(1, 2)
         if length == work.pitch * part.width:
-            sink.baddbmm_(mine, rows, alpha=scale)
+            multiply(sink, mine, rows, scale)
         else:
             # A product written with gaps runs matrix by matrix.
-            product = take("segment", size, Like(slots.dtype, slots.device))
-            sink.add_(product.baddbmm_(mine, rows, alpha=scale, beta=0))
+            made = take("segment", size, Like(slots.dtype, slots.device))
+            multiply(made, mine, rows, scale, 0)
+            sink.add_(made)

@@ -21,8 +21,6 @@ PASS = 12 << 20
 take."""
 CHUNK = 1 << 20
 """Bytes of scores that a thread works on at a time: its second-level cache."""
-LONE = 4096
-"""Keys of the largest box that is accompanied by one without a tile where it would be alone."""
 SCORES = 1 << 20
 """Scores of a tile at most, where a smaller tile exists."""
 CALL = 16_000
@@ -157,9 +155,6 @@ class Part:
         pitch = self.rings[0].step if tiles > 1 else span
         length = (tiles - 1) * pitch + span
         places = -(-length // pitch)
-        if strips * places == 1 and span * self.width <= LONE:
-            # A product of one matrix is left to the threads of the BLAS, on which bits would depend.
-            return Pass(slab, slots, volumes, strips, pitch, 2 * pitch, 2, 1)
         if strips == 1 or self._apart(strips, tiles, places - tiles, span):
             return Pass(slab, slots, volumes, strips, pitch, length, tiles, strips)
         return Pass(slab, slots, volumes, strips, pitch, places * pitch, places, 1)

@@ -9,9 +9,12 @@ from torch import Tensor
 from . import plan
 from .arena import Like
 from .plan import Part, Pass
+from .products import multiply
 
 HIDDEN = -1e30
 """Score of a key that is not seen: its weight is an exact zero, and no infinity meets another."""
+PARTS = 64
+"""Matrices that a gradient of the bias is summed by."""
 
 
 class Additive:
@@ -80,6 +83,16 @@ class Additive:
         return ordered.reshape(-1, self.part.rows, self.keys)
 
 
+def _matched(sums: Tensor, member: Tensor) -> Tensor:
+    """`sums @ member`, part by part of what is summed."""
+    size = -(-len(member) // PARTS)
+    more, rows = PARTS * size - len(member), sums.flatten(0, -2)
+    parts = torch.nn.functional.pad(rows, (0, more)).view(-1, PARTS, size).transpose(0, 1)
+    found = sums.new_empty(PARTS, len(rows), member.shape[1])
+    multiply(found, parts, torch.nn.functional.pad(member, (0, 0, 0, more)).view(PARTS, size, -1), beta=0)
+    return found.sum(0).view(*sums.shape[:-1], -1)
+
+
 class Tally:
     """Gradient of the bias: gradients of scores, summed over tiles of one class, then over equal relative
     positions."""
@@ -127,5 +140,5 @@ class Tally:
             # [heads, (class, row, key) of the axes before, of this axis, relative positions of the axes
             # after]
             sums = sums.movedim((1 + 3 * axis, 2 + 3 * axis, 3 + 3 * axis), (-3, -2, -1)).flatten(-3)
-            sums = torch.matmul(sums, member.to(sums.dtype)).movedim(-1, 1 + 3 * axis)
+            sums = _matched(sums, member.to(sums.dtype)).movedim(-1, 1 + 3 * axis)
         return sums

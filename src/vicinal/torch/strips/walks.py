@@ -15,6 +15,7 @@ from .arena import Like, take, trim
 from .call import chunk, columns_of, rows_of
 from .layout import Chunk, accumulate, chunks, cut, fold, strips
 from .plan import Part, Pass, parts
+from .products import fewest, multiply
 from .scores import Additive
 from .tiles import gather, scatter, tiles
 
@@ -29,7 +30,7 @@ class _Stage(NamedTuple):
 
     def chunks(self) -> Iterator[Chunk]:
         step = chunk(self.part.rows, self.keys + prod(self.part.sizes), self.like, 2)
-        return chunks(self.work, step)
+        return chunks(self.work, step, fewest(self.like.device))
 
     @property
     def keys(self) -> int:
@@ -100,7 +101,7 @@ def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: floa
             scores = stage.scores(some, stage.keys)
             if mask is not None:
                 mask.fill(scores, mask.kinds(work)[some])
-            scores.baddbmm_(queries[some], keys.boxes(piece).mT, alpha=scale, beta=int(mask is not None))
+            multiply(scores, queries[some], keys.boxes(piece).mT, scale, int(mask is not None))
             places = stage.places(some)
             if stage.gaps:
                 blank = places == stage.keys
@@ -130,7 +131,7 @@ def mix(problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
         target = rows_of(part, out, stage.batch)
         made = tiles(part, work, y.shape[-1], "out", like)
         for some, scores in _spread(stage, weights):
-            torch.bmm(scores, values.boxes(some), out=made[some.all])
+            multiply(made[some.all], scores, values.boxes(some), beta=0)
         scatter(part, work, made, "out", target)
     return out
 
