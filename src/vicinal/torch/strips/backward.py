@@ -94,8 +94,8 @@ class _Rows(NamedTuple):
     pending: bool
 
     def some(self, part: slice) -> "_Rows":
-        *rows, grad, pending = self
-        return _Rows(*(x[part] for x in rows), None if grad is None else grad[part], pending)
+        rows = self.query[part], self.pull[part], self.level[part], self.delta[part]
+        return _Rows(*rows, None if self.grad is None else self.grad[part], self.pending)
 
 
 def run_pass(
