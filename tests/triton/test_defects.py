@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("triton.experimental.gluon.nvidia.hopper", reason="Triton has no Gluon for Hopper")
 
-from tests.triton import defects  # noqa: E402
+from tests.triton import defects
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [

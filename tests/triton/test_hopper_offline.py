@@ -180,7 +180,7 @@ def checked(compiled, folder):
     places = sorted(buffers(compiled, folder))
     assert len(places) >= 3, compiled.name
     assert all(before[1] <= after[0] for before, after in pairwise(places)), (compiled.name, places)
-    # A warp that copies boxes of 32-bit elements was seen to hit an illegal instruction; `test_defects` tries.
+    # A warp that copied boxes of 32-bit elements hit an illegal instruction; `test_defects` tries it.
     assert all(one["elem_size"] <= 2 for one in compiled.metadata.tensordesc_meta or ()), compiled.name
     assert not machine_code.touched(code), compiled.name
     assert not machine_code.early_arrivals(compiled.asm["ptx"]), compiled.name
