@@ -107,12 +107,12 @@ TABLES = {
         ("forward", "forward_memory", "dense_forward", "backward", "backward_memory", "dense_backward"),
     ),
     "hopper_h100.json": (
-        "`hopper` on an H100, 2-D 256x256 | forward | backward",
+        "backward of `hopper` on an H100 | TFLOP/s",
         {
-            "window 80": "b1",
+            "2-D 256x256, window 80": "b1",
             "float16": "b1 fp16",
             "24 heads over 8 key/value heads": "b1 grouped 24/8",
-            "head dim 64; cuDNN's dense forward then makes 476, of 655 at 128": "b1 dim 64",
+            "head dim 64": "b1 dim 64",
             "head dim 96, padded to 128 inside": "b1 dim 96",
             "head dim 256, 12 heads": "b1 dim 256",
             "window 40": "b1 K=40",
@@ -120,7 +120,7 @@ TABLES = {
             "3-D, window 18x24x24": "c1",
             "3-D, window 18x24x24, causal in time": "c1 causal in time",
         },
-        ("forward_tflops", "backward_tflops"),
+        ("backward_tflops",),
     ),
 }
 
@@ -139,6 +139,20 @@ def test_gpu(name):
                 shows(cell, value)
 
 
+def test_options():
+    measured = {row["name"]: row for row in results("hopper_forward_h200.json")["rows"]}
+    options = ("", " causal", " fp16", " grouped 24/8", " dim 64", " dim 96", " dim 256")
+    header, rows = next(
+        x for x in tables(PERFORMANCE).items() if x[0].startswith("forward of `hopper` on an H200 | ")
+    )
+    assert len(header.split(" | ")) == 4
+    for option, (_, *cells) in zip(options, rows, strict=True):
+        for shape, cell in zip("abc", cells, strict=True):
+            speed, kept = re.fullmatch(r"(\d+) \(([\d.]+)\)", cell).groups()
+            shows(speed, measured[f"{shape}1{option}"]["forward_tflops"])
+            shows(kept, measured[f"{shape}1{option}"]["forward_kept"])
+
+
 def test_between():
     measured = {
         row["problem"].partition(", bfloat16")[0]: row for row in results("between_h200.json")["rows"]
@@ -152,8 +166,8 @@ def test_between():
         wanted = (
             (row["hopper_forward"], row["hopper_backward"]),
             (row["triton_forward"], row["triton_backward"]),
-            (row["cudnn_forward"], min(row["cudnn_backward"], row["flash_backward"])),
-            (row["cudnn_masked_forward"],),
+            (row["dense_forward"], row["dense_backward"]),
+            (row["masked_forward"],),
         )
         for cell, values in zip(cells, wanted, strict=True):
             for text, value in zip(cell.split(" / "), values, strict=True):
