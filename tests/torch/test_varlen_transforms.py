@@ -8,6 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import vicinal.torch as na
 from tests.documents import case
 from tests.torch.documents import Drawn, Packed, Padded, call, operands
+from vicinal.torch.compat import natten_mps
 
 ops = torch.ops.vicinal
 FORMS = {"packed": Packed, "padded": Padded}
@@ -185,6 +186,42 @@ def test_one_graph_serves_all_sizes(dtype):
         )
         == 2
     )
+
+
+def layer(**options):
+    return na.NeighborhoodAttention2D(14, 7, 3, rel_pos_bias=True, **options).double()
+
+
+PADDED = {
+    "layer": (lambda: layer(output_stride=2), (14,), True),
+    # Weights that are dropped are computed beside the graphs.
+    "layer that drops weights": (lambda: layer(attn_drop=1e-12), (14,), False),
+    "natten-mps": (lambda: lambda x, sizes: natten_mps.na2d_varlen(x, x, x, sizes, 3), (7, 4), True),
+    "layer of natten-mps": (lambda: natten_mps.NeighborhoodAttention2D(14, 7, 3).double(), (14,), True),
+}
+
+
+@pytest.mark.parametrize(("make", "width", "whole"), PADDED.values(), ids=PADDED)
+def test_graphs_of_layers_and_older_names_serve_all_sizes(make, width, whole):
+    torch._dynamo.reset()
+    backend, graphs = counting()
+    function, settled = make(), 0
+    compiled = torch.compile(function, fullgraph=whole, dynamic=True, backend=backend)
+    for place, shapes in enumerate(BATCHES):
+        sizes = torch.tensor(shapes).clamp(min=3)
+        x = torch.randn(len(shapes), *(sizes.amax(0) + 1).tolist(), *width, dtype=torch.float64)
+        results = []
+        for run in (compiled, function):
+            leaf = x.clone().requires_grad_()
+            out = run(leaf, sizes)
+            results.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
+        for got, want in zip(*results, strict=True):
+            torch.testing.assert_close(got, want)
+        if place == 1:
+            # What comes back from beside a graph is found to change once.
+            settled = len(graphs)
+    assert len(graphs) == settled
+    assert settled == 2 or not whole
 
 
 @torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)

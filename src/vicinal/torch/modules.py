@@ -114,7 +114,11 @@ class _NeighborhoodAttention(nn.Module):
         x = x.masked_fill(~inside(shapes, frame, (1,) * self.rank, x.device).unsqueeze(-1), 0)
         query, key, value = self._project(x)
         if self.training and self.attn_drop.p > 0:
-            out = self._drop_varlen(Operands(query, key, value, self.rpb), shapes, fit)
+            drop = self._drop_varlen
+            if torch.compiler.is_compiling():
+                # A graph of it would be one of these shapes.
+                drop = torch.compiler.disable(drop)
+            out = drop(Operands(query, key, value, self.rpb), shapes, fit)
         else:
             out = neighborhood_attention_varlen(
                 query, key, value, shapes, scale=self.scale, bias=self.rpb, fit=fit, **self.window
