@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from functools import lru_cache
+from operator import sub
 from typing import NamedTuple
 
 from .window import Axis
@@ -22,10 +23,7 @@ def forward(axis: Axis) -> tuple[Span, ...]:
     found: list[Span] = []
     for residue in range(axis.dilation):
         rows, columns = axis.group(residue), range(residue, axis.length, axis.dilation)
-        seen = [axis.keys(row) for row in rows]
-        starts = tuple([(keys.start - residue) // axis.dilation for keys in seen])
-        stops = tuple([start + len(keys) for start, keys in zip(starts, seen, strict=True)])
-        found.append(Span(rows, columns, starts, stops))
+        found.append(Span(rows, columns, *axis.seen(rows)))
     return tuple(found)
 
 
@@ -47,15 +45,19 @@ def inverse(axis: Axis) -> tuple[Span, ...]:
 @lru_cache(256)
 def windows(axis: Axis) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """First key and number of keys of every output."""
-    seen = [axis.keys(output) for output in range(axis.outputs)]
-    return tuple(keys[0] for keys in seen), tuple(map(len, seen))
+    first, count = [0] * axis.outputs, [0] * axis.outputs
+    for rows, columns, starts, stops in forward(axis):
+        mine = slice(rows.start, None, rows.step)
+        first[mine] = map(columns.__getitem__, starts)
+        count[mine] = map(sub, stops, starts)
+    return tuple(first), tuple(count)
 
 
 @lru_cache(256)
 def relative(axis: Axis) -> tuple[int, ...]:
     """Entry of the relative position table that each output's slot 0 uses; slot `s` uses one `s` later."""
-    first = windows(axis)[0]
+    least = axis.size - 1
+    tokens = range(0, axis.length, axis.output_stride)
     return tuple(
-        (first[output] - output * axis.output_stride) // axis.dilation + axis.size - 1
-        for output in range(axis.outputs)
+        [least + (key - token) // axis.dilation for key, token in zip(windows(axis)[0], tokens, strict=True)]
     )

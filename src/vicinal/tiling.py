@@ -44,16 +44,17 @@ class Plan(NamedTuple):
 Boxes = tuple[int, ...]
 
 
-def shortened(axis: Axis, rows: int) -> tuple[Axis, Axis, int]:
+def shortened(axis: Axis, rows: int, units: int = 2, more: int = 0) -> tuple[Axis, Axis, int]:
     """Two lengths of `axis` whose counts tell those of the axis, and how often their difference is added.
 
     Far from its ends an axis repeats itself: tiles of `rows` meet the same windows `unit` tokens later. So
     counts grow by the same number with every `unit`, and a long axis costs no more to plan than a short one.
+    Both lengths hold a window, and `more` keys, at each end, and `units` besides.
     """
     step = lcm(axis.dilation, axis.output_stride) // axis.dilation
     unit = axis.dilation * lcm(rows * step, axis.stride)
-    ends = 2 * axis.dilation * (axis.size + axis.stride) + 2 * unit
-    repeats = max((axis.length - ends) // unit, 0)
+    least = 2 * axis.dilation * (axis.size + axis.stride + more) + units * unit
+    repeats = max((axis.length - least) // unit, 0)
     short = axis.length - repeats * unit
     return replace(axis, length=short), replace(axis, length=short + min(repeats, 1) * unit), repeats
 
@@ -66,6 +67,7 @@ def axis_counts(axis: Axis, rows: int, columns: int, inverse: bool = False) -> C
     return Counts(*(few + repeats * (more - few) for few, more in zip(*both, strict=True)))
 
 
+@lru_cache(65536)
 def _walked_counts(axis: Axis, rows: int, columns: int, inverse: bool) -> Counts:
     tiles = visited = full = 0
     for span in (spans.inverse if inverse else spans.forward)(axis):

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from itertools import repeat
 from math import gcd
 
 
@@ -41,18 +42,30 @@ class Axis:
         """Whether every output sees every key."""
         return self.size == self.length and not (self.causal and self.length > 1)
 
+    def positions(self, outputs: range) -> range:
+        """Where in their dilation group the tokens of `outputs` are, all of one group."""
+        start = outputs.start * self.output_stride // self.dilation
+        step = max(outputs.step * self.output_stride // self.dilation, 1)
+        return range(start, start + step * len(outputs), step)
+
+    def seen(self, outputs: range) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """First key of each of `outputs` of one dilation group, and the one behind its last, counted in the
+        group; neither ever decreases."""
+        positions, group = self.positions(outputs), outputs.start * self.output_stride % self.dilation
+        shared = positions if self.stride == 1 else [at - at % self.stride for at in positions]
+        lead = self.stride - self.size if self.causal else self.stride // 2 - self.size // 2
+        last = -(-(self.length - group) // self.dilation) - self.size
+        low, high = bisect_left(shared, -lead), bisect_left(shared, last - lead)
+        inside = [first + lead for first in shared[low:high]]
+        starts = (*repeat(0, low), *inside, *repeat(last, len(outputs) - high))
+        if self.causal:
+            return starts, tuple([at + 1 for at in positions])
+        return starts, tuple([start + self.size for start in starts])
+
     def keys(self, output: int) -> range:
         """Keys that `output` sees: one to `size` of them, `dilation` apart."""
-        position, group = divmod(output * self.output_stride, self.dilation)
-        length = -(-(self.length - group) // self.dilation)
-        shared = position // self.stride * self.stride
-        if self.causal:
-            start = max(min(shared + self.stride, length) - self.size, 0)
-            stop = position + 1
-        else:
-            leader = min(shared + self.stride // 2, length - 1)
-            start = min(max(leader - self.size // 2, 0), length - self.size)
-            stop = start + self.size
+        group = output * self.output_stride % self.dilation
+        (start,), (stop,) = self.seen(range(output, output + 1))
         return range(group + start * self.dilation, group + (stop - 1) * self.dilation + 1, self.dilation)
 
     def group(self, key: int) -> range:

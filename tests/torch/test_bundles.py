@@ -1,6 +1,7 @@
 """Small documents that `blocked` computes together: bits, isolation, and when it does."""
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 import torch
@@ -58,22 +59,28 @@ def results(form, case, threads=1, level=0.0):
         torch.set_num_threads(before)
 
 
-@pytest.fixture
-def alone(monkeypatch):
-    """No document is small."""
-    monkeypatch.setattr(bundle, "SMALL", 0)
+def gaining(monkeypatch, share):
+    """Documents are together where that takes `share` of their time alone."""
+    monkeypatch.setattr(bundle, "GAIN", share)
     bundle.bundles.cache_clear()
+
+
+NEVER, ALWAYS = 0, inf
+
+
+@pytest.fixture(autouse=True)
+def forgetting():
     yield
     bundle.bundles.cache_clear()
 
 
 def forced(monkeypatch, tile):
-    """One tile for every problem."""
+    """One tile for every problem, and documents together."""
+    gaining(monkeypatch, ALWAYS)
     chosen = tiling.Plan(tile, tile, tiling.Counts(1, 1, 1), 1.0)
     monkeypatch.setattr(plan, "cheapest", lambda *_: chosen)
     monkeypatch.setattr(direct, "faster", lambda *_: False)
     plan.parts.cache_clear()
-    bundle.bundles.cache_clear()
 
 
 def same(drawn, found, want):
@@ -83,31 +90,30 @@ def same(drawn, found, want):
     torch.testing.assert_close(found[exact:], want[exact:], rtol=2e-5, atol=2e-5)
 
 
+shares = pytest.mark.parametrize("share", [NEVER, ALWAYS], ids=["alone", "together"])
+
+
 @form
+@shares
 @pytest.mark.parametrize("case", (CASES | EXTRA).values(), ids=CASES | EXTRA)
-def test_documents_alone_match_the_oracle(form, case, alone):
+def test_documents_match_the_oracle(form, case, share, monkeypatch):
+    gaining(monkeypatch, share)
     check(form, case)
 
 
 @form
+@shares
 @given(cases())
 @settings(max_examples=25, deadline=None)
-def test_documents_alone_with_every_option(form, case):
+def test_documents_with_every_option(form, share, case):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle, "SMALL", 0)
-        bundle.bundles.cache_clear()
+        gaining(patch, share)
         check(form, case)
-    bundle.bundles.cache_clear()
 
 
 @form
-@pytest.mark.parametrize("case", EXTRA.values(), ids=EXTRA)
-def test_documents_together_match_the_oracle(form, case):
-    check(form, case)
-
-
-@form
-def test_a_bias_of_any_size_leaves_gradients_finite(form):
+def test_a_bias_of_any_size_leaves_gradients_finite(form, monkeypatch):
+    gaining(monkeypatch, ALWAYS)
     drawn = case(((5, 9), (7, 4)), 3, bias=True, dtype="float32")
     # One constant more in all scores of a row changes no weight.
     _, _, *found = results(form, drawn, level=100.0)
@@ -133,7 +139,7 @@ def test_bits_are_those_of_documents_alone_where_tiles_are(form, drawn, tile, dt
             own = plan.parts(replace(problem(drawn), axes=axes, batch=1, documents=None))
             assert member.part.rings in [part.rings for part in own]
     found = results(form, drawn)
-    monkeypatch.setattr(bundle, "SMALL", 0)
+    monkeypatch.setattr(bundle, "GAIN", 0)
     bundle.bundles.cache_clear()
     same(drawn, found, results(form, drawn))
     bundle.bundles.cache_clear()
@@ -143,6 +149,7 @@ def test_bits_are_those_of_documents_alone_where_tiles_are(form, drawn, tile, dt
 @form
 @tiled
 def test_bits_do_not_depend_on_threads_or_passes(form, drawn, tile, monkeypatch):
+    gaining(monkeypatch, ALWAYS)
     want = results(form, drawn)
     for threads in (2, 3):
         assert all(map(torch.equal, results(form, drawn, threads), want))
@@ -151,12 +158,12 @@ def test_bits_do_not_depend_on_threads_or_passes(form, drawn, tile, monkeypatch)
     bundle.bundles.cache_clear()
     assert len(bundle.bundles(problem(drawn)).bundles) > whole
     same(drawn, results(form, drawn), want)
-    bundle.bundles.cache_clear()
 
 
 @pytest.mark.parametrize("field", ["query", "key", "value"])
 @pytest.mark.parametrize("kind", ["line", "planes", "volumes"])
-def test_a_nan_of_one_document_reaches_no_other(kind, field):
+def test_a_nan_of_one_document_reaches_no_other(kind, field, monkeypatch):
+    gaining(monkeypatch, ALWAYS)
     drawn, made = Drawn(TILED[kind][0]), Packed(TILED[kind][0])
     tokens, rest = operands(made, drawn)
     found = []
@@ -171,26 +178,29 @@ def test_a_nan_of_one_document_reaches_no_other(kind, field):
             assert place == 1 or torch.equal(got, want)
 
 
-def test_large_documents_and_single_shapes_stay_alone():
-    def split(*shapes, **rest):
-        documents = Documents(shapes, None, False)
-        axes = (Axis(64, 7), Axis(64, 7))
-        together, groups = bundle.bundles(
-            Problem(axes, len(shapes), 4, 4, 32, 32, documents=documents, **rest)
-        )
-        return sorted(x.document for one in together for x in one.members), [g.documents for g in groups]
+def split(*shapes, back=False, clip=False, **rest):
+    """Documents that are computed together, and groups of others."""
+    axes = (Axis(64, 7),) * len(shapes[0])
+    documents = Documents(shapes, None, clip)
+    batch = Problem(axes, len(shapes), 4, 4, 32, 32, documents=documents, **rest)
+    together, groups = bundle.bundles(batch, back)
+    return sorted(x.document for one in together for x in one.members), [g.documents for g in groups]
 
-    assert split((12, 14), (11, 15), (90, 80), (12, 14)) == ([0, 1, 3], [(2,)])
-    assert split((12, 14), (90, 80), (12, 14)) == ([], [(0, 2), (1,)])
-    assert split((12, 14), (11, 15), extra=1) == ([], [(0,), (1,)])
+
+def test_large_documents_and_single_shapes_stay_alone():
+    assert split((120,), (110,), (9000,), (120,)) == ([0, 1, 3], [(2,)])
+    assert split((120,), (9000,), (120,)) == ([], [(0, 2), (1,)])
+    assert split((120,), (110,), extra=1) == ([], [(0,), (1,)])
+
+
+def test_documents_that_one_call_takes_faster_stay_alone():
+    assert split((8, 8), (7, 8)) == ([0, 1], [])
+    assert split((12, 14), (11, 15), back=True) == ([], [(0,), (1,)])
 
 
 def test_clipped_documents_are_together_with_others():
-    drawn = case((30, 4, 0, 50, 9, 2), 9, fit="clip", bias=True, dim=8)
-    together, groups = bundle.bundles(replace(problem(drawn), documents=Documents(drawn.shapes, None, True)))
-    assert not groups
-    assert sorted(x.document for one in together for x in one.members) == [0, 1, 3, 4, 5]
-    check(Packed, drawn)
+    assert split((30,), (4,), (0,), (50,), (9,), (2,), clip=True) == ([0, 1, 3, 4, 5], [])
+    check(Packed, case((30, 4, 0, 50, 9, 2), 9, fit="clip", bias=True, dim=8))
 
 
 def test_layouts_do_not_share_results():

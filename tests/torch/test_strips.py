@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from tests import budget, oracle
 from tests.torch.problems import array, problems, window
 from tests.torch.test_blocked import BITWISE, FIELDS, check, equal, flat, make, prefer, run
-from vicinal import Axis, Problem, catalog
+from vicinal import Axis, Problem, catalog, tiling
 from vicinal.torch.backends.blocked import BLOCKED
 from vicinal.torch.strips import arena, band, direct, forward, fresh, plan, ring, rows
 from vicinal.torch.strips.residues import residues
@@ -186,8 +187,9 @@ def test_a_shift_is_the_smallest_with_which_every_tile_finds_its_columns():
         for one, residue in zip(ring.rings(axis, draw.choice((1, 2, 4, 8))), residues(axis), strict=True):
             if one.tiles == 1:
                 continue
+            starts, stops = axis.seen(residue.rows)
             spans = [
-                (residue.starts[first], residue.stops[min(first + one.tile, one.rows) - 1])
+                (starts[first], stops[min(first + one.tile, one.rows) - 1])
                 for first in range(0, one.rows, one.tile)
             ]
             reach = ring._Reach(*map(list, zip(*spans, strict=True)), one.step)
@@ -197,6 +199,30 @@ def test_a_shift_is_the_smallest_with_which_every_tile_finds_its_columns():
                 )
                 most = min(t * one.step + width - b + width * (b <= width) for t, (_, b) in enumerate(spans))
                 assert ring._shift(reach, one.columns, width) == (least if least <= most else None)
+
+
+def test_long_axes_have_the_rings_and_classes_that_their_own_tiles_tell(monkeypatch):
+    """They are worked out on a shorter axis."""
+    draw, long = random.Random(0), 0
+    for _ in range(60):
+        dilation, size = draw.choice((1, 1, 2, 3)), draw.randint(1, draw.choice((4, 12, 40)))
+        stride = draw.randint(1, size) if draw.random() < 0.5 else 1
+        length = size * dilation + draw.randint(0, draw.choice((60, 1200)))
+        axis = Axis(length, size, stride, dilation, draw.random() < 0.5, draw.choice((1, 1, 2, 3)))
+        for tile, units in product((1, 4, 7, 16, 32), (ring.WHOLES, ring.SINGLE, ring.FUSED)):
+            found = []
+            for short in (ring.SHORT, (1 << 30, 0)):
+                with monkeypatch.context() as patch:
+                    patch.setattr(ring, "SHORT", short)
+                    ring.rings.cache_clear()
+                    rings = ring.rings(axis, tile, units)
+                    pairs = zip(residues(axis), rings, strict=True)
+                    tables = [ring.table(*pair, size, ring.CPU) for pair in pairs]
+                found.append((rings, [[x.tolist() for x in table] for table in tables]))
+            assert found[0] == found[1], (axis, tile, units)
+            long += tiling.shortened(axis, tile, *ring.SHORT)[2] > 0
+    ring.rings.cache_clear()
+    assert long > 100
 
 
 @pytest.mark.parametrize(
@@ -255,6 +281,7 @@ def test_large_zeros_are_zero():
 
 PEAK = """
 import torch
+from itertools import product
 from pathlib import Path
 from vicinal.torch import neighborhood_attention
 

@@ -46,7 +46,7 @@ def test_every_option_meets_every_other(form, case):
 @pytest.mark.parametrize("backend", ["blocked", "reference"])
 def test_results_are_those_of_the_fixed_shape_bit_by_bit(form, case, backend, monkeypatch):
     """`test_bundles.py` has what small documents are computed together with."""
-    monkeypatch.setattr(bundle, "SMALL", 0)
+    monkeypatch.setattr(bundle, "GAIN", 0)
     bundle.bundles.cache_clear()
     check_bits(form, case, backend)
 

@@ -1,6 +1,7 @@
 """Neighborhood attention layers. The rank is data; the three names pin it."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,10 +115,10 @@ class _NeighborhoodAttention(nn.Module):
         x = x.masked_fill(~inside(shapes, frame, (1,) * self.rank, x.device).unsqueeze(-1), 0)
         query, key, value = self._project(x)
         if self.training and self.attn_drop.p > 0:
-            drop = self._drop_varlen
+            drop: Callable[..., Tensor] = self._drop_varlen
             if torch.compiler.is_compiling():
                 # A graph of it would be one of these shapes.
-                drop = torch.compiler.disable(drop)
+                drop = cast("Callable[..., Tensor]", torch.compiler.disable(drop))
             out = drop(Operands(query, key, value, self.rpb), shapes, fit)
         else:
             out = neighborhood_attention_varlen(

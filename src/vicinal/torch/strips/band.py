@@ -118,7 +118,8 @@ def _cost(problem: Problem, tile: int) -> float:
 @lru_cache(16)
 def _windows(residue: Residue) -> tuple[Tensor, Tensor]:
     """First columns that rows see, and those after the last."""
-    return torch.tensor(residue.starts, device="cpu"), torch.tensor(residue.stops, device="cpu")
+    starts, stops = residue.axis.seen(residue.rows)
+    return torch.tensor(starts, device="cpu"), torch.tensor(stops, device="cpu")
 
 
 @lru_cache(1024)
@@ -140,8 +141,8 @@ def _runs(residue: Residue, ring: Ring) -> tuple[Run, ...]:
         first = stop
     if whole * ring.tile < ring.rows:
         rows = min(-(-(ring.rows - whole * ring.tile) // ROWS) * ROWS, ring.rows)
-        box = residue.starts[-rows]
-        found.append(Run(ring.rows - rows, rows, 1, box, residue.stops[-1] - box, 0))
+        starts, stops = residue.axis.seen(residue.rows[-rows:])
+        found.append(Run(ring.rows - rows, rows, 1, starts[0], stops[-1] - starts[0], 0))
     return tuple(found)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import count, product
-from math import prod
+from math import gcd, inf, prod
 from statistics import median_low
 from typing import NamedTuple
 
@@ -13,18 +13,53 @@ import torch
 from torch import Tensor
 
 from ... import arguments
-from ...layout import Group, Shape
+from ...layout import Group
 from ...problem import Problem
 from ...window import Axis
 from ..documents import Batch, arranged
 from ..ops import sampled
-from . import plan
+from . import direct, plan
 from .plan import Part, Pass
 from .residues import Residue, columns_view, residues, rows_view
-from .ring import CPU, Ring, Table, Unit, rings, table, widened
+from .ring import CPU, Ring, Table, Unit, held, rings, tables, widened
+from .rows import Lookup, among, listed
 
-SMALL = 1 << 19
-"""Bytes of the operands and the output of a document that alone is too little for a pass."""
+GAIN = 0.85
+"""Share of its time alone that a document takes at most to be computed together with others."""
+
+
+class Costs(NamedTuple):
+    """What tiles take of their `plan.work_cost`, and nanoseconds besides: for each part of a document in a
+    pass with others, for each alone, and for one call over all pairs."""
+
+    factor: float
+    together: int
+    alone: int
+    direct: int
+
+
+FORWARD = Costs(1.25, 45_000, 190_000, 110_000)
+BACKWARD = Costs(1.3, 70_000, 400_000, 110_000)
+
+
+class Grid(NamedTuple):
+    """What grids hold, one after another: the number of its grid, and its place on every axis."""
+
+    number: Tensor
+    places: tuple[Tensor, ...]
+
+
+def numbered(extents: Sequence[Sequence[int]]) -> Grid:
+    """Grids of as many axes, row-major."""
+    each = torch.tensor(extents, device=CPU)
+    sizes = each.prod(1)
+    number = torch.arange(len(each), device=CPU).repeat_interleave(sizes)
+    rest = torch.arange(len(number), device=CPU) - (sizes.cumsum(0) - sizes)[number]
+    places: list[Tensor] = []
+    for extent in reversed(each[number].unbind(1)):
+        places.append(rest % extent)
+        rest = rest // extent
+    return Grid(number, tuple(reversed(places)))
 
 
 class Member(NamedTuple):
@@ -40,7 +75,8 @@ class Member(NamedTuple):
 class Bundle(Part):
     """Parts of several documents that one pass computes; what all of them share is that of the first.
 
-    It takes whole tensors, where other parts take their own batches of them.
+    It takes whole tensors, where other parts take their own batches of them. Classes of tiles are listed
+    member by member.
     """
 
     batch: Batch | None = None
@@ -55,28 +91,75 @@ class Bundle(Part):
             first.slab, first.slots, volumes, last.box + last.work.boxes, first.pitch, first.pitch, 1, 1
         )
 
+    @cached_property
+    def boxes(self) -> Grid:
+        """`[*grid, tiles of the other axes, places]`."""
+        return numbered([(*_strips(one), one.work.places) for one in self.members])
+
+    @cached_property
+    def slots(self) -> Grid:
+        """`[*grid, tiles of the other axes, length]`: those of the first axis, of all strips."""
+        return numbered([(*_strips(one), one.work.length) for one in self.members])
+
     def measure(self, batch: int, slab: int, piece: int) -> Pass:
         return self.work
 
     def kinds(self, work: Pass, heads: int, device: torch.device) -> Tensor:
-        return torch.cat([member.part.kinds(member.work, heads, device) for member in self.members])
+        kinds = torch.zeros_like(self.boxes.number)
+        for axis, table in enumerate(self.tables(device)):
+            tile, tiles = self._tile(self.boxes, axis), self._each("tiles", axis)
+            first = (tiles.cumsum(0) - tiles)[self.boxes.number]
+            most = tiles[self.boxes.number] - 1
+            ids = table.ids[first + torch.minimum(tile, most)].masked_fill_(tile > most, 0)
+            kinds = kinds * table.entries.shape[0] + ids
+        return kinds + self.boxes.places[0] * self.classes if heads > 1 else kinds
 
     def blanks(self, work: Pass, some: slice, device: torch.device) -> Tensor | None:
         def make() -> Tensor:
-            return torch.cat([_blank(member.work, device) for member in self.members])
+            blank = self._tile(self.boxes, 0) >= self._each("tiles", 0)[self.boxes.number]
+            return blank[some].nonzero().view(-1)
 
-        every = self.remember(("blank", device), make)
-        key = ("blanks", some.start, some.stop, device)
-        return self.remember(key, lambda: every[some].nonzero().view(-1))
+        return self.remember(("blanks", some.start, some.stop, device), make)
 
     def unused(self, device: torch.device) -> Tensor:
         """Rows of tiles that do not exist, of all rows of all boxes."""
 
         def make() -> Tensor:
-            used = [_used(member.part, member.work, device) for member in self.members]
-            return (~torch.cat(used)).nonzero().view(-1)
+            shape = (len(self.boxes.number), self.share, *self.tile)
+            unused = torch.zeros(shape, dtype=torch.bool, device=device)
+            for axis in range(self.rank):
+                row, last = self._rows(axis)
+                unused |= among(row > last, len(shape), 0, axis - self.rank)
+            return unused.view(-1).nonzero().view(-1)
 
         return self.remember(("unused", device), make)
+
+    def gathered(self, x: Tensor) -> Lookup:
+        """Rows of all tiles in all tokens or all outputs; those that do not exist repeat others."""
+        index, hops, step = self._first(x, self.boxes, [self.rows_in(one, x) for one in self.members])
+        ndim, share = 2 + self.rank, torch.arange(self.share, device=CPU)
+        index = among(index, ndim, 0) + among(share * hops[0], ndim, 0, 1)
+        for axis, hop in enumerate(hops[1:]):
+            row, last = self._rows(axis)
+            index = index + among(torch.minimum(row, last) * hop, ndim, 0, axis - self.rank)
+        return listed(index.view(-1), step)
+
+    def cut(self, x: Tensor, tail: int) -> Lookup:
+        """Columns of all strips, in all tokens, and the last of them `tail` times more."""
+        index, hops, step = self._first(x, self.slots, [self.columns(one, x) for one in self.members])
+        index = among(index, self.rank + 1, 0)
+        for axis, (hop, ring) in enumerate(zip(hops, self.rings, strict=True)):
+            shift, columns = (
+                self._each(name, axis)[self.slots.number].unsqueeze(1) for name in ("shift", "columns")
+            )
+            # The first axis' slots are entries of the grid, those of the others follow from their tiles.
+            first, width = self._tile(self.slots, axis).unsqueeze(1), 1
+            if axis:
+                first, width = first * ring.step, ring.width
+            slots = first - shift + torch.arange(width, device=CPU)
+            index = index + among(held(slots, columns, ring.width) * hop, self.rank + 1, 0, axis - self.rank)
+        index = index.view(-1)
+        return listed(torch.cat([index, index[-1:].expand(tail)]), step)
 
     def rows_in(self, member: Member, x: Tensor) -> Tensor:
         """`[*batch, share, *rows, dim]` of a member in all tokens or all outputs."""
@@ -93,25 +176,34 @@ class Bundle(Part):
         mine = self.batch.tokens.one(x, member.document).unsqueeze(0)
         return columns_view(mine, member.part.residues)
 
+    def _first(self, x: Tensor, grid: Grid, views: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], int]:
+        """Where in `x` each entry of a grid over batches of `views` starts, the strides `[entries, 1]` of its
+        further axes but the last, and in how many elements both are counted."""
+        found = [(int(view.storage_offset() - x.storage_offset()), *view.stride()[:-1]) for view in views]
+        step = gcd(*(number for numbers in found for number in numbers)) or 1
+        start, *hops = (torch.tensor(found, device=CPU) // step)[grid.number].unbind(1)
+        batch = len(self.grid)
+        for place, hop in zip(grid.places[:batch], hops, strict=False):
+            start = start + place * hop
+        return start, [hop.unsqueeze(1) for hop in hops[batch:]], step
 
-def _blank(work: Pass, device: torch.device) -> Tensor:
-    """`[boxes]` whether a box belongs to no tile."""
-    return torch.arange(work.boxes, device=device) % work.places >= len(work.slab[0])
+    def _tile(self, grid: Grid, axis: int) -> Tensor:
+        """The place of every entry of a grid among the tiles of an axis."""
+        return grid.places[len(self.grid) - 1 + axis if axis else -1]
+
+    def _each(self, name: str, axis: int) -> Tensor:
+        """`[members]` a number of the rings of an axis."""
+        return torch.tensor([getattr(one.part.rings[axis], name) for one in self.members], device=CPU)
+
+    def _rows(self, axis: int) -> tuple[Tensor, Tensor]:
+        """`[boxes, tile]` rows of an axis, and the last one that exists."""
+        first = self._tile(self.boxes, axis).unsqueeze(1) * self.tile[axis]
+        last = self._each("rows", axis)[self.boxes.number].unsqueeze(1) - 1
+        return first + torch.arange(self.tile[axis], device=CPU), last
 
 
-def _used(part: Part, work: Pass, device: torch.device) -> Tensor:
-    """`[boxes * rows]` whether a row of a tile exists."""
-    rank = part.rank
-    # [volumes, *tiles of the other axes, places, share, *tile]
-    shape = (work.volumes, *map(len, work.slab[1:]), work.places, part.share, *part.tile)
-    found = torch.ones(shape, dtype=torch.bool, device=device)
-    for axis, (ring, tiles) in enumerate(zip(part.rings, work.slab, strict=True)):
-        boxes = work.places if axis == 0 else len(tiles)
-        inside = torch.arange(boxes * ring.tile, device=device) < ring.rows
-        view = [1] * len(shape)
-        view[rank if axis == 0 else axis], view[rank + 2 + axis] = boxes, ring.tile
-        found &= inside.view(view)
-    return found.view(-1)
+def _strips(member: Member) -> tuple[int, ...]:
+    return *member.part.grid, *map(len, member.work.slab[1:])
 
 
 class Bundles(NamedTuple):
@@ -121,62 +213,89 @@ class Bundles(NamedTuple):
     groups: tuple[Group, ...]
 
 
+class Planned(NamedTuple):
+    """A part of a document: its boxes, the numbers kept for them, nanoseconds of its tiles, and their classes
+    on every axis."""
+
+    part: Part
+    work: Pass
+    numbers: int
+    cost: float
+    classes: tuple[frozenset[int], ...]
+
+
 @lru_cache(8)
 def bundles(problem: Problem, back: bool = False) -> Bundles:
-    """Small documents together, where they have more than one shape; their masks and boxes are the same."""
-    batch = arranged(problem)
-    small, others = [], []
-    for group in batch.groups:
-        (small if _is_small(problem, group) else others).append(group)
-    if len(small) < 2 or problem.extra:
+    """Documents that take less time together, where they have more than one shape; their masks and boxes are
+    the same."""
+    batch, parts = arranged(problem), dict[Group, list[Planned]]()
+    if not problem.extra:
+        alone = {group: _alone(problem, group) for group in batch.groups}
+        small = [group for group in batch.groups if _may_pay(alone[group], back)]
+        if len(small) > 1:
+            parts = _parts(problem, small, back)
+        for group, mine in list(parts.items()):
+            if not _pays(alone[group], back, sum(one.cost for one in mine), len(mine)):
+                del parts[group]
+    if len(parts) < 2:
         return Bundles((), batch.groups)
-    return Bundles(tuple(_bundled(problem, batch, small, back)), tuple(others))
+    rest = tuple(group for group in batch.groups if group not in parts)
+    return Bundles(tuple(_bundled(problem, batch, parts, back)), rest)
 
 
-def _is_small(problem: Problem, group: Group) -> bool:
-    wide = problem.dim + problem.value_dim
-    return prod(group.shape) * (problem.heads + problem.kv_heads) * wide * _itemsize(problem) <= SMALL
+def _alone(problem: Problem, group: Group) -> Problem:
+    """One document of a group."""
+    return replace(problem, axes=arguments.axes(group.shape, group.window), batch=1, documents=None)
 
 
-def _itemsize(problem: Problem) -> int:
-    """Bytes of a number while it is computed with."""
-    return 8 if problem.dtype == "float64" else 4
+def _may_pay(alone: Problem, back: bool) -> bool:
+    """Whether `_pays` with tiles as good as can be."""
+    least = alone.heads * alone.pairs * plan.score_cost(alone, inf, inf, back)
+    return _pays(alone, back, least, plan.pieces(alone))
 
 
-def _bundled(problem: Problem, batch: Batch, small: Sequence[Group], back: bool) -> Iterator[Bundle]:
+def _pays(alone: Problem, back: bool, work: float, parts: int) -> bool:
+    """Whether a document had better be computed with others, where its tiles take `work`."""
+    costs = BACKWARD if back else FORWARD
+    tiles, whole = costs.factor * work, direct.cost(alone, back)
+    best = min(tiles + parts * costs.alone, inf if whole is None else whole + costs.direct)
+    return tiles + parts * costs.together <= GAIN * best
+
+
+def _bundled(
+    problem: Problem, batch: Batch, parts: dict[Group, list[Planned]], back: bool
+) -> Iterator[Bundle]:
     """As many documents at a time as one pass takes."""
-    itemsize, per = _itemsize(problem), plan.load(problem, back)
-    parts = _parts(problem, small, back)
-    members, numbers, box, kinds = [], 0, 0, [set()] * problem.rank
-    shapes = {document: group.shape for group in small for document in group.documents}
-    for document in sorted(shapes):
-        for part in parts[shapes[document]]:
-            work = _joined(part)
-            mine = work.boxes * (part.rows * per.row + work.pitch * part.width * per.slot)
-            more = [one | set(x.ids.tolist()) for one, x in zip(kinds, part.tables(CPU), strict=True)]
+    itemsize = 8 if problem.dtype == "float64" else 4
+    members, numbers, box = list[Member](), 0, 0
+    kinds: list[frozenset[int]] = [frozenset()] * problem.rank
+    places = {document: mine for group, mine in parts.items() for document in group.documents}
+    for document in sorted(places):
+        for part, work, mine, _, classes in places[document]:
+            more = [one | other for one, other in zip(kinds, classes, strict=True)]
             masks = prod(map(len, more)) * part.rows * len(work.slots) * part.width
             if members and ((numbers + mine) * itemsize > plan.PASS or masks * itemsize > plan.TABLE):
                 yield _bundle(members, batch)
-                members, numbers, box = [], 0, 0
-                more = [set(x.ids.tolist()) for x in part.tables(CPU)]
+                members, numbers, box, more = [], 0, 0, list(classes)
             members.append(Member(document, part, work, box))
             numbers, box, kinds = numbers + mine, box + work.boxes, more
     yield _bundle(members, batch)
 
 
 def _bundle(members: Sequence[Member], batch: Batch) -> Bundle:
-    tables = zip(*(member.part.tables(CPU) for member in members), strict=True)
-    own = zip(*map(_united, tables), strict=True)
-    members = [
-        member._replace(part=replace(member.part, memo={("tables", CPU): mine}))
-        for member, mine in zip(members, own, strict=True)
-    ]
     first = members[0].part
     names = ("residues", "rings", "sizes", "share", "kv_heads", "grid", "batches", "slabs", "pieces")
     shared = {name: getattr(first, name) for name in names}
     made = Bundle(**shared, batch=batch, members=tuple(members))
-    made.memo["tables", CPU] = first.tables(CPU)
+    columns = zip(*(member.part.tables(CPU) for member in members), strict=True)
+    made.memo["tables", CPU] = tuple(map(_occurring, columns))
     return made
+
+
+def _occurring(tables: Sequence[Table]) -> Table:
+    """One after another, with the classes that occur."""
+    some, ids = torch.cat([table.ids for table in tables]).unique(return_inverse=True)
+    return Table(ids, tables[0].entries[some], tables[0].places[some])
 
 
 def _joined(part: Part) -> Pass:
@@ -189,17 +308,20 @@ def _joined(part: Part) -> Pass:
     return Pass(slab, part.pieces[0], volumes, strips, first.step, places * first.step, places, 1)
 
 
-def _parts(problem: Problem, small: Sequence[Group], back: bool) -> dict[Shape, list[Part]]:
-    """The parts of one document of every shape, with one tile and one box for all."""
-    axes = {group.shape: arguments.axes(group.shape, group.window) for group in small}
+def _parts(problem: Problem, small: Sequence[Group], back: bool) -> dict[Group, list[Planned]]:
+    """The parts of one document of every group, with one tile and one box for all."""
+    axes = {group: arguments.axes(group.shape, group.window) for group in small}
     tile = _tile(problem, small, back)
     per_axis = [
-        _ringed({mine[place] for mine in axes.values()}, whole, tile[place], plan.units(problem))
+        _ringed({axes[group][place] for group in small}, whole, tile[place], plan.units(problem))
         for place, whole in enumerate(problem.axes)
     ]
     return {
-        shape: [_part(problem, chosen) for chosen in product(*map(dict.__getitem__, per_axis, mine))]
-        for shape, mine in axes.items()
+        group: [
+            _planned(problem, chosen, back)
+            for chosen in product(*map(dict.__getitem__, per_axis, axes[group]))
+        ]
+        for group in small
     }
 
 
@@ -213,7 +335,13 @@ def _tile(problem: Problem, small: Sequence[Group], back: bool) -> tuple[int, ..
     return plan.cheapest(replace(problem, axes=axes, batch=1, documents=None), back).rows
 
 
-Chosen = tuple[Residue, Ring, Table]
+class Chosen(NamedTuple):
+    """Dilation groups of one axis, their tiles, and the classes of these."""
+
+    residue: Residue
+    ring: Ring
+    table: Table
+    classes: frozenset[int]
 
 
 def _ringed(axes: set[Axis], whole: Axis, tile: int, units: tuple[Unit, ...]) -> dict[Axis, list[Chosen]]:
@@ -221,37 +349,27 @@ def _ringed(axes: set[Axis], whole: Axis, tile: int, units: tuple[Unit, ...]) ->
     tiles. `whole` has the window before it was clipped, whose relative positions are meant."""
     least = max(ring.width for axis in axes for ring in rings(axis, tile, units))
     width = next(w for w in count(least) if all(widened(axis, tile, w) for axis in axes))
+    pairs = [
+        (residue, ring)
+        for axis in axes
+        for residue, ring in zip(residues(axis), widened(axis, tile, width) or (), strict=True)
+    ]
     found: dict[Axis, list[Chosen]] = {}
-    for axis in axes:
-        clipped, made = whole.size - axis.size, widened(axis, tile, width)
-        assert made is not None
-        found[axis] = []
-        for residue, ring in zip(residues(axis), made, strict=True):
-            entries = tuple(entry + clipped for entry in residue.entries)
-            mine = residue._replace(entries=entries)
-            found[axis].append((mine, ring, table(mine, ring, whole.size, CPU)))
-    every = [one for chosen in found.values() for one in chosen]
-    tables = iter(_united([table for _, _, table in every]))
-    return {
-        axis: [(residue, ring, next(tables)) for residue, ring, _ in chosen] for axis, chosen in found.items()
-    }
+    for (residue, ring), mine in zip(pairs, tables(pairs, whole.size), strict=True):
+        chosen = Chosen(residue, ring, mine, frozenset(mine.ids.tolist()))
+        found.setdefault(residue.axis, []).append(chosen)
+    return found
 
 
-def _united(tables: Sequence[Table]) -> list[Table]:
-    """`tables` with the classes of all."""
-    every = torch.cat([table.entries[table.ids].flatten(1) for table in tables])
-    unique, kinds = torch.unique(every, dim=0, return_inverse=True)
-    entries = unique.view(-1, *tables[0].entries.shape[1:])
-    ids = kinds.split([len(table.ids) for table in tables])
-    return [table._replace(ids=mine, entries=entries) for table, mine in zip(tables, ids, strict=True)]
-
-
-def _part(problem: Problem, chosen: Sequence[Chosen]) -> Part:
-    groups, ring, tables = zip(*chosen, strict=True)
+def _planned(problem: Problem, chosen: Sequence[Chosen], back: bool) -> Planned:
+    groups, ring, masks, classes = zip(*chosen, strict=True)
     grid = (problem.kv_heads, 1, *(residue.groups for residue in groups))
     batch = tuple(slice(0, extent) for extent in grid)
     slab, box = tuple(range(one.tiles) for one in ring), range(ring[0].width)
-    share = problem.heads // problem.kv_heads
+    share, per = problem.heads // problem.kv_heads, plan.load(problem, back)
     made = Part(groups, ring, problem.window, share, problem.kv_heads, grid, (batch,), (slab,), (box,))
-    made.memo["tables", CPU] = tables
-    return made
+    made.memo["tables", CPU] = masks
+    work = _joined(made)
+    numbers = work.boxes * (made.rows * per.row + work.pitch * made.width * per.slot)
+    cost = plan.work_cost(problem, work.boxes, made.rows, len(box) * made.width, numbers, back)
+    return Planned(made, work, numbers, cost, classes)

@@ -20,18 +20,22 @@ aten = torch.ops.aten
 @lru_cache(4096)
 def faster(problem: Problem, back: bool = False) -> bool:
     """Whether all pairs at once are possible here and cost less than tiles."""
+    found = cost(problem, back)
+    return found is not None and found < estimate(problem, back)
+
+
+def cost(problem: Problem, back: bool) -> float | None:
+    """Nanoseconds for all pairs at once, on one core; None where they are not possible here."""
     exact = problem.device == "cpu" and problem.dtype in ("float32", "float64")
     if not exact or problem.extra or problem.dim != problem.value_dim or (back and problem.bias):
-        return False
+        return None
     part = whole(problem)
     if part is None:
-        return False
+        return None
     pairs = problem.batch * problem.heads * prod(problem.outputs) * prod(problem.lengths)
     score = product_cost(problem, prod(problem.outputs), prod(problem.lengths))
-    cost = pairs * (2.5 * score + 2.4 if back else score + 1.2) + 40_000
-    if _alone(problem, part, back):
-        cost *= 2
-    return cost < estimate(problem, back)
+    found = pairs * (2.5 * score + 2.4 if back else score + 1.2) + 40_000
+    return 2 * found if _alone(problem, part, back) else found
 
 
 def prepare(problem: Problem, operands: Operands, scale: float) -> Ready:

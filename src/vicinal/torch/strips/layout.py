@@ -19,8 +19,8 @@ from .bundle import Bundle
 from .moves import Held, Move, Place, Step, blank, hold, play, record, run
 from .plan import Part, Pass
 from .products import multiply
-from .ring import Ring
-from .rows import Lookup, joined, lookup, read
+from .ring import Ring, held
+from .rows import Lookup, among, lookup, read
 
 
 class Run(NamedTuple):
@@ -131,7 +131,7 @@ def _cut(
 ) -> tuple[Strips, Lookup | None, list[Held]]:
     made, key = strips(part, work, x.shape[-1], name, like), ("cut", work, x.shape, x.stride())
     if isinstance(part, Bundle):
-        return made, part.remember(key, lambda: _cutting_all(part, work, x)), []
+        return made, part.remember(key, lambda: part.cut(x, _tail(work) * part.width)), []
     if part.rank > 1:
         return made, part.remember(key, lambda: _cutting(part, work, x, _tail(work) * part.width)), []
     moves = part.remember(key, lambda: record(_lines(part, work, x)))
@@ -153,16 +153,6 @@ def _lines(part: Part, work: Pass, like: Tensor) -> Iterator[Step]:
     yield Step("zero_", 0, made[_body(work) :])
 
 
-def _cutting_all(part: Bundle, work: Pass, x: Tensor) -> Lookup:
-    found = []
-    for member in part.members:
-        mine = part.columns(member, x)
-        found.append(
-            (_cutting(member.part, member.work, mine, 0), int(mine.storage_offset() - x.storage_offset()))
-        )
-    return joined(found, _tail(work) * part.width)
-
-
 def _cutting(part: Part, work: Pass, x: Tensor, tail: int) -> Lookup:
     rank, steps = part.rank, x.stride()
     # [*batch, *tiles of the other axes, length, *widths of the other axes]
@@ -175,21 +165,12 @@ def _cutting(part: Part, work: Pass, x: Tensor, tail: int) -> Lookup:
         outer.append(among(starts, ndim, axis - 2 * rank, axis - rank))
     slots = torch.arange(work.length, device=x.device) + _read(part, work, 0).start
     inner = among(_columns(part.rings[0], slots) * steps[batch], ndim, -rank)
-    return lookup(outer, [inner], tail, len(part.slabs))
+    return lookup(x, outer, [inner], tail, len(part.slabs))
 
 
 def _columns(ring: Ring, slots: Tensor) -> Tensor:
     """The column that each slot holds, or the nearest one where it holds none."""
-    before, after = slots < min(0, ring.columns - ring.width), slots >= max(ring.columns, ring.width)
-    return (slots + ring.width * (before.long() - after.long())).clamp_(0, ring.columns - 1)
-
-
-def among(table: Tensor, ndim: int, *places: int) -> Tensor:
-    """`table` with its axes at `places`, counted from the end, of `ndim`."""
-    shape = [1] * ndim
-    for place, extent in zip(places, table.shape, strict=True):
-        shape[place] = extent
-    return table.view(shape)
+    return held(slots, slots.new_tensor(ring.columns), ring.width)
 
 
 def batch_starts(x: Tensor, ndim: int, batch: int) -> list[Tensor]:

@@ -323,27 +323,43 @@ def _cost(
     height, width = share * prod(rows), prod(columns)
     first = max(rings(problem.axes[0], rows[0], units(problem)), key=lambda ring: ring.tiles)
     tiles = counts.tiles
-    product = product_cost(problem, height, width)
-    # Backward, five products for two, and strips that are read and written where forward writes tiles.
-    score = 2.5 * product + 0.12 * (problem.dim + problem.value_dim) / height + 1.2 if back else product + 0.5
     copied = tiles * first.step * prod(columns[1:]) * per.slot + tiles * height * per.row
     junk = -(-((first.tiles - 1) * first.step + first.width) // first.step) - first.tiles
     alone = min(first.tiles * height * width * 4 / CHUNK, 1)
     more = tiles / first.tiles * min(junk * height * width, CALL * (1 - alone))
-    return (tiles * height * width + more) * score + tiles * 400 + (0.6 if back else 0.35) * copied
+    return work_cost(problem, tiles, height, width, copied, back, more)
 
 
-def product_cost(problem: Problem, rows: int, keys: int) -> float:
+def work_cost(
+    problem: Problem, tiles: int, rows: int, keys: int, copied: int, back: bool, more: float = 0
+) -> float:
+    """Nanoseconds for tiles of so many rows and keys, numbers that are copied for them, and `more` scores."""
+    scores = tiles * rows * keys + more
+    return scores * score_cost(problem, rows, keys, back) + tiles * 400 + (0.6 if back else 0.35) * copied
+
+
+def score_cost(problem: Problem, rows: float, keys: float, back: bool) -> float:
+    """Nanoseconds for one score of a tile and all that is made of it."""
+    product = product_cost(problem, rows, keys)
+    # Backward, five products for two, and strips that are read and written where forward writes tiles.
+    return 2.5 * product + 0.12 * (problem.dim + problem.value_dim) / rows + 1.2 if back else product + 0.5
+
+
+def product_cost(problem: Problem, rows: float, keys: float) -> float:
     """Nanoseconds for one score and one weight: the two matrix products of the forward pass."""
     return 0.022 * (problem.dim + problem.value_dim) * (1 + 3 / rows + 8 / keys)
 
 
 def estimate(problem: Problem, back: bool) -> float:
     """Nanoseconds for the whole problem, the calls that a pass makes included."""
-    pieces = prod(len(residues(axis)) for axis in problem.axes)
     # Tiles are ranked by arithmetic in cache; whole problems also wait for memory.
     tiles = 1.6 * cheapest(problem, back).cost * problem.batch * problem.kv_heads
-    return tiles + pieces * (350_000 if back else 200_000)
+    return tiles + pieces(problem) * (350_000 if back else 200_000)
+
+
+def pieces(problem: Problem) -> int:
+    """How many parts a problem has."""
+    return prod(len(residues(axis)) for axis in problem.axes)
 
 
 @lru_cache(4096)

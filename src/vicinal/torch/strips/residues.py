@@ -5,36 +5,33 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ... import spans
 from ...window import Axis
 
 
 class Residue(NamedTuple):
-    """Dilation groups of one axis, evenly spaced, that share one table of windows.
+    """Dilation groups of one axis, evenly spaced, whose windows are the same, counted in their columns."""
 
-    Row `i` of a group sees `columns[starts[i]:stops[i]]`; its first key uses entry `entries[i]` of a
-    relative position table.
-    """
-
+    axis: Axis
     groups: int
     rows: range
     row_hop: int
     columns: range
     column_hop: int
-    starts: tuple[int, ...]
-    stops: tuple[int, ...]
-    entries: tuple[int, ...]
+
+    @property
+    def positions(self) -> range:
+        """Where in its group the token of each row is."""
+        return self.axis.positions(self.rows)
 
 
 @lru_cache(256)
 def residues(axis: Axis) -> tuple[Residue, ...]:
     """The groups that hold an output; a key outside them is seen by none."""
-    entry, groups = spans.relative(axis), spans.forward(axis)
     found: list[Residue] = []
     for output in range(min(axis.period, axis.outputs)):
-        span = groups[output * axis.output_stride % axis.dilation]
-        entries = tuple(entry[row] for row in span.rows)
-        alone = Residue(1, span.rows, 1, span.columns, 0, span.starts, span.stops, entries)
+        group = output * axis.output_stride % axis.dilation
+        columns = range(group, axis.length, axis.dilation)
+        alone = Residue(axis, 1, axis.group(group), 1, columns, 0)
         joined = _join(found[-1], alone) if found else None
         if joined is None:
             found.append(alone)
@@ -44,11 +41,10 @@ def residues(axis: Axis) -> tuple[Residue, ...]:
 
 
 def _join(many: Residue, one: Residue) -> Residue | None:
-    """`many` with the group of `one` added, or None where it breaks the spacing or has another table."""
+    """`many` with the group of `one` added, or None where it breaks the spacing or has other windows."""
     hop = one.columns.start - many.columns.start if many.groups == 1 else many.column_hop
-    same = (many.starts, many.stops, many.entries) == (one.starts, one.stops, one.entries)
-    even = one.columns.start == many.columns.start + many.groups * hop and hop > 0
-    if not (same and even and len(many.columns) == len(one.columns)):
+    same = many.positions == one.positions and len(many.columns) == len(one.columns)
+    if not same or one.columns.start != many.columns.start + many.groups * hop or hop <= 0:
         return None
     return many._replace(groups=many.groups + 1, column_hop=hop)
 

@@ -8,7 +8,7 @@ box, wrapped around, and border tiles differ from interior ones in nothing but t
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from itertools import accumulate
+from itertools import accumulate, repeat
 from math import gcd, inf
 from operator import sub
 from typing import NamedTuple
@@ -16,10 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ... import tiling
 from ...window import Axis
 from .residues import Residue, residues
 
 CPU = torch.device("cpu")
+SHORT = 4, 32
+"""Units, and keys next to the window at each end, of an axis that tells the ring of a longer one: no box
+reaches past both ends."""
 Unit = tuple[int, int]
 """Keys that matrix products take at a time, and the share of a box that it may grow by to be whole, and so
 faster."""
@@ -53,12 +57,27 @@ class Ring(NamedTuple):
 @lru_cache(4096)
 def rings(axis: Axis, tile: int, units: tuple[Unit, ...] = WHOLES) -> tuple[Ring, ...]:
     """One ring for each of the axis' residues, boxes whole in the last of `units` that they can be."""
-    pace = axis.output_stride // gcd(axis.dilation, axis.output_stride)
-    return tuple(_ring(residue, tile, pace, units) for residue in residues(axis))
+    short, longer, repeats = tiling.shortened(axis, tile, *SHORT)
+    columns = repeats * (longer.length - short.length) // axis.dilation
+    rows = columns // _pace(axis)
+    return tuple(
+        Ring(one.rows + rows, one.columns + columns, one.tile, one.tiles + rows // one.tile, *one[4:])
+        for one in _rings(short, tile, units)
+    )
+
+
+@lru_cache(4096)
+def _rings(axis: Axis, tile: int, units: tuple[Unit, ...]) -> tuple[Ring, ...]:
+    return tuple(_ring(residue, tile, _pace(axis), units) for residue in residues(axis))
+
+
+def _pace(axis: Axis) -> int:
+    """Columns by which a row moves its window."""
+    return axis.output_stride // gcd(axis.dilation, axis.output_stride)
 
 
 def _ring(residue: Residue, tile: int, pace: int, units: tuple[Unit, ...]) -> Ring:
-    """The narrowest ring; a row moves its window by `pace` columns."""
+    """The narrowest ring."""
     rows, columns = len(residue.rows), len(residue.columns)
     tile = min(tile, rows)
     starts, stops = _ends(residue, tile)
@@ -86,8 +105,7 @@ def _ring(residue: Residue, tile: int, pace: int, units: tuple[Unit, ...]) -> Ri
 def widened(axis: Axis, tile: int, width: int) -> tuple[Ring, ...] | None:
     """Rings with a box of `width`, over the axis too, and whole tiles; None where some tile does not find its
     columns."""
-    pace = axis.output_stride // gcd(axis.dilation, axis.output_stride)
-    found = [_widened(residue, tile, tile * pace, width) for residue in residues(axis)]
+    found = [_widened(residue, tile, tile * _pace(axis), width) for residue in residues(axis)]
     return None if None in found else tuple(ring for ring in found if ring is not None)
 
 
@@ -101,11 +119,11 @@ def _widened(residue: Residue, tile: int, step: int, width: int) -> Ring | None:
     return Ring(len(residue.rows), len(residue.columns), tile, len(starts), step, shift, width)
 
 
-def _ends(residue: Residue, tile: int) -> tuple[Sequence[int], list[int]]:
+def _ends(residue: Residue, tile: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """First column of every tile, and the one behind its last."""
-    rows = len(residue.rows)
-    lasts = [*range(tile - 1, rows - 1, tile), rows - 1]
-    return residue.starts[::tile], [residue.stops[last] for last in lasts]
+    rows, seen = residue.rows, residue.axis.seen
+    cut_off = rows[-1:] if len(rows) % tile else range(0)
+    return seen(rows[::tile])[0], seen(rows[tile - 1 :: tile])[1] + seen(cut_off)[1]
 
 
 class _Reach:
@@ -141,6 +159,12 @@ def _shift(reach: _Reach, columns: int, width: int) -> int | None:
     return int(least) if least <= most else None
 
 
+def held(slots: Tensor, columns: Tensor, width: int) -> Tensor:
+    """The column that each slot of an axis of `columns` holds, or the nearest one where it holds none."""
+    before, after = slots < (columns - width).clamp(max=0), slots >= columns.clamp(min=width)
+    return torch.minimum((slots + width * (before.long() - after.long())).clamp_(min=0), columns - 1)
+
+
 class Table(NamedTuple):
     """What sets tiles of one axis apart, one row a class of tiles.
 
@@ -156,16 +180,54 @@ class Table(NamedTuple):
 
 def table(residue: Residue, ring: Ring, size: int, device: torch.device) -> Table:
     """Classes of the tiles of `ring`, in the order of what they see."""
-    count = partial(torch.arange, device=CPU)
-    rows = count(ring.tiles * ring.tile).clamp_(max=ring.rows - 1).view(ring.tiles, ring.tile)
-    tables = (residue.starts, residue.stops, residue.entries)
-    starts, stops, entries = (torch.tensor(x, device=CPU)[rows] for x in tables)
-    boxes = count(ring.tiles).unsqueeze(1) * ring.step - ring.shift
-    kinds = torch.stack([(starts - boxes) % ring.width, stops - starts, entries], -1)
+    short, longer, repeats = tiling.shortened(residue.axis, ring.tile, *SHORT)
+    columns = repeats * (longer.length - short.length) // residue.axis.dilation
+    tiles = columns // ring.step
+    found = _table(*_shortened(residue, ring, short, columns, tiles), size)
+    if repeats:
+        middle = len(found.ids) // 2
+        before, after = found.ids[:middle], found.ids[middle:]
+        found = found._replace(ids=torch.cat([before, after[: tiles // repeats].repeat(repeats), after]))
+    return Table(*(x.to(device) for x in found))
+
+
+@lru_cache(256)
+def _table(residue: Residue, ring: Ring, size: int) -> Table:
+    # A tensor made in inference mode could not be used outside of it.
+    with torch.inference_mode(False):
+        (found,) = tables([(residue, ring)], size)
+    return found
+
+
+def _shortened(residue: Residue, ring: Ring, axis: Axis, columns: int, tiles: int) -> tuple[Residue, Ring]:
+    """Both on a shorter axis, without some columns and tiles."""
+    rows = tiles * ring.tile
+    mine = residue._replace(
+        axis=axis, rows=residue.rows[: ring.rows - rows], columns=residue.columns[: ring.columns - columns]
+    )
+    return mine, ring._replace(
+        rows=ring.rows - rows, columns=ring.columns - columns, tiles=ring.tiles - tiles
+    )
+
+
+def tables(chosen: Sequence[tuple[Residue, Ring]], size: int) -> list[Table]:
+    """One for each residue and its ring, of one tile and width, with the classes of all."""
+    tile, width = chosen[0][1].tile, chosen[0][1].width
+    starts: list[int] = []
+    stops, positions, boxes = list(starts), list(starts), list(starts)
+    for residue, ring in chosen:
+        rows, more = residue.rows, ring.tiles * ring.tile - ring.rows
+        found = *residue.axis.seen(rows), residue.positions
+        for every, mine in zip((starts, stops, positions), found, strict=True):
+            every.extend((*mine, *repeat(mine[-1], more)))
+        boxes += range(-ring.shift, ring.tiles * ring.step - ring.shift, ring.step)
+    first, behind, token = (torch.tensor(x, device=CPU).view(-1, tile) for x in (starts, stops, positions))
+    box = torch.tensor(boxes, device=CPU).unsqueeze(1)
+    kinds = torch.stack([(first - box) % width, behind - first, first - token + size - 1], -1)
     unique, ids = torch.unique(kinds, dim=0, return_inverse=True)
     first, seen, entry = (x.unsqueeze(-1) for x in unique.unbind(-1))
-    key = (count(ring.width) - first) % ring.width
+    key = (torch.arange(width, device=CPU) - first) % width
     entries = torch.where(key < seen, entry + key, 2 * size - 1)
-    slot = count(size)
-    places = torch.where(slot < seen, (first + slot) % ring.width, -1)
-    return Table(ids.to(device), entries.to(device), places.to(device))
+    slot = torch.arange(size, device=CPU)
+    places = torch.where(slot < seen, (first + slot) % width, -1)
+    return [Table(mine, entries, places) for mine in ids.split([ring.tiles for _, ring in chosen])]

@@ -36,10 +36,10 @@ class Lookup:
         return prod(_broadcast(self.outer, self.inner)) + self.tail
 
 
-def lookup(outer: Sequence[Tensor], inner: Sequence[Tensor], tail: int, passes: int) -> Lookup:
-    """Rows that start at sums of elements; `passes` like this one are made of a layout."""
-    first, second = _sum(outer), _sum(inner)
-    step = gcd(*(x for table in (*outer, *inner) for x in table.unique().tolist())) or 1
+def lookup(x: Tensor, outer: Sequence[Tensor], inner: Sequence[Tensor], tail: int, passes: int) -> Lookup:
+    """Rows of `x` that start at sums of elements, multiples of its strides; `passes` like this one are made
+    of a layout."""
+    first, second, step = _sum(outer), _sum(inner), gcd(*x.stride()[:-1]) or 1
     rows = int(first.max() + second.max()) // step + 1
     found = Lookup(rows, step, first // step, second // step, tail, None)
     if found.count * passes > KEPT:
@@ -48,12 +48,8 @@ def lookup(outer: Sequence[Tensor], inner: Sequence[Tensor], tail: int, passes: 
     return replace(found, index=_fill(found, index))
 
 
-def joined(found: Sequence[tuple[Lookup, int]], tail: int) -> Lookup:
-    """Rows of several layouts in one tensor, each with the element that it starts at; the last row `tail`
-    times more."""
-    step = gcd(*(one.step for one, _ in found), *(start for _, start in found)) or 1
-    rows = [(one.outer + one.inner).view(-1) * (one.step // step) + start // step for one, start in found]
-    index = torch.cat([*rows, rows[-1][-1:].expand(tail)])
+def listed(index: Tensor, step: int) -> Lookup:
+    """Rows by number, `step` elements apart."""
     return Lookup(int(index.max()) + 1, step, index, index.new_zeros(1), 0, index)
 
 
@@ -68,6 +64,14 @@ def read(found: Lookup, place: Place, into: Tensor) -> None:
         return
     narrow = take("narrow", (found.count, dim), Like(x.dtype, x.device))
     into.copy_(torch.index_select(source, 0, index, out=narrow))
+
+
+def among(table: Tensor, ndim: int, *places: int) -> Tensor:
+    """`table` with its axes at `places`, those below zero counted from the end, of `ndim`."""
+    shape = [1] * ndim
+    for place, extent in zip(places, table.shape, strict=True):
+        shape[place] = extent
+    return table.view(shape)
 
 
 def _sum(tables: Sequence[Tensor]) -> Tensor:

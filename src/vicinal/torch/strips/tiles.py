@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .arena import Like, keep, take
 from .bundle import Bundle
-from .layout import among, batch_starts
+from .layout import batch_starts
 from .moves import Held, Move, Place, Step, blank, hold, play, record
 from .plan import Part, Pass
-from .rows import Lookup, joined, lookup, read
+from .rows import Lookup, among, lookup, read
 
 
 def _pieces(part: Part, work: Pass, x: Tensor, tiles: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -58,20 +58,12 @@ def _grid(part: Part, work: Pass, x: Tensor) -> Tensor:
 def _gathering(part: Part, work: Pass, x: Tensor) -> tuple[Lookup | None, tuple[Move, ...]]:
     """Rows of tiles, or moves of them, and what to clear of tiles that are cut off or do not exist."""
     if isinstance(part, Bundle):
-        return _gathering_all(part, x), ()
+        return part.gathered(x), ()
     if part.rank == 1:
         pieces = _pieces(part, work, blank(x.shape, x.stride()), _grid(part, work, x))
         copies = (Step("copy_", 0, made, 1, source) for source, made in pieces)
         return None, record((*copies, *_clearing(part, work, x)))
     return _rows(part, work, x), record(_clearing(part, work, x))
-
-
-def _gathering_all(part: Bundle, x: Tensor) -> Lookup:
-    found = []
-    for member in part.members:
-        mine = part.rows_in(member, x)
-        found.append((_rows(member.part, member.work, mine), int(mine.storage_offset() - x.storage_offset())))
-    return joined(found, 0)
 
 
 def _rows(part: Part, work: Pass, x: Tensor) -> Lookup:
@@ -87,7 +79,7 @@ def _rows(part: Part, work: Pass, x: Tensor) -> Lookup:
         place = -rank - 2 if axis == 0 else axis - 2 * rank - 2
         (outer if axis else inner).append(among(starts, ndim, place, axis - rank))
     inner.append(among(torch.arange(part.share, device=x.device) * steps[batch], ndim, -rank - 1))
-    return lookup(outer, inner, 0, len(part.slabs))
+    return lookup(x, outer, inner, 0, len(part.slabs))
 
 
 def _clearing(part: Part, work: Pass, x: Tensor) -> Iterator[Step]:
