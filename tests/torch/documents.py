@@ -7,6 +7,14 @@ import vicinal.torch as na
 from tests import budget, oracle
 from tests.documents import clipped
 from tests.torch.problems import array
+from vicinal.torch.strips import bundle
+
+
+def gaining(monkeypatch, share):
+    """Documents are computed together where that takes `share` of their time alone."""
+    for name in ("FORWARD", "BACKWARD"):
+        monkeypatch.setattr(bundle, name, getattr(bundle, name)._replace(gain=share))
+    bundle.bundles.cache_clear()
 
 
 class Drawn:

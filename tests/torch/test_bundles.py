@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 import vicinal.torch as na
 from tests.documents import CASES, EXTRA, case, cases
-from tests.torch.documents import Drawn, Packed, Padded, call, check, operands
+from tests.torch.documents import Drawn, Packed, Padded, call, check, gaining, operands
 from vicinal import Axis, Problem, tiling
 from vicinal.problem import Documents
 from vicinal.torch.strips import bundle, direct, plan
@@ -57,12 +57,6 @@ def results(form, case, threads=1, level=0.0):
         return *found, *torch.autograd.grad(found, (*tokens.values(), *rest.values()), flow)
     finally:
         torch.set_num_threads(before)
-
-
-def gaining(monkeypatch, share):
-    """Documents are together where that takes `share` of their time alone."""
-    monkeypatch.setattr(bundle, "GAIN", share)
-    bundle.bundles.cache_clear()
 
 
 NEVER, ALWAYS = 0, inf
@@ -139,8 +133,7 @@ def test_bits_are_those_of_documents_alone_where_tiles_are(form, drawn, tile, dt
             own = plan.parts(replace(problem(drawn), axes=axes, batch=1, documents=None))
             assert member.part.rings in [part.rings for part in own]
     found = results(form, drawn)
-    monkeypatch.setattr(bundle, "GAIN", 0)
-    bundle.bundles.cache_clear()
+    gaining(monkeypatch, NEVER)
     same(drawn, found, results(form, drawn))
     bundle.bundles.cache_clear()
     plan.parts.cache_clear()

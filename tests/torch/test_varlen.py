@@ -11,14 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vicinal.torch as na
 from tests.documents import CASES, cases
-from tests.torch.documents import Packed, Padded, check, check_bits
+from tests.torch.documents import Packed, Padded, check, check_bits, gaining
 from vicinal import Axis, Problem
 from vicinal.problem import SHAPE_BY_SHAPE, Documents
 from vicinal.torch import backends, known
 from vicinal.torch import ops as ops_module
 from vicinal.torch.backends.base import Grads
 from vicinal.torch.backends.reference import Reference
-from vicinal.torch.strips import bundle
 
 ops = torch.ops.vicinal
 
@@ -46,8 +45,7 @@ def test_every_option_meets_every_other(form, case):
 @pytest.mark.parametrize("backend", ["blocked", "reference"])
 def test_results_are_those_of_the_fixed_shape_bit_by_bit(form, case, backend, monkeypatch):
     """`test_bundles.py` has what small documents are computed together with."""
-    monkeypatch.setattr(bundle, "GAIN", 0)
-    bundle.bundles.cache_clear()
+    gaining(monkeypatch, 0)
     check_bits(form, case, backend)
 
 

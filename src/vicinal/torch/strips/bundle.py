@@ -24,22 +24,21 @@ from .residues import Residue, columns_view, residues, rows_view
 from .ring import CPU, Ring, Table, Unit, held, rings, tables, widened
 from .rows import Lookup, among, listed
 
-GAIN = 0.85
-"""Share of its time alone that a document takes at most to be computed together with others."""
-
 
 class Costs(NamedTuple):
     """What tiles take of their `plan.work_cost`, and nanoseconds besides: for each part of a document in a
-    pass with others, for each alone, and for one call over all pairs."""
+    pass with others, for each alone, and for one call over all pairs. `gain` is the share of its time alone
+    that a document takes at most to be computed together with others."""
 
     factor: float
     together: int
     alone: int
     direct: int
+    gain: float
 
 
-FORWARD = Costs(1.25, 45_000, 190_000, 110_000)
-BACKWARD = Costs(1.3, 70_000, 400_000, 110_000)
+FORWARD = Costs(1.25, 45_000, 190_000, 110_000, 0.85)
+BACKWARD = Costs(1.3, 70_000, 400_000, 110_000, 0.91)
 
 
 class Grid(NamedTuple):
@@ -259,7 +258,7 @@ def _pays(alone: Problem, back: bool, work: float, parts: int) -> bool:
     costs = BACKWARD if back else FORWARD
     tiles, whole = costs.factor * work, direct.cost(alone, back)
     best = min(tiles + parts * costs.alone, inf if whole is None else whole + costs.direct)
-    return tiles + parts * costs.together <= GAIN * best
+    return tiles + parts * costs.together <= costs.gain * best
 
 
 def _bundled(
