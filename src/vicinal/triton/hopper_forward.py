@@ -240,7 +240,7 @@ def _attend_tile(
         _pass(keys, values, turn, i, warpgroup, SPEC)
     acc = acc * gl.convert_layout(1.0 / total, gl.SliceLayout(1, out_layout))[:, None]
 
-    if (SPEC.dim == SPEC.value_dim) & (SPEC.key_bytes == 2):  # noqa: SIM108 the same
+    if SPEC.in_place:  # noqa: SIM108 kernels have no conditional expressions of buffers
         room = outs.index(slot)
     else:
         room = outs.index(warpgroup)
@@ -256,8 +256,7 @@ def _attend_tile(
 @gluon.jit
 def _run(query, key, value, out, lse, counter, scale2, grid, SPEC: gl.constexpr):
     queries = ht.ring(query, 2 * SPEC.depth, 1)
-    if (SPEC.dim == SPEC.value_dim) & (SPEC.key_bytes == 2):  # noqa: SIM108 kernels have no conditional expressions of buffers
-        # The queries are done with when the outputs are ready.
+    if SPEC.in_place:  # noqa: SIM108 kernels have no conditional expressions of buffers
         outs = queries.buffers
     else:
         outs = ht.buffers(out, 2)

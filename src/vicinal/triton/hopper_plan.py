@@ -84,6 +84,11 @@ class Spec:
         return tuple(rule.length == 1 for rule in self.rules)
 
     @property
+    def in_place(self) -> bool:
+        """Whether outputs take the place of queries, which are done with when outputs are ready."""
+        return self.dim == self.value_dim and self.key_bytes == BYTES
+
+    @property
     def masks(self) -> bool:
         return any(self.masked)
 
