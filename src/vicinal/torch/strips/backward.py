@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Grads, Needs, Operands
-from . import direct
-from .arena import Like, sheet, take, trim
+from . import direct, plan
+from .arena import Like, keep, sheet, take, trim
 from .call import LOG2E, Call, chunk, columns_of, rows_of
 from .gradients import Gradients, gradients
-from .layout import accumulate, chunks, cut, fold, strips
+from .layout import Segment, Strips, accumulate, chunks, cut, fold, segments, strips
 from .moves import Place
 from .plan import Pass, parts
 from .products import fewest, multiply
@@ -133,7 +133,7 @@ def _rows(call: Call, batch: int, work: Pass, saved: Saved, grads: Gradients) ->
         delta.sub_(tiled(saved.grad_lse, "grad_lse"))
     grad = None
     if grads.query is not None:
-        grad = tiles(part, work, query.shape[-1], "grad_query", like).zero_()
+        grad = tiles(part, work, query.shape[-1], "grad_query", like)
     return _Rows(query, pull, level, delta, grad, pending)
 
 
@@ -154,45 +154,91 @@ def _piece(
         for sink, x, name in zip(columns, inputs, names, strict=True)
     ]
     mask = call.additive(work, batch)
-    kinds = mask.kinds(work)
-    span = len(work.slots) * part.width
-    for some in chunks(work, chunk(part.rows, span, like, 2), fewest(like.device)):
-        mine, key, value = rows.some(some.all), keys.boxes(some), values.boxes(some)
-        weights, whole = sheet("scores", (len(key), part.rows, span), like)
-        mask.fill(weights, kinds[some.all])
-        multiply(weights, mine.query, key.mT, call.scale * LOG2E)
+    kinds, first = mask.kinds(work), not work.slots.start
+    for some in _chunks(call, work, rows, keys, values, sums, grads.slopes):
+        mine, weights = some.rows, some.weights
+        mask.fill(weights, kinds[some.tiles])
+        multiply(weights, mine.query, some.key_turned, call.scale * LOG2E)
         weights.sub_(mine.level)
-        torch.exp2(whole, out=whole)
-        if sums[1] is not None:
-            accumulate(part, work, sums[1], some.slot, weights, mine.pull, 1.0)
-        if not grads.slopes:
+        torch.exp2(some.whole, out=some.whole)
+        accumulate(some.to_value, mine.pull, 1.0)
+        if some.slopes is None:
             continue
-        slopes = _slopes(mine, weights, value, part.blanks(work, some.all, like.device))
+        _slope(some.slopes, mine, weights, some.value_turned, some.blanks)
         if mine.grad is not None:
-            multiply(mine.grad, slopes, key)
-        if sums[0] is not None:
-            accumulate(part, work, sums[0], some.slot, slopes, mine.query, call.scale)
-        grads.count(part, mask, slopes, kinds[some.all])
+            multiply(mine.grad, some.slopes, some.key, beta=0 if first else 1)
+        accumulate(some.to_key, mine.query, call.scale)
+        grads.count(part, mask, some.slopes, kinds[some.tiles])
     for sink, made in zip(columns, sums, strict=True):
         if sink is not None and made is not None:
             fold(part, work, made, sink, like, grads.fresh)
 
 
-def _slopes(rows: _Rows, weights: Tensor, values: Tensor, blanks: Tensor | None = None) -> Tensor:
-    """Gradient of the scores; completes `delta` where it is pending.
+class _Chunk(NamedTuple):
+    """Tiles whose scores are held at a time; `slopes`, gradients of scores, only where they are wanted."""
+
+    tiles: slice
+    rows: _Rows
+    key: Tensor
+    key_turned: Tensor
+    value_turned: Tensor
+    weights: Tensor
+    whole: Tensor
+    slopes: Tensor | None
+    blanks: Tensor | None
+    to_key: list[Segment]
+    to_value: list[Segment]
+
+
+def _chunks(
+    call: Call,
+    work: Pass,
+    rows: _Rows,
+    keys: Strips,
+    values: Strips,
+    sums: list[Tensor | None],
+    with_slopes: bool,
+) -> list[_Chunk]:
+    part, like, span = call.part, call.like, len(work.slots) * call.part.width
+
+    def make() -> list[_Chunk]:
+        found = []
+        for some in chunks(work, chunk(part.rows, span, like, 2), fewest(like.device)):
+            key = keys.boxes(some)
+            weights, whole = sheet("scores", (len(key), part.rows, span), like)
+            slopes = take("slopes", tuple(weights.shape), like) if with_slopes else None
+            to_key, to_value = (
+                [] if slots is None or x is None else segments(part, work, slots, some.slot, x)
+                for slots, x in zip(sums, (slopes, weights), strict=True)
+            )
+            boxes = key, key.mT, values.boxes(some).mT
+            held = weights, whole, slopes, part.blanks(work, some.all, like.device)
+            found.append(_Chunk(some.all, rows.some(some.all), *boxes, *held, to_key, to_value))
+        return found
+
+    widths = rows.query.shape[-1], rows.pull.shape[-1]
+    needs = (with_slopes, rows.grad is None, rows.pending, *(x is None for x in sums))
+    key = ("chunks back", part, work.shape, widths, needs, like, torch.get_num_threads(), plan.CHUNK)
+    return keep(key, like.device, make)
+
+
+def _slope(
+    slopes: Tensor, rows: _Rows, weights: Tensor, value_turned: Tensor, blanks: Tensor | None = None
+) -> None:
+    """Write the gradient of the scores; completes `delta` where it is pending.
 
     `blanks` are boxes without a tile. What they read of two strips may hold a NaN of one, which their sum
     would carry to the other.
     """
-    slopes = take("slopes", tuple(weights.shape), Like(weights.dtype, weights.device))
-    multiply(slopes, rows.pull, values.mT, beta=0)
+    multiply(slopes, rows.pull, value_turned, beta=0)
     if not rows.pending:
-        return slopes.sub_(rows.delta).mul_(weights)
+        slopes.sub_(rows.delta).mul_(weights)
+        return
     slopes.mul_(weights)
     rows.delta.add_(slopes.sum(-1, keepdim=True))
     if blanks is not None:
         rows.delta.index_fill_(0, blanks, 0)
-    return slopes.addcmul_(weights, rows.delta, value=-1)
+    slopes.addcmul_(weights, rows.delta, value=-1)
 
 
 def _extra_weights(call: Call, rows: _Rows, key: Tensor) -> Tensor:
@@ -222,7 +268,8 @@ def _extra(call: Call, batch: int, rows: _Rows, grads: Gradients) -> None:
             _add(grads.extra_value[where], weights, mine.pull, 1.0)
         if not grads.slopes:
             continue
-        slopes = _slopes(mine, weights, value)
+        slopes = take("slopes", tuple(weights.shape), call.like)
+        _slope(slopes, mine, weights, value.mT)
         if mine.grad is not None:
             multiply(mine.grad, slopes, key)
         if grads.extra_key is not None:

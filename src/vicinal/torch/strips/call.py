@@ -26,8 +26,9 @@ TILES = 16
 
 def chunk(rows: int, keys: int, like: Like, buffers: int = 1) -> int:
     """Tiles whose scores are held at a time. No result depends on it, so it may follow the threads."""
-    workers = min(torch.get_num_threads(), 16) if like.device.type == "cpu" else 16
-    return max(workers * plan.CHUNK // (buffers * rows * keys * like.dtype.itemsize), 1)
+    most = 16 // buffers
+    workers = min(torch.get_num_threads(), most) if like.device.type == "cpu" else most
+    return max(workers * plan.CHUNK // (rows * keys * like.dtype.itemsize), 1)
 
 
 def rows_of(part: Part, x: Tensor, batch: int) -> Place:

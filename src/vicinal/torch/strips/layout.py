@@ -320,24 +320,39 @@ def _overlap(part: Part, made: Tensor, windows: Tensor) -> Iterator[Step]:
         yield Step("add_", 2, sink, 1, source)
 
 
-def accumulate(
-    part: Part, work: Pass, slots: Tensor, first: int, weights: Tensor, rows: Tensor, scale: float
-) -> None:
-    """Add `scale * weights^T rows` to the boxes of strips of which the first starts at slot `first`.
+class Segment(NamedTuple):
+    """Where the same part of several boxes is summed, none of which overlap, the weights of its keys,
+    `[boxes, keys, rows]`, and room for a product that cannot be added in place."""
+
+    sink: Tensor
+    weights: Tensor
+    made: Tensor | None
+
+
+def segments(part: Part, work: Pass, slots: Tensor, first: int, weights: Tensor) -> list[Segment]:
+    """The boxes of strips of which the first starts at slot `first`, for `weights` `[boxes, rows, keys]`.
 
     Boxes overlap, segments of one pitch do not. Far segments go first: then a slot takes its tiles
     in order, whether or not they come in one chunk.
     """
-    span, row = len(work.slots), part.width * slots.shape[-1]
+    span, dim, like, found = len(work.slots), slots.shape[-1], Like(slots.dtype, slots.device), []
+    row = part.width * dim
     for at in range((span - 1) // work.pitch * work.pitch, -1, -work.pitch):
         length = min(work.pitch, span - at) * part.width
-        size = (len(weights), length, slots.shape[-1])
-        sink = slots.as_strided(size, (work.pitch * row, slots.shape[-1], 1), (first + at) * row)
-        mine = weights[:, :, at * part.width : at * part.width + length].transpose(1, 2)
-        if length == work.pitch * part.width:
-            multiply(sink, mine, rows, scale)
+        size = (len(weights), length, dim)
+        sink = slots.as_strided(size, (work.pitch * row, dim, 1), (first + at) * row)
+        mine = weights[:, :, at * part.width : at * part.width + length].mT
+        # A product written with gaps runs matrix by matrix.
+        gaps = length < work.pitch * part.width
+        found.append(Segment(sink, mine, take("segment", size, like) if gaps else None))
+    return found
+
+
+def accumulate(found: list[Segment], rows: Tensor, scale: float) -> None:
+    """Add `scale * weights^T rows` to segments."""
+    for sink, weights, made in found:
+        if made is None:
+            multiply(sink, weights, rows, scale)
         else:
-            # A product written with gaps runs matrix by matrix.
-            made = take("segment", size, Like(slots.dtype, slots.device))
-            multiply(made, mine, rows, scale, 0)
+            multiply(made, weights, rows, scale, 0)
             sink.add_(made)

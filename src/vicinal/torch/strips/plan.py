@@ -20,7 +20,7 @@ PASS = 12 << 20
 """Bytes of strips and tiles in one pass: a share of the last-level cache, and half of what scratch may
 take."""
 CHUNK = 1 << 20
-"""Bytes of scores that a thread works on at a time: its second-level cache."""
+"""Bytes of a buffer of scores that a thread works on at a time: its second-level cache."""
 SCORES = 1 << 20
 """Scores of a tile at most, where a smaller tile exists."""
 CALL = 16_000
@@ -74,6 +74,11 @@ class Pass:
     @cached_property
     def boxes(self) -> int:
         return self.strips * self.places
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Passes of a part that have one shape have their boxes at the same places in memory."""
+        return len(self.slots), len(self.slab[0]), self.strips, self.places, self.runs
 
 
 Batch = tuple[slice, ...]

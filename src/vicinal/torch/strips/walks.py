@@ -13,7 +13,7 @@ from ..composite import accumulating
 from . import fresh
 from .arena import Like, take, trim
 from .call import chunk, columns_of, rows_of
-from .layout import Chunk, accumulate, chunks, cut, fold, strips
+from .layout import Chunk, accumulate, chunks, cut, fold, segments, strips
 from .plan import Part, Pass, parts
 from .products import fewest, multiply
 from .scores import Additive
@@ -144,6 +144,6 @@ def mix_back(problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
         rows = gather(part, work, rows_of(part, x, stage.batch), "query", like)
         made = strips(part, work, x.shape[-1], "key", like).slots.zero_()
         for some, scores in _spread(stage, weights):
-            accumulate(part, work, made, some.slot, scores, rows[some.all], 1.0)
+            accumulate(segments(part, work, made, some.slot, scores), rows[some.all], 1.0)
         fold(part, work, made, columns_of(part, total, stage.batch), like)
     return total.to(x.dtype)
