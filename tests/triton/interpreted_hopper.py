@@ -48,6 +48,8 @@ def problem(*axes, **options):
 
 # More boxes than stages, in every kernel.
 LONG = problem(Axis(640, 500, 1, 1, False, 5), heads=3, kv_heads=1)
+# The same where rows of one tile fill shared memory.
+WIDE = replace(LONG, dim=128, value_dim=128)
 CASES = {
     "line": problem(Axis(300, 65)),
     "line, two batches": problem(Axis(150, 64), batch=2, dim=128),
@@ -125,14 +127,14 @@ def exact(case, given, scale, grad_of):
     return answer.out, answer.lse, answer.query[sampled], answer.key, answer.value
 
 
-# The producer as far ahead as it can be, then as far behind; one consumer ahead, then the other; what goes on
+# Producers as far ahead as they can be, then as far behind; one consumer ahead, then the other; what goes on
 # beside partitions at once, or as late as it can be.
 ORDERS = (
-    ("partition 2", "load", "partition 0", "partition 1", "store", "product"),
-    ("partition 0", "partition 1", "product", "store", "load", "partition 2"),
-    ("partition 0", "load", "partition 2", "product", "store", "partition 1"),
-    ("product", "store", "load", "partition 1", "partition 2", "partition 0"),
-    ("partition 1", "partition 0", "partition 2", "product", "store", "load"),
+    ("partition 2", "partition 3", "load", "partition 0", "partition 1", "store", "product"),
+    ("partition 0", "partition 1", "product", "store", "load", "partition 3", "partition 2"),
+    ("partition 0", "load", "partition 2", "product", "store", "partition 1", "partition 3"),
+    ("product", "store", "load", "partition 1", "partition 3", "partition 2", "partition 0"),
+    ("partition 1", "partition 0", "partition 2", "partition 3", "product", "store", "load"),
 )
 
 
@@ -204,7 +206,7 @@ def check_any(count, first):
     test()
 
 
-# A module, what stands in it, what is planted there, and what is to be said about it.
+# A module, what stands in it, what is planted there, what is to be said about it, and of what problem.
 FAULTS = (
     # A stage of values is given back while the product that reads it is under way.
     (
@@ -217,10 +219,10 @@ FAULTS = (
     ),
     (
         hopper_query_gradient,
-        """        grad = warpgroup_mma_wait(1, deps=(adding,))
+        """        pulled, grad = warpgroup_mma_wait(0, deps=(pulling, adding))
         mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)""",
         """        mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)
-        grad = warpgroup_mma_wait(1, deps=(adding,))""",
+        pulled, grad = warpgroup_mma_wait(0, deps=(pulling, adding))""",
         r"race on keys.buffers\[\d\]: a write at hopper_tile.py:\d+ fill.* unordered with .* _walk",
     ),
     (
@@ -257,15 +259,15 @@ FAULTS = (
     ),
     # Waits for too little, too much, and the wrong phase.
     (
-        hopper_forward,
-        "mbarrier.wait(values.empty.index(stage), step // SPEC.value_stages & 1 ^ 1)",
+        hopper_tile,
+        "mbarrier.wait(values.empty.index(stage), i // SPEC.value_stages & 1 ^ 1)",
         "",
         "race on values.buffers|values.full",
     ),
     (
-        hopper_forward,
-        "mbarrier.wait(keys.empty.index(stage), step // SPEC.stages & 1 ^ 1)",
-        "mbarrier.wait(keys.empty.index(stage), step // SPEC.stages & 1)",
+        hopper_tile,
+        "mbarrier.wait(keys.empty.index(stage), i // SPEC.stages & 1 ^ 1)",
+        "mbarrier.wait(keys.empty.index(stage), i // SPEC.stages & 1)",
         r"deadlock:(.|\n)*waits for phase 0 of keys.empty\[0\]",
     ),
     (
@@ -276,8 +278,8 @@ FAULTS = (
     ),
     (
         hopper_query_gradient,
-        "    mbarrier.wait(bar, 0)\n",
-        "\n",
+        "    mbarrier.wait(grad_outs.full.index(slot), filled)\n    grad_out =",
+        "    grad_out =",
         "race on grad_outs|reads grad_outs.*nothing",
     ),
     # Bytes.
@@ -303,11 +305,49 @@ FAULTS = (
         "race on queries.buffers.* unordered with .* put",
     ),
     (hopper_forward, "(count + 1) % SPEC.depth", "count % SPEC.depth", "race on queries.buffers|deadlock"),
+    # Rows of the next tiles, and gradients in their place.
+    (
+        hopper_query_gradient,
+        """        held = ht.factor(held, score_layout, SPEC)
+        if SPEC.depth > 1:
+            mbarrier.arrive(queries.empty.index(warpgroup), count=1)
+""",
+        """        if SPEC.depth > 1:
+            mbarrier.arrive(queries.empty.index(warpgroup), count=1)
+        held = ht.factor(held, score_layout, SPEC)
+""",
+        "race on queries.buffers",
+    ),
+    (
+        hopper_query_gradient,
+        "            tma.store_wait(0)\n            before",
+        "            before",
+        "race on grad_outs.buffers.* unordered with .* put",
+    ),
+    (
+        hopper_key_gradient,
+        "        tma.store_wait(0)\n        before",
+        "        before",
+        "race on (keys|values).buffers.* unordered with .* put",
+    ),
+    (
+        hopper_key_gradient,
+        "    if SPEC.depth == 1:\n        tma.store_wait(0)\n",
+        "    if SPEC.depth == 1:\n",
+        "race on (keys|values).buffers.* unordered with .* put",
+        WIDE,
+    ),
+    (
+        hopper_tile,
+        "    mbarrier.wait(into.empty.index(slot), turn // depth & 1 ^ 1)\n",
+        "",
+        "race on queries.buffers",
+    ),
     # Numbers of tiles.
     (
         hopper_schedule,
-        "ht.barriers(2, 2)",
-        "ht.barriers(2, 1)",
+        "ht.barriers(2, readers)",
+        "ht.barriers(2, readers - 1)",
         "race on tickets.buffers|tickets.(full|empty)",
     ),
     (hopper_tile, "    fence_async_shared()\n", "\n", "no fence between hopper_tile.py:.* put"),
@@ -321,7 +361,7 @@ FAULTS = (
 )
 
 
-def check_fault(module, right, wrong, message):
+def check_fault(module, right, wrong, message, case=LONG):
     """A planted fault is found, in any schedule."""
     path = Path(module.__file__)
     source = path.read_text()
@@ -335,7 +375,7 @@ def check_fault(module, right, wrong, message):
     # Many tiles each.
     resident, emulator.RESIDENT = emulator.RESIDENT, 1
     try:
-        results(LONG, operands(LONG), 0.2, cotangents(LONG))
+        results(case, operands(case), 0.2, cotangents(case))
         said = "nothing"
     except emulator.Fault as fault:
         said = str(fault)

@@ -25,9 +25,9 @@ from vicinal.triton import hopper_attention  # noqa: E402
 BINARIES = Path(triton.__file__).parent / "backends/nvidia/bin"
 SHARED = 232448
 # Bytes in local memory, at most. The gradients of keys and values hold two sums of 64 registers a thread, and
-# the slopes of two boxes: what does not fit are numbers of the walk, most of them needed once a head. The
-# forward keeps some that are needed once a tile.
-SPILLS = {"attend": 36, "differentiate_quer": 16, "differentiate_key": 272}
+# the slopes of two boxes: what does not fit are numbers that masks and the ends of a tile need. The forward
+# keeps some that are needed once a tile.
+SPILLS = {"attend": 36, "differentiate_quer": 0, "differentiate_key": 88}
 
 
 class Hopper:

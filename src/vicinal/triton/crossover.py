@@ -2,7 +2,7 @@
 
 Times follow from exact counts of what each plan computes, with constants fitted to times on an H200 of
 windows from 7 to close to the whole axis, of 196 to 4096 tokens and head dimensions 32, 64 and 128: they are
-off by 6 to 9 % (root mean square), and the family chosen took at most 9 % longer than the other. Sweeps over
+off by 4 to 9 % (root mean square), and the family chosen took at most 13 % longer than the other. Sweeps over
 rings, which small windows get, took less time wherever they were tried.
 """
 
@@ -65,7 +65,7 @@ def _hopper_backward(problem: Problem) -> float:
     launches += [(hopper_plan.Plan(*one), True) for one in hopper_plan.key_gradients(problem, True, True)]
     each = [_work(problem, planned, inverse) for planned, inverse in launches]
     work, width = Work(*map(sum, zip(*each, strict=True))), _width(problem)
-    return work.programs * 4.9 + work.boxes * (0.8 + 2.0 * width)
+    return work.programs * (1.4 + 2.3 * width) + work.boxes * (0.94 + 1.22 * width) + work.masked * 0.25
 
 
 # Microseconds of a thousand tiles, and of 2**20 scores by head dimension.

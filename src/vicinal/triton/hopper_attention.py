@@ -81,7 +81,8 @@ def backward(
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         query, _ = _with_positive_scale(query, scale)
         grad_lse = None if grad_lse is None else grad_lse.contiguous()
-        return differentiate(mapped(query), mapped(key), mapped(value), out, lse, mapped(grad_out), grad_lse)
+        query, key, value, out, grad_out = map(mapped, (query, key, value, out, grad_out))
+        return differentiate(query, key, value, out, lse, grad_out, grad_lse)
 
     described = (query, key, value, grad_out)
     is_mapped = scale > 0 and all(x is not None and strides_fit(x) for x in described)
@@ -90,7 +91,8 @@ def backward(
 
     def differentiate_mapped(*given):
         query, key, value, _, _, _, out, lse, grad_out, grad_lse = given
-        if (query.data_ptr() | key.data_ptr() | value.data_ptr() | grad_out.data_ptr()) % 16:
+        inputs = query.data_ptr() | key.data_ptr() | value.data_ptr()
+        if (inputs | out.data_ptr() | grad_out.data_ptr()) % 16:
             return differentiate_any(*given)
         return differentiate(query, key, value, out, lse, grad_out, grad_lse)
 
@@ -154,7 +156,7 @@ def query_gradient_launch(problem: Problem, wants_query: bool, has_grad_lse: boo
         Map(query, spec.rows, spec.dim),
     )
     kernels = (differentiate_queries, differentiate_query_groups)
-    return _launch(kernels, spec, programs, maps, (*numbers, prod(out[:-1])), problem)
+    return _launch(kernels, spec, programs, maps, (*numbers, programs, prod(out[:-1])), problem)
 
 
 @lru_cache(256)
@@ -172,5 +174,6 @@ def key_gradient_launches(problem: Problem, wants_key: bool, wants_value: bool) 
             Map(value, spec.rows, spec.value_dim),
         )
         kernels = (differentiate_keys, differentiate_key_groups)
-        launches.append(_launch(kernels, spec, programs, maps, (*numbers, prod(out[:-1])), problem))
+        last = (*numbers, programs, prod(out[:-1]))
+        launches.append(_launch(kernels, spec, programs, maps, last, problem))
     return tuple(launches)

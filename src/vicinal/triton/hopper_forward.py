@@ -8,8 +8,6 @@ Sums are in units of a row's maximum, but one that has grown by little is left a
 2**SLACK, which every dtype holds, and most boxes spare the sums a product with 1.
 """
 
-from typing import Any, NamedTuple
-
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -29,16 +27,6 @@ from . import hopper_window as hw
 HIDDEN = gl.constexpr(-(2.0**100))
 LN2 = gl.constexpr(0.6931471805599453)
 SLACK = gl.constexpr(8.0)
-
-
-class Grid(NamedTuple):
-    """What a launch computes: extents of outputs and keys, query heads, those that share keys, and tiles."""
-
-    outputs: Any
-    lengths: Any
-    heads: Any
-    group: Any
-    tiles: Any
 
 
 def _rescaling(count: int) -> tuple[str, str]:
@@ -65,28 +53,16 @@ RESCALE, CONSTRAINTS = map(gl.constexpr, _rescaling(16))
 def _copy(query, key, value, queries, keys, values, tickets, counter, grid, SPEC: gl.constexpr):
     """The producer: of tile after tile the queries of both warpgroups, then boxes of keys and values."""
     turn = gl.to_tensor(0)
-    step = gl.to_tensor(0)
+    base = gl.to_tensor(0)
     number = gl.program_id(0)
     while number < grid.tiles:
         tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
         for warpgroup in gl.static_range(2):
-            slot = turn % SPEC.depth * 2 + warpgroup
-            mbarrier.wait(queries.empty.index(slot), turn // SPEC.depth & 1 ^ 1)
-            at = ht.corner(tile.start, warpgroup, SPEC)
-            ht.fill(query, queries, slot, tile.planes[0], at, tile.head)
+            ht.copy_row(query, queries, warpgroup, turn, SPEC.depth, tile.planes[0], tile, SPEC)
         number = hs.draw(tickets, counter, turn, grid.tiles, SPEC)
         turn += 1
-        box = ht.box_of(gl.to_tensor(0), SPEC)
-        for _ in range(tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
-            at = ht.box_at(tile.first, box, SPEC)
-            stage = step % SPEC.stages
-            mbarrier.wait(keys.empty.index(stage), step // SPEC.stages & 1 ^ 1)
-            ht.fill(key, keys, stage, tile.planes[1], at, tile.head // grid.group)
-            stage = step % SPEC.value_stages
-            mbarrier.wait(values.empty.index(stage), step // SPEC.value_stages & 1 ^ 1)
-            ht.fill(value, values, stage, tile.planes[1], at, tile.head // grid.group)
-            box = ht.step(box, tile.boxes, SPEC)
-            step += 1
+        ht.copy_boxes(key, value, keys, values, base, tile, tile.head // grid.group, SPEC)
+        base += tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
 
 
 @gluon.jit
@@ -262,7 +238,7 @@ def _run(query, key, value, out, lse, counter, scale2, grid, SPEC: gl.constexpr)
         outs = ht.buffers(out, 2)
     # Triton lays barriers that no partition uses over buffers of others.
     turn = hs.turns() if SPEC.turns else ()
-    tickets = hs.tickets() if SPEC.persistent else ()
+    tickets = hs.tickets(2) if SPEC.persistent else ()
     keys = ht.ring(key, SPEC.stages, 2)
     values = ht.ring(value, SPEC.value_stages, 2)
     # A tuple with a name of its own would turn its constexprs into tensors.
@@ -283,7 +259,7 @@ def attend(
     SPEC: gl.constexpr
 ):  # fmt: skip
     """Attention of tensors `[batch * t, h, w, heads, dim]`; `lse` is `[batch, t, h, w, heads]`."""
-    grid = Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
+    grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
     _run(query, key, value, out, lse, counter, scale2, grid, SPEC)
 
 
@@ -318,4 +294,4 @@ def attend_groups(
         value, value_strides, lengths, tile, heads // group, value_dim, columns, SPEC.value_dim, SPEC
     )
     out = ht.group_view(out, out_strides, outputs, tile, heads, value_dim, rows, SPEC.value_dim, SPEC)
-    _run(query, key, value, out, lse, None, scale2, Grid(outputs, lengths, heads, group, tiles), SPEC)
+    _run(query, key, value, out, lse, None, scale2, ht.Grid(outputs, lengths, heads, group, tiles), SPEC)

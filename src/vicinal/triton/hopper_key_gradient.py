@@ -3,11 +3,12 @@
 Each box costs four products of transposed scores: S^T = K Q^T, dP^T = V dO^T, dV += P^T dO and dK += dS^T Q.
 The last one of a box runs beside the first two of the next.
 Query heads that share a key head are walked one after the other, so the sums need neither atomics nor another
-pass.
+pass. As in the forward, a program computes tile after tile. One warp copies boxes of queries, one the rows.
 """
 
 # What is wanted is known at compile time.
 # pyright: reportPossiblyUnboundVariable=false
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -17,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from . import hopper_schedule as hs
 from . import hopper_tile as ht
 from . import hopper_window as hw
 
@@ -25,13 +27,13 @@ LANES = gl.constexpr(8)
 
 
 @gluon.jit
-def _notes(statistics, plane, head, at, index, tile, extents, heads, SPEC: gl.constexpr):
+def _notes(statistics, plane, head, at, index, tile, grid, SPEC: gl.constexpr):
     """Statistics of the box at `at`: `index` below the width reads log-sum-exps, above it deltas."""
     columns: gl.constexpr = SPEC.columns
     query = hw.clip(hw.coordinates(index % SPEC.width, at, columns), tile.outputs)
-    tokens = extents[0] * extents[1] * extents[2]
-    known = statistics + (tile.batch * heads + head).to(gl.int64) * tokens
-    return gl.load(known + (index // SPEC.width) * plane + ht.token(query, tile, extents, SPEC))
+    tokens = grid.outputs[0] * grid.outputs[1] * grid.outputs[2]
+    known = statistics + (tile.batch * grid.heads + head).to(gl.int64) * tokens
+    return gl.load(known + (index // SPEC.width) * plane + ht.token(query, tile, grid.outputs, SPEC))
 
 
 @gluon.jit
@@ -46,44 +48,35 @@ def _borders(at, tile, lane, SPEC: gl.constexpr):
 
 @gluon.jit
 def _copy(
-    key,
-    value,
-    query,
-    grad_out,
-    statistics,
-    keys,
-    values,
-    ready,
-    queries,
-    grad_outs,
-    notes,
-    borders,
-    tile,
-    extents,
-    heads,
-    group,
-    plane,
+    query, grad_out, statistics, queries, grad_outs, notes, borders, tickets, counter, grid, plane,
     SPEC: gl.constexpr,
-):
-    """The producer: keys and values of both warpgroups, then boxes of queries and what is known of them."""
-    ht.copy_rows(key, value, keys, values, ready, tile.planes[1], tile, SPEC)
+):  # fmt: skip
+    """The producer: boxes of queries, and what is known of them, of tile after tile."""
     index = gl.arange(0, 2 * SPEC.width, layout=gl.BlockedLayout([1], [32], [1], [0]))
     lane = gl.arange(0, LANES, layout=gl.BlockedLayout([1], [32], [1], [0]))
-    count = tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
-    box = ht.box_of(gl.to_tensor(0), SPEC)
-    for i in range(group * count):
-        stage = i % SPEC.stages
-        head = tile.head * group + i // count
-        at = ht.box_at(tile.first, box, SPEC)
-        note = _notes(statistics, plane, head, at, index, tile, extents, heads, SPEC)
-        mbarrier.wait(queries.empty.index(stage), ((i // SPEC.stages) & 1) ^ 1)
-        ht.fill(query, queries, stage, tile.planes[0], at, head)
-        ht.fill(grad_out, grad_outs, stage, tile.planes[0], at, head)
-        if SPEC.masks:
-            borders.index(stage).store(_borders(at, tile, lane, SPEC))
-        notes.index(stage).store(note)
-        mbarrier.arrive(queries.full.index(stage), count=1)
-        box = ht.step(box, tile.boxes, SPEC)
+    turn = gl.to_tensor(0)
+    i = gl.to_tensor(0)
+    number = gl.program_id(0)
+    while number < grid.tiles:
+        tile = ht.key_tile(number, grid.outputs, grid.lengths, grid.heads // grid.group, SPEC)
+        number = hs.draw(tickets, counter, turn, grid.tiles, SPEC)
+        turn += 1
+        box = ht.box_of(gl.to_tensor(0), SPEC)
+        for member in range(grid.group):
+            head = tile.head * grid.group + member
+            for _ in range(tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
+                stage = i % SPEC.stages
+                at = ht.box_at(tile.first, box, SPEC)
+                note = _notes(statistics, plane, head, at, index, tile, grid, SPEC)
+                mbarrier.wait(queries.empty.index(stage), i // SPEC.stages & 1 ^ 1)
+                ht.fill(query, queries, stage, tile.planes[0], at, head)
+                ht.fill(grad_out, grad_outs, stage, tile.planes[0], at, head)
+                if SPEC.masks:
+                    borders.index(stage).store(_borders(at, tile, lane, SPEC))
+                notes.index(stage).store(note)
+                mbarrier.arrive(queries.full.index(stage), count=1)
+                box = ht.step(box, tile.boxes, SPEC)
+                i += 1
 
 
 @gluon.jit
@@ -121,6 +114,8 @@ def _keep_viewers(
         if SPEC.masked[axis]:
             _viewers_along(axis, viewers, warpgroup, 0, SPEC).store(first[axis])
             _viewers_along(axis, viewers, warpgroup, 1, SPEC).store(stop[axis])
+    # Or threads would meet in every box that has a mask.
+    gl.thread_barrier()
 
 
 @gluon.jit
@@ -142,41 +137,32 @@ def _hide(weights, axes, warpgroup: gl.constexpr, border, viewers, SPEC: gl.cons
 
 @gluon.jit
 def _walk(
-    warpgroup: gl.constexpr,
-    key,
-    value,
-    sum_key,
-    sum_value,
-    queries,
-    grad_outs,
-    notes,
-    borders,
-    viewers,
-    scale2,
-    opening,
-    closing,
-    SPEC: gl.constexpr,
-):
+    warpgroup: gl.constexpr, keys, values, slot, sum_key, sum_value, queries, grad_outs, notes, borders,
+    viewers, scale2, opening, closing, SPEC: gl.constexpr,
+):  # fmt: skip
     """Adds what steps [opening, closing) of the walk, over boxes of one query head, give."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
     key_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.dim, 16])
     value_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.value_dim, 16])
     slope_layout: gl.constexpr = gl.DotOperandLayout(0, key_layout, 2)
     note_layout: gl.constexpr = gl.SliceLayout(0, score_layout)
+    held_key = ht.factor(keys.index(slot).reshape([64, SPEC.dim]), score_layout, SPEC)
+    held_value = ht.factor(values.index(slot).reshape([64, SPEC.value_dim]), score_layout, SPEC)
     empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
-    slope = gl.full([64, SPEC.width], 0.0, key.dtype, layout=slope_layout)
-    first = queries.full.index(opening % SPEC.stages)
-    mbarrier.wait(first, (opening // SPEC.stages) & 1, pred=opening < closing)
+    slope = gl.full([64, SPEC.width], 0.0, keys.dtype, layout=slope_layout)
+    stage, phase = opening % SPEC.stages, opening // SPEC.stages & 1
+    # The slopes of the box before are zero at first, and may meet any finite queries.
+    # Computed once more: Triton 3.6 would not carry what starts as `stage` and becomes it.
+    before = opening % SPEC.stages
+    mbarrier.wait(queries.full.index(stage), phase, pred=opening < closing)
     for i in range(opening, closing):
-        stage = i % SPEC.stages
-        before = (i + SPEC.stages - 1) % SPEC.stages
         query = queries.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
         grad_out = grad_outs.index(stage).reshape([SPEC.width, SPEC.value_dim])
+        key = held_key if SPEC.held else ht.anew(keys, slot, i).reshape([64, SPEC.dim])
+        value = held_value if SPEC.held else ht.anew(values, slot, i).reshape([64, SPEC.value_dim])
         flying = warpgroup_mma(key, query.permute((1, 0)), empty, use_acc=False, is_async=True)
         if SPEC.wants_key:
-            # The slopes of the box before; at first they are zero and may meet any finite queries.
-            previous = queries.buffers.index(gl.where(i > opening, before, stage))
-            previous = previous.reshape([SPEC.width, SPEC.dim])
+            previous = queries.buffers.index(before).reshape([SPEC.width, SPEC.dim])
             adding_key = warpgroup_mma(slope, previous, sum_key, is_async=True)
             pulling = warpgroup_mma(value, grad_out.permute((1, 0)), empty, use_acc=False, is_async=True)
         # Shared memory answers late while products read it: what the weights need is loaded here.
@@ -187,7 +173,7 @@ def _walk(
         weights = _hide(weights, axes, warpgroup, borders.index(stage), viewers, SPEC)
         if SPEC.wants_value:
             # No weight is left for later than this.
-            rounded = gl.convert_layout(weights.to(key.dtype), gl.DotOperandLayout(0, value_layout, 2))
+            rounded = gl.convert_layout(weights.to(keys.dtype), gl.DotOperandLayout(0, value_layout, 2))
             adding_value = warpgroup_mma(rounded, grad_out, sum_value, is_async=True)
         if SPEC.wants_key:
             pulled, sum_key = warpgroup_mma_wait(1 if SPEC.wants_value else 0, deps=(pulling, adding_key))
@@ -196,91 +182,96 @@ def _walk(
         mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)
         gl.thread_barrier()
         if SPEC.wants_key:
-            slope = gl.convert_layout((weights * (pulled - delta[None, :])).to(key.dtype), slope_layout)
-        after = queries.full.index((i + 1) % SPEC.stages)
-        mbarrier.wait(after, ((i + 1) // SPEC.stages) & 1, pred=i + 1 < closing)
+            slope = gl.convert_layout((weights * (pulled - delta[None, :])).to(keys.dtype), slope_layout)
+        before = stage
+        stage += 1
+        phase = gl.where(stage == SPEC.stages, phase ^ 1, phase)
+        stage = gl.where(stage == SPEC.stages, 0, stage)
+        mbarrier.wait(queries.full.index(stage), phase, pred=i + 1 < closing)
         if SPEC.wants_value:
             sum_value = warpgroup_mma_wait(0, deps=(adding_value,))
     if opening < closing:
-        last = (closing - 1) % SPEC.stages
         if SPEC.wants_key:
-            previous = queries.buffers.index(last).reshape([SPEC.width, SPEC.dim])
+            previous = queries.buffers.index(before).reshape([SPEC.width, SPEC.dim])
             sum_key = warpgroup_mma_wait(0, deps=(warpgroup_mma(slope, previous, sum_key, is_async=True),))
-        mbarrier.arrive(queries.empty.index(last), count=1)
+        mbarrier.arrive(queries.empty.index(before), count=1)
     return sum_key, sum_value
 
 
 @gluon.jit
 def _differentiate(
-    warpgroup: gl.constexpr,
-    grad_key,
-    grad_value,
-    keys,
-    values,
-    ready,
-    queries,
-    grad_outs,
-    notes,
-    borders,
-    viewers,
-    scale,
-    scale2,
-    tile,
-    group,
-    SPEC: gl.constexpr,
-):
-    """A consumer: the gradients of 64 keys and values, over every box of queries."""
+    warpgroup: gl.constexpr, grad_key, grad_value, keys, values, queries, grad_outs, notes, borders, viewers,
+    tickets, scale, scale2, grid, SPEC: gl.constexpr,
+):  # fmt: skip
+    """A consumer: tile after tile."""
+    count = gl.to_tensor(0)
+    base = gl.to_tensor(0)
+    number = gl.program_id(0)
+    # Numbers of the launch are computed for each tile: registers are for sums.
+    while tl.condition(number < grid.tiles, disable_licm=True):
+        tile = ht.key_tile(number, grid.outputs, grid.lengths, grid.heads // grid.group, SPEC)
+        _differentiate_tile(
+            warpgroup, grad_key, grad_value, keys, values, queries, grad_outs, notes, borders, viewers, scale,
+            scale2, tile, grid.group, count, base, SPEC,
+        )  # fmt: skip
+        base += grid.group * tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
+        number = hs.drawn(tickets, count, grid.tiles, SPEC)
+        count += 1
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _differentiate_tile(
+    warpgroup: gl.constexpr, grad_key, grad_value, keys, values, queries, grad_outs, notes, borders, viewers,
+    scale, scale2, tile, group, count, base, SPEC: gl.constexpr,
+):  # fmt: skip
+    """Gradients of 64 keys and values, over every box of queries, after `count` tiles and `base` boxes."""
     key_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.dim, 16])
     value_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.value_dim, 16])
     start = ht.corner(tile.start, warpgroup, SPEC)
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
     _keep_viewers(viewers, warpgroup, start, tile, gl.SliceLayout(1, score_layout), SPEC)
-    key = keys.index(warpgroup).reshape([64, SPEC.dim])
-    value = values.index(warpgroup).reshape([64, SPEC.value_dim])
+    slot = count % SPEC.depth * 2 + warpgroup
+    filled = count // SPEC.depth & 1
     sum_key = gl.full([64, SPEC.dim], 0.0, gl.float32, layout=key_layout)
     sum_value = gl.full([64, SPEC.value_dim], 0.0, gl.float32, layout=value_layout)
-    count = tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
+    boxes = tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
     _, begin, end = ht.own_queries(start, tile, SPEC)
-    mbarrier.wait(ready.index(warpgroup), 0)
-    key = ht.factor(key, score_layout, SPEC)
-    value = ht.factor(value, score_layout, SPEC)
+    mbarrier.wait(keys.full.index(slot), filled)
+    mbarrier.wait(values.full.index(slot), filled)
+    if SPEC.depth > 1:
+        # By now the gradients of the tile before have left shared memory.
+        tma.store_wait(0)
+        before = (count + 1) % SPEC.depth * 2 + warpgroup
+        mbarrier.arrive(keys.empty.index(before), count=1, pred=count > 0)
+        mbarrier.arrive(values.empty.index(before), count=1, pred=count > 0)
     for member in range(group):
-        for i in range(member * count, member * count + begin):
+        first = base + member * boxes
+        for i in range(first, first + begin):
             _pass(queries, i, SPEC)
         sum_key, sum_value = _walk(
-            warpgroup, key, value, sum_key, sum_value, queries, grad_outs, notes, borders, viewers, scale2,
-            member * count + begin, member * count + end, SPEC,
+            warpgroup, keys.buffers, values.buffers, slot, sum_key, sum_value, queries, grad_outs, notes,
+            borders, viewers, scale2, first + begin, first + end, SPEC,
         )  # fmt: skip
-        for i in range(member * count + end, member * count + count):
+        for i in range(first + end, first + boxes):
             _pass(queries, i, SPEC)
-    if SPEC.wants_key:
-        ht.put(grad_key, sum_key * scale, keys.index(warpgroup), tile.planes[1], start, tile.head)
     if SPEC.wants_value:
-        ht.put(grad_value, sum_value, values.index(warpgroup), tile.planes[1], start, tile.head)
-    tma.store_wait(0)
+        ht.put(grad_value, sum_value, values.buffers.index(slot), tile.planes[1], start, tile.head)
+    if SPEC.wants_key:
+        ht.put(grad_key, sum_key * scale, keys.buffers.index(slot), tile.planes[1], start, tile.head)
+    if SPEC.depth == 1:
+        tma.store_wait(0)
+        mbarrier.arrive(keys.empty.index(slot), count=1)
+        mbarrier.arrive(values.empty.index(slot), count=1)
 
 
 @gluon.jit
 def _run(
-    key,
-    value,
-    query,
-    grad_out,
-    grad_key,
-    grad_value,
-    statistics,
-    scale,
-    scale2,
-    tile,
-    extents,
-    heads,
-    group,
-    plane,
+    key, value, query, grad_out, grad_key, grad_value, statistics, counter, scale, scale2, grid, plane,
     SPEC: gl.constexpr,
-):
-    keys = ht.buffers(key, 2)
-    values = ht.buffers(value, 2)
-    ready = ht.barriers(2, 1)
+):  # fmt: skip
+    keys = ht.ring(key, 2 * SPEC.depth, 1)
+    values = ht.ring(value, 2 * SPEC.depth, 1)
     # Queries, gradients of outputs and notes of a stage are full together.
     queries = ht.ring(query, SPEC.stages, 2, 3)
     grad_outs = ht.Ring(ht.buffers(grad_out, SPEC.stages), queries.full, queries.empty)
@@ -288,65 +279,55 @@ def _run(
     notes = gl.allocate_shared_memory(gl.float32, [SPEC.stages, 2 * SPEC.width], plain)
     borders = gl.allocate_shared_memory(gl.int32, [SPEC.stages, LANES], plain)
     viewers = gl.allocate_shared_memory(gl.int32, [4 * SPEC.mask_count, 64], plain) if SPEC.masks else ()
+    # Triton lays barriers that no partition uses over buffers of others.
+    tickets = hs.tickets(3) if SPEC.persistent else ()
     gl.warp_specialize(
         [
             (_differentiate, (
-                0, grad_key, grad_value, keys, values, ready, queries, grad_outs.buffers, notes, borders,
-                viewers, scale, scale2, tile, group, SPEC,
+                0, grad_key, grad_value, keys, values, queries, grad_outs.buffers, notes, borders, viewers,
+                tickets, scale, scale2, grid, SPEC,
             )),
             (_differentiate, (
-                1, grad_key, grad_value, keys, values, ready, queries, grad_outs.buffers, notes, borders,
-                viewers, scale, scale2, tile, group, SPEC,
+                1, grad_key, grad_value, keys, values, queries, grad_outs.buffers, notes, borders, viewers,
+                tickets, scale, scale2, grid, SPEC,
             )),
             (_copy, (
-                key, value, query, grad_out, statistics, keys, values, ready, queries, grad_outs, notes,
-                borders, tile, extents, heads, group, plane, SPEC,
+                query, grad_out, statistics, queries, grad_outs, notes, borders, tickets, counter, grid,
+                plane, SPEC,
             )),
+            (hs.copy_rows, (key, value, keys, values, tickets, grid, True, SPEC)),
         ],
-        [4, 1],
-        [240, 24],
-    )  # fmt: skip
-
-
-@gluon.jit(do_not_specialize=["scale", "scale2", "t", "h", "w", "key_t", "key_h", "key_w", "heads", "group"])
-def differentiate_keys(
-    key,
-    value,
-    query,
-    grad_out,
-    grad_key,
-    grad_value,
-    statistics,
-    scale,
-    scale2,
-    t,
-    h,
-    w,
-    key_t,
-    key_h,
-    key_w,
-    heads,
-    group,
-    plane: gl.int64,
-    SPEC: gl.constexpr,
-):
-    """Gradients from `statistics` `[2, batch * heads, t, h, w]`; its second half starts at `plane`."""
-    outputs = (t, h, w)
-    tile = ht.key_tile(gl.program_id(0), outputs, (key_t, key_h, key_w), heads // group, SPEC)
-    _run(
-        key, value, query, grad_out, grad_key, grad_value, statistics, scale, scale2, tile, outputs, heads,
-        group, plane, SPEC,
+        [4, 1, 1],
+        [240, 24, 24],
     )  # fmt: skip
 
 
 @gluon.jit(
     do_not_specialize=[
-        "scale", "scale2", "t", "h", "w", "key_t", "key_h", "key_w", "heads", "group", "dim", "value_dim"
+        "scale", "scale2", "t", "h", "w", "key_t", "key_h", "key_w", "heads", "group", "tiles"
+    ]
+)  # fmt: skip
+def differentiate_keys(
+    key, value, query, grad_out, grad_key, grad_value, statistics, counter, scale, scale2,
+    t, h, w, key_t, key_h, key_w, heads, group, tiles, plane: gl.int64, SPEC: gl.constexpr,
+):  # fmt: skip
+    """Gradients from `statistics` `[2, batch * heads, t, h, w]`; its second half starts at `plane`."""
+    grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
+    _run(
+        key, value, query, grad_out, grad_key, grad_value, statistics, counter, scale, scale2, grid, plane,
+        SPEC,
+    )  # fmt: skip
+
+
+@gluon.jit(
+    do_not_specialize=[
+        "scale", "scale2", "t", "h", "w", "key_t", "key_h", "key_w", "heads", "group", "tiles", "dim",
+        "value_dim",
     ]
 )  # fmt: skip
 def differentiate_key_groups(
     key, value, query, grad_out, grad_key, grad_value, statistics, scale, scale2,
-    t, h, w, key_t, key_h, key_w, heads, group, plane: gl.int64, dim, value_dim,
+    t, h, w, key_t, key_h, key_w, heads, group, tiles, plane: gl.int64, dim, value_dim,
     key_strides, value_strides, query_strides, grad_out_strides, grad_key_strides, grad_value_strides,
     SPEC: gl.constexpr,
 ):  # fmt: skip
@@ -366,7 +347,7 @@ def differentiate_key_groups(
     grad_value = ht.group_view(
         grad_value, grad_value_strides, lengths, tile, shared, value_dim, rows, SPEC.value_dim, SPEC
     )
+    grid = ht.Grid(outputs, lengths, heads, group, tiles)
     _run(
-        key, value, query, grad_out, grad_key, grad_value, statistics, scale, scale2, tile, outputs, heads,
-        group, plane, SPEC,
-    )  # fmt: skip
+        key, value, query, grad_out, grad_key, grad_value, statistics, None, scale, scale2, grid, plane, SPEC
+    )

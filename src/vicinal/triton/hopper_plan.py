@@ -22,6 +22,11 @@ SHARED = 232448 - 1024
 RESIDENT = 132
 # Largest head dimension at which the warpgroups of the forward multiply when they like.
 FREE = 64
+# Widest rows that are multiplied from registers, where these hold one sum: wider ones leave it no room.
+HELD = 128
+# Boxes of a tile up to which the gradients of keys and values gain more by early rows than by a fourth box in
+# flight: measured with 34 and 100, and the other way round with 162.
+SHORT = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +43,8 @@ class Spec:
         key_bytes: size of an element of queries and keys.
         order: axes along which neighboring programs follow one another, fastest first.
         stages: boxes of columns in flight.
-        value_stages: the same of values, in the forward, where they are needed later than keys.
-        depth: tiles whose queries are in shared memory, in the forward.
+        value_stages: the same of values, which the forward needs later than keys.
+        depth: tiles whose queries, gradients of outputs, or keys and values are in shared memory.
         turns: whether the warpgroups of the forward take turns.
         persistent: whether programs compute tile after tile.
         held: whether rows are multiplied from registers: queries, or keys and values for their gradients.
@@ -173,7 +178,7 @@ class Kernel(NamedTuple):
         fixed, stage: bytes of shared memory for rows, and for a box of columns.
         stages: boxes in flight, at most.
         alone: time of a box that one warpgroup leaves to the other, over that of one both compute.
-        held: widest rows that are multiplied from registers; wider ones leave no room for sums.
+        held: widest rows that are multiplied from registers.
         masked: what a mask adds to the time of a box that both compute.
         mask: bytes for each masked axis.
     """
@@ -183,7 +188,7 @@ class Kernel(NamedTuple):
     stage: int
     stages: int
     alone: float
-    held: int = 128
+    held: int = HELD
     masked: float = 0.35
     mask: int = 0
 
@@ -198,8 +203,8 @@ def _forward(problem: Problem) -> Plan:
     outputs = 0 if row == out and dim == value_dim else 2 * ROWS * out
     single = 2 * ROWS * row
     # The queries of the next tile are copied early where two boxes of keys and values fit beside them.
-    dilated = any(axis.dilation > 1 for axis in problem.axes)
-    depth = 2 if not dilated and SHARED - outputs - 2 * single >= 2 * stage else 1
+    persistent = not _dilated(problem)
+    depth = 2 if persistent and SHARED - outputs - 2 * single >= 2 * stage else 1
     fixed = outputs + depth * single
     spec, programs = _best(problem, Kernel(width, fixed, stage, 4, 0.6, masked=0.06), problem.heads)
     more = SHARED - fixed - spec.stages * stage >= width * row
@@ -209,7 +214,7 @@ def _forward(problem: Problem) -> Plan:
         value_stages=spec.stages,
         depth=depth,
         turns=dim > FREE,
-        persistent=not dilated,
+        persistent=persistent,
     )
     return Plan(spec, programs)
 
@@ -236,9 +241,15 @@ def _query_gradient(problem: Problem) -> Plan:
     dim, value_dim = padded(problem.dim), padded(problem.value_dim)
     wide = max(dim, value_dim)
     width = 128 if wide <= 64 else 64 if wide <= 128 else 32
-    fixed = 2 * ROWS * (dim + value_dim) * BYTES
+    # Queries in registers leave their room to those of the next tile. Then gradients take the place of those
+    # of outputs, beside which the next are copied.
+    persistent = not _dilated(problem)
+    depth = 2 if persistent and dim == value_dim <= HELD else 1
+    fixed = 2 * ROWS * (dim + depth * value_dim) * BYTES
     kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 4, 0.6)
-    return _best(problem, kernel, problem.heads)
+    spec, programs = _best(problem, kernel, problem.heads)
+    spec = replace(spec, value_stages=spec.stages, depth=depth, persistent=persistent)
+    return Plan(spec, programs)
 
 
 @lru_cache(1024)
@@ -250,7 +261,15 @@ def _key_gradient(problem: Problem) -> Plan:
     stage = width * (dim + value_dim) * BYTES + 8 * width
     # Two numbers for each key.
     kernel = Kernel(width, fixed, stage, 4, 0.6, held=64, mask=2 * ROWS * 8)
-    return _best(problem, kernel, problem.kv_heads, inverse=True)
+    spec, programs = _best(problem, kernel, problem.kv_heads, inverse=True)
+    spec = replace(spec, persistent=not _dilated(problem))
+    # Keys and values of the next tile are copied early where boxes of queries still fit beside them.
+    stages = min((SHARED - 2 * fixed - kernel.mask * spec.mask_count) // stage, kernel.stages)
+    counts = tiling.counts(problem, spec.tile, spec.columns, inverse=True)
+    boxes = counts.visited / counts.tiles * (problem.heads // problem.kv_heads)
+    if spec.persistent and stages >= (3 if boxes <= SHORT else 4):
+        spec = replace(spec, depth=2, stages=stages)
+    return Plan(spec, programs)
 
 
 def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -> Plan:
@@ -334,4 +353,8 @@ def _walked_counts(axis: Axis, tile: int, parts: int, columns: int, inverse: boo
 
 def _stays(problem: Problem, side: int, extent: int) -> bool:
     """Whether no tile runs over the first axis, behind which the next batch entry lies."""
-    return problem.batch == 1 or extent % side == 0 or any(axis.dilation > 1 for axis in problem.axes)
+    return problem.batch == 1 or extent % side == 0 or _dilated(problem)
+
+
+def _dilated(problem: Problem) -> bool:
+    return any(axis.dilation > 1 for axis in problem.axes)

@@ -3,8 +3,11 @@
 Each box costs three products: scores, dP = dO V^T, and dQ += dS K, where dS = P (dP - delta). The last one of
 a box runs beside the first of the next. Before the walk a program finds log-sum-exp in base 2 and
 delta = dO . O - dLSE of its queries, and leaves them for the gradients of keys and values.
+
+As in the forward, a program computes tile after tile. One warp copies boxes of keys and values, one the rows.
 """
 
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -14,6 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from . import hopper_schedule as hs
 from . import hopper_tile as ht
 from . import hopper_window as hw
 
@@ -21,22 +25,18 @@ LOG2E = gl.constexpr(1.4426950408889634)
 
 
 @gluon.jit
-def _copy(
-    query, grad_out, key, value, queries, grad_outs, ready, keys, values, tile, kv_head, SPEC: gl.constexpr
-):
-    """The producer: queries and output gradients of both warpgroups, then boxes of keys and values."""
-    ht.copy_rows(query, grad_out, queries, grad_outs, ready, tile.planes[0], tile, SPEC)
-    if SPEC.wants_query:
-        box = ht.box_of(gl.to_tensor(0), SPEC)
-        for i in range(tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
-            stage = i % SPEC.stages
-            phase = (i // SPEC.stages) & 1
-            at = ht.box_at(tile.first, box, SPEC)
-            mbarrier.wait(keys.empty.index(stage), phase ^ 1)
-            ht.fill(key, keys, stage, tile.planes[1], at, kv_head)
-            mbarrier.wait(values.empty.index(stage), phase ^ 1)
-            ht.fill(value, values, stage, tile.planes[1], at, kv_head)
-            box = ht.step(box, tile.boxes, SPEC)
+def _copy(key, value, keys, values, tickets, counter, grid, SPEC: gl.constexpr):
+    """The producer: boxes of keys and values of tile after tile."""
+    turn = gl.to_tensor(0)
+    base = gl.to_tensor(0)
+    number = gl.program_id(0)
+    while number < grid.tiles:
+        tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
+        number = hs.draw(tickets, counter, turn, grid.tiles, SPEC)
+        turn += 1
+        if SPEC.wants_query:
+            ht.copy_boxes(key, value, keys, values, base, tile, tile.head // grid.group, SPEC)
+            base += tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
 
 
 @gluon.jit
@@ -45,42 +45,44 @@ def _pass(keys, values, i, SPEC: gl.constexpr):
     stage = i % SPEC.stages
     phase = (i // SPEC.stages) & 1
     mbarrier.wait(keys.full.index(stage), phase)
-    mbarrier.arrive(keys.empty.index(stage), count=1)
     mbarrier.wait(values.full.index(stage), phase)
-    mbarrier.arrive(values.empty.index(stage), count=1)
+    mbarrier.arrive(keys.empty.index(stage), count=1)
 
 
 @gluon.jit
-def _delta(out, grad_out, bar, start, tile, extents, heads, value_dim, SPEC: gl.constexpr):
+def _delta(out, grad_outs, slot, filled, start, tile, grid, value_dim, SPEC: gl.constexpr):
     """dO . O of a warpgroup's queries, from outputs in memory and their gradients in shared memory."""
     width: gl.constexpr = SPEC.value_dim
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // width, width // 8], [4, 1], [1, 0])
     box_of_rows: gl.constexpr = SPEC.rows
     row = hw.coordinates(gl.arange(0, 64, layout=gl.SliceLayout(1, layout)), start, box_of_rows)
-    at = ht.entry(hw.clip(row, tile.outputs), tile, extents, heads, SPEC) * value_dim
+    # A multiple of 8 also for the compiler: a thread loads 16 bytes at a time.
+    value_dim = value_dim // 8 * 8
+    at = ht.entry(hw.clip(row, tile.outputs), tile, grid.outputs, grid.heads, SPEC) * value_dim
     column = gl.arange(0, width, layout=gl.SliceLayout(0, layout))
     known = gl.load(out + (at[:, None] + column[None, :]), mask=(column < value_dim)[None, :], other=0.0)
-    mbarrier.wait(bar, 0)
-    return gl.sum(known.to(gl.float32) * grad_out.load(layout).to(gl.float32), 1)
+    mbarrier.wait(grad_outs.full.index(slot), filled)
+    grad_out = grad_outs.buffers.index(slot).reshape([64, width]).load(layout)
+    return gl.sum(known.to(gl.float32) * grad_out.to(gl.float32), 1)
 
 
 @gluon.jit
 def _prepare(
-    out, lse, grad_lse, statistics, grad_out, bar, row, start, tile, extents, heads, value_dim, plane,
+    out, lse, grad_lse, statistics, grad_outs, slot, filled, row, start, tile, grid, value_dim, plane,
     SPEC: gl.constexpr,
 ):  # fmt: skip
     """Log-sum-exps in base 2 and deltas of a warpgroup's queries; what lies in the tensor is kept."""
     layout: gl.constexpr = row[0].type.layout
     clipped = hw.clip(row, tile.outputs)
-    entry = ht.entry(clipped, tile, extents, heads, SPEC)
+    entry = ht.entry(clipped, tile, grid.outputs, grid.heads, SPEC)
     lse2 = gl.load(lse + entry) * LOG2E
-    delta = _delta(out, grad_out, bar, start, tile, extents, heads, value_dim, SPEC)
+    delta = _delta(out, grad_outs, slot, filled, start, tile, grid, value_dim, SPEC)
     delta = gl.convert_layout(delta, layout)
     if SPEC.has_grad_lse:
         delta -= gl.load(grad_lse + entry)
-    tokens = extents[0] * extents[1] * extents[2]
-    kept = statistics + (tile.batch * heads + tile.head).to(gl.int64) * tokens
-    token = ht.token(clipped, tile, extents, SPEC)
+    tokens = grid.outputs[0] * grid.outputs[1] * grid.outputs[2]
+    kept = statistics + (tile.batch * grid.heads + tile.head).to(gl.int64) * tokens
+    token = ht.token(clipped, tile, grid.outputs, SPEC)
     inside = hw.inside(row, tile.outputs)
     gl.store(kept + token, lse2, mask=inside)
     gl.store(kept + plane + token, delta, mask=inside)
@@ -89,52 +91,81 @@ def _prepare(
 
 @gluon.jit
 def _differentiate(
-    warpgroup: gl.constexpr,
-    grad_query,
-    out,
-    lse,
-    grad_lse,
-    statistics,
-    queries,
-    grad_outs,
-    ready,
-    keys,
-    values,
-    scale,
-    scale2,
-    tile,
-    extents,
-    heads,
-    value_dim,
-    plane,
-    SPEC: gl.constexpr,
-):
-    """A consumer: the gradient of 64 queries, over every box of keys."""
+    warpgroup: gl.constexpr, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, keys, values,
+    tickets, scale, scale2, grid, value_dim, plane, SPEC: gl.constexpr,
+):  # fmt: skip
+    """A consumer: tile after tile."""
+    count = gl.to_tensor(0)
+    base = gl.to_tensor(0)
+    number = gl.program_id(0)
+    # Numbers of the launch are computed for each tile: registers are for sums.
+    while tl.condition(number < grid.tiles, disable_licm=True):
+        tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
+        _differentiate_tile(
+            warpgroup, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, keys, values, scale,
+            scale2, tile, grid, value_dim, plane, count, base, SPEC,
+        )  # fmt: skip
+        base += tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
+        number = hs.drawn(tickets, count, grid.tiles, SPEC)
+        count += 1
+    if SPEC.wants_query:
+        tma.store_wait(0)
+
+
+@gluon.jit
+def _differentiate_tile(
+    warpgroup: gl.constexpr, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, keys, values,
+    scale, scale2, tile, grid, value_dim, plane, count, base, SPEC: gl.constexpr,
+):  # fmt: skip
+    """The gradient of 64 queries, over every box of keys, after `count` tiles and `base` boxes."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
     box_of_rows: gl.constexpr = SPEC.rows
     start = ht.corner(tile.start, warpgroup, SPEC)
     row = hw.coordinates(gl.arange(0, 64, layout=row_layout), start, box_of_rows)
-    query = queries.index(warpgroup).reshape([64, SPEC.dim])
-    grad_out = grad_outs.index(warpgroup).reshape([64, SPEC.value_dim])
+    slot = count % SPEC.depth * 2 + warpgroup
+    filled = count // SPEC.depth & 1
     lse2, delta = _prepare(
-        out, lse, grad_lse, statistics, grad_out, ready.index(warpgroup), row, start, tile, extents, heads,
+        out, lse, grad_lse, statistics, grad_outs, slot, filled, row, start, tile, grid,
         value_dim, plane, SPEC,
     )  # fmt: skip
     if SPEC.wants_query:
+        if SPEC.depth > 1:
+            # By now the gradients of the tile before have left shared memory.
+            tma.store_wait(0)
+            before = (count + 1) % SPEC.depth * 2 + warpgroup
+            mbarrier.arrive(grad_outs.empty.index(before), count=1, pred=count > 0)
+        mbarrier.wait(queries.full.index(warpgroup), count & 1)
+        held = queries.buffers.index(warpgroup).reshape([64, SPEC.dim])
+        held = ht.factor(held, score_layout, SPEC)
+        if SPEC.depth > 1:
+            mbarrier.arrive(queries.empty.index(warpgroup), count=1)
         row = hw.clip(row, tile.outputs)
-        grad = _walk(query, grad_out, lse2, delta, keys, values, scale2, row, start, tile, SPEC) * scale
-        ht.put(grad_query, grad, queries.index(warpgroup), tile.planes[0], start, tile.head)
-        tma.store_wait(0)
+        grad = _walk(
+            warpgroup, held, queries.buffers, grad_outs, slot, filled, lse2, delta, keys, values, scale2, row,
+            start, tile, base, SPEC,
+        )  # fmt: skip
+        grad *= scale
+        if SPEC.depth > 1:
+            ht.put(grad_query, grad, grad_outs.buffers.index(slot), tile.planes[0], start, tile.head)
+        else:
+            mbarrier.arrive(grad_outs.empty.index(slot), count=1)
+            ht.put(grad_query, grad, queries.buffers.index(warpgroup), tile.planes[0], start, tile.head)
+            tma.store_wait(0)
+            mbarrier.arrive(queries.empty.index(warpgroup), count=1)
+    else:
+        mbarrier.arrive(grad_outs.empty.index(slot), count=1)
 
 
 @gluon.jit
-def _walk(query, grad_out, lse2, delta, keys, values, scale2, row, start, tile, SPEC: gl.constexpr):
-    """Sum of slopes times keys over every box."""
+def _walk(
+    warpgroup: gl.constexpr, held, queries, grad_outs, slot, filled, lse2, delta, keys, values, scale2, row,
+    start, tile, base, SPEC: gl.constexpr,
+):  # fmt: skip
+    """Sum of slopes times keys over every box, after `base` of tiles before."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
     grad_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.dim, 16])
     slope_layout: gl.constexpr = gl.DotOperandLayout(0, grad_layout, 2)
-    query = ht.factor(query, score_layout, SPEC)
     first, stop = hw.windows(row, tile.lengths, SPEC)
     shared = hw.shared_window(start, tile, SPEC)
     sizes: gl.constexpr = SPEC.sizes
@@ -142,150 +173,117 @@ def _walk(query, grad_out, lse2, delta, keys, values, scale2, row, start, tile, 
 
     grad = gl.full([64, SPEC.dim], 0.0, gl.float32, layout=grad_layout)
     empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
-    slope = gl.full([64, SPEC.width], 0.0, query.dtype, layout=slope_layout)
+    slope = gl.full([64, SPEC.width], 0.0, queries.dtype, layout=slope_layout)
     slow, begin, end = ht.own_keys(start, tile, SPEC)
-    for i in range(begin):
+    begin += base
+    end += base
+    for i in range(base, begin):
         _pass(keys, values, i, SPEC)
     box = ht.box_of(slow, SPEC)
+    stage, phase = begin % SPEC.stages, begin // SPEC.stages & 1
+    # The slopes of the box before are zero at first, and may meet any finite keys.
+    # Computed once more: Triton 3.6 would not carry what starts as `stage` and becomes it.
+    before = begin % SPEC.stages
+    # Without masks registers hold the addresses of one operand.
+    roomy: gl.constexpr = SPEC.held and not SPEC.masks
     for i in range(begin, end):
-        stage = i % SPEC.stages
-        phase = (i // SPEC.stages) & 1
-        before = (i + SPEC.stages - 1) % SPEC.stages
         mbarrier.wait(keys.full.index(stage), phase)
         key = keys.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
+        query = held if SPEC.held else ht.anew(queries, warpgroup, i).reshape([64, SPEC.dim])
         flying = warpgroup_mma(query, key.permute((1, 0)), empty, use_acc=False, is_async=True)
-        # The slopes of the box before; at first they are zero and may meet any finite keys.
-        previous = keys.buffers.index(gl.where(i > begin, before, stage)).reshape([SPEC.width, SPEC.dim])
+        previous = keys.buffers.index(before).reshape([SPEC.width, SPEC.dim])
         adding = warpgroup_mma(slope, previous, grad, is_async=True)
         mbarrier.wait(values.full.index(stage), phase)
         value = values.buffers.index(stage).reshape([SPEC.width, SPEC.value_dim])
+        grad_out = grad_outs.buffers.index(slot) if roomy else ht.anew(grad_outs.buffers, slot, i)
+        grad_out = grad_out.reshape([64, SPEC.value_dim])
         pulling = warpgroup_mma(grad_out, value.permute((1, 0)), empty, use_acc=False, is_async=True)
         scores = warpgroup_mma_wait(2, deps=(flying,))
         weights = gl.exp2(scores * scale2 - lse2[:, None])
         at = ht.box_at(tile.first, box, SPEC)
         weights = hw.hide(weights, 0.0, at, column, first, stop, shared, sizes, SPEC)
-        grad = warpgroup_mma_wait(1, deps=(adding,))
+        if not SPEC.masks:
+            # Long past, but as branches of masks do it keeps ptxas from moving the waits before the weights.
+            mbarrier.wait(grad_outs.full.index(slot), filled)
+        pulled, grad = warpgroup_mma_wait(0, deps=(pulling, adding))
         mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)
-        pulled = warpgroup_mma_wait(0, deps=(pulling,))
-        mbarrier.arrive(values.empty.index(stage), count=1)
-        slope = gl.convert_layout((weights * (pulled - delta[:, None])).to(query.dtype), slope_layout)
+        slope = gl.convert_layout((weights * (pulled - delta[:, None])).to(queries.dtype), slope_layout)
         box = ht.step(box, tile.boxes, SPEC)
-    stage = (end - 1) % SPEC.stages
-    last = keys.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
+        before = stage
+        stage += 1
+        phase = gl.where(stage == SPEC.stages, phase ^ 1, phase)
+        stage = gl.where(stage == SPEC.stages, 0, stage)
+    last = keys.buffers.index(before).reshape([SPEC.width, SPEC.dim])
     adding = warpgroup_mma(slope, last, grad, is_async=True)
     grad = warpgroup_mma_wait(0, deps=(adding,))
-    mbarrier.arrive(keys.empty.index(stage), count=1)
-    for i in range(end, tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
+    mbarrier.arrive(keys.empty.index(before), count=1)
+    for i in range(end, base + tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
         _pass(keys, values, i, SPEC)
     return grad
 
 
 @gluon.jit
 def _run(
-    query,
-    grad_out,
-    key,
-    value,
-    grad_query,
-    out,
-    lse,
-    grad_lse,
-    statistics,
-    scale,
-    scale2,
-    tile,
-    extents,
-    heads,
-    group,
-    plane,
-    SPEC: gl.constexpr,
-):
+    query, grad_out, key, value, grad_query, out, lse, grad_lse, statistics, counter, scale, scale2, grid,
+    plane, SPEC: gl.constexpr,
+):  # fmt: skip
     value_dim = grad_out.shape[4]
-    queries = ht.buffers(query, 2)
-    grad_outs = ht.buffers(grad_out, 2)
-    ready = ht.barriers(2, 1)
+    grad_outs = ht.ring(grad_out, 2 * SPEC.depth, 1)
     # Triton lays barriers that no partition uses over buffers of others.
+    queries = ht.ring(query, 2, 1) if SPEC.wants_query else ()
     keys = ht.ring(key, SPEC.stages, 2) if SPEC.wants_query else ()
-    values = ht.ring(value, SPEC.stages, 2) if SPEC.wants_query else ()
+    values = ()
+    if SPEC.wants_query:
+        # Keys and values of a stage are empty together: the threads of a warpgroup meet before each arrival.
+        values = ht.Ring(ht.buffers(value, SPEC.stages), ht.barriers(SPEC.stages, 1), keys.empty)
+    tickets = hs.tickets(3) if SPEC.persistent else ()
     gl.warp_specialize(
         [
             (_differentiate, (
-                0, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, ready, keys, values, scale,
-                scale2, tile, extents, heads, value_dim, plane, SPEC,
+                0, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, keys, values, tickets,
+                scale, scale2, grid, value_dim, plane, SPEC,
             )),
             (_differentiate, (
-                1, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, ready, keys, values, scale,
-                scale2, tile, extents, heads, value_dim, plane, SPEC,
+                1, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, keys, values, tickets,
+                scale, scale2, grid, value_dim, plane, SPEC,
             )),
-            (_copy, (
-                query, grad_out, key, value, queries, grad_outs, ready, keys, values, tile,
-                tile.head // group, SPEC,
-            )),
+            (_copy, (key, value, keys, values, tickets, counter, grid, SPEC)),
+            (hs.copy_rows, (query, grad_out, queries, grad_outs, tickets, grid, False, SPEC)),
         ],
-        [4, 1],
-        [240, 24],
+        [4, 1, 1],
+        [240, 24, 24],
     )  # fmt: skip
-
-
-@gluon.jit(do_not_specialize=["scale", "scale2", "t", "h", "w", "key_t", "key_h", "key_w", "heads", "group"])
-def differentiate_queries(
-    query,
-    grad_out,
-    key,
-    value,
-    grad_query,
-    out,
-    lse,
-    grad_lse,
-    statistics,
-    scale,
-    scale2,
-    t,
-    h,
-    w,
-    key_t,
-    key_h,
-    key_w,
-    heads,
-    group,
-    plane: gl.int64,
-    SPEC: gl.constexpr,
-):
-    """Gradient, and `statistics` `[2, batch * heads, t, h, w]`; its second half starts at `plane`.
-
-    `out`, `lse` and `grad_lse` are contiguous.
-    """
-    outputs = (t, h, w)
-    tile = ht.query_tile(gl.program_id(0), outputs, (key_t, key_h, key_w), heads, SPEC)
-    _run(
-        query,
-        grad_out,
-        key,
-        value,
-        grad_query,
-        out,
-        lse,
-        grad_lse,
-        statistics,
-        scale,
-        scale2,
-        tile,
-        outputs,
-        heads,
-        group,
-        plane,
-        SPEC,
-    )
 
 
 @gluon.jit(
     do_not_specialize=[
-        "scale", "scale2", "t", "h", "w", "key_t", "key_h", "key_w", "heads", "group", "dim", "value_dim"
+        "scale", "scale2", "t", "h", "w", "key_t", "key_h", "key_w", "heads", "group", "tiles"
+    ]
+)  # fmt: skip
+def differentiate_queries(
+    query, grad_out, key, value, grad_query, out, lse, grad_lse, statistics, counter, scale, scale2,
+    t, h, w, key_t, key_h, key_w, heads, group, tiles, plane: gl.int64, SPEC: gl.constexpr,
+):  # fmt: skip
+    """Gradient, and `statistics` `[2, batch * heads, t, h, w]`; its second half starts at `plane`.
+
+    `out`, `lse` and `grad_lse` are contiguous.
+    """
+    grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
+    _run(
+        query, grad_out, key, value, grad_query, out, lse, grad_lse, statistics, counter, scale, scale2, grid,
+        plane, SPEC,
+    )  # fmt: skip
+
+
+@gluon.jit(
+    do_not_specialize=[
+        "scale", "scale2", "t", "h", "w", "key_t", "key_h", "key_w", "heads", "group", "tiles", "dim",
+        "value_dim",
     ]
 )  # fmt: skip
 def differentiate_query_groups(
     query, grad_out, key, value, grad_query, out, lse, grad_lse, statistics, scale, scale2,
-    t, h, w, key_t, key_h, key_w, heads, group, plane: gl.int64, dim, value_dim,
+    t, h, w, key_t, key_h, key_w, heads, group, tiles, plane: gl.int64, dim, value_dim,
     query_strides, grad_out_strides, key_strides, value_strides, grad_query_strides, SPEC: gl.constexpr,
 ):  # fmt: skip
     """The same with dilation, through descriptors of each program's group."""
@@ -305,22 +303,8 @@ def differentiate_query_groups(
     grad_query = ht.group_view(
         grad_query, grad_query_strides, outputs, tile, heads, dim, rows, SPEC.dim, SPEC
     )
+    grid = ht.Grid(outputs, lengths, heads, group, tiles)
     _run(
-        query,
-        grad_out,
-        key,
-        value,
-        grad_query,
-        out,
-        lse,
-        grad_lse,
-        statistics,
-        scale,
-        scale2,
-        tile,
-        outputs,
-        heads,
-        group,
-        plane,
-        SPEC,
-    )
+        query, grad_out, key, value, grad_query, out, lse, grad_lse, statistics, None, scale, scale2, grid,
+        plane, SPEC,
+    )  # fmt: skip

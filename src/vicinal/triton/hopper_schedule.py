@@ -1,4 +1,4 @@
-"""Who computes what and when in the Hopper forward, in Gluon: tiles of a program, turns of its warpgroups."""
+"""Who computes what and when in the Hopper kernels, in Gluon: tiles of a program, turns of its warpgroups."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -30,11 +30,11 @@ def give(turn, other: gl.constexpr, SPEC: gl.constexpr):
 
 
 @gluon.jit
-def tickets():
-    """Room for the numbers of a program's next two tiles."""
+def tickets(readers: gl.constexpr):
+    """Room for the numbers of a program's next two tiles, for `readers` partitions."""
     layout: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
     numbers = gl.allocate_shared_memory(gl.int32, [2, 1], layout)
-    return ht.Ring(numbers, ht.barriers(2, 1), ht.barriers(2, 2))
+    return ht.Ring(numbers, ht.barriers(2, 1), ht.barriers(2, readers))
 
 
 @gluon.jit
@@ -56,14 +56,39 @@ def draw(tickets, counter, turn, tiles, SPEC: gl.constexpr):
 
 
 @gluon.jit
-def drawn(tickets, turn, tiles, SPEC: gl.constexpr):
-    """The same for a warpgroup, from the warp that drew it."""
+def drawn(tickets, turn, tiles, SPEC: gl.constexpr, WARPS: gl.constexpr = 4):
+    """The same for a partition of so many warps, from the warp that drew it."""
     if SPEC.persistent:
         slot = turn & 1
         mbarrier.wait(tickets.full.index(slot), turn >> 1 & 1)
-        layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+        layout: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
         following = gl.max(tickets.buffers.index(slot).load(layout), 0)
         mbarrier.arrive(tickets.empty.index(slot), count=1)
     else:
         following = tiles
     return following
+
+
+@gluon.jit
+def copy_rows(first, second, firsts, seconds, tickets, grid, INVERSE: gl.constexpr, SPEC: gl.constexpr):
+    """A partition of one warp: of tile after tile the two tensors that the rows of a gradient are.
+
+    Rows are queries, or keys in the `INVERSE` walk.
+    """
+    # Queries of the next tile come once those before are in registers.
+    depth: gl.constexpr = SPEC.depth if INVERSE else 1
+    turn = gl.to_tensor(0)
+    number = gl.program_id(0)
+    while number < grid.tiles:
+        if INVERSE:
+            tile = ht.key_tile(number, grid.outputs, grid.lengths, grid.heads // grid.group, SPEC)
+            plane = tile.planes[1]
+        else:
+            tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
+            plane = tile.planes[0]
+        for warpgroup in gl.static_range(2):
+            if SPEC.wants_query:
+                ht.copy_row(first, firsts, warpgroup, turn, depth, plane, tile, SPEC)
+            ht.copy_row(second, seconds, warpgroup, turn, SPEC.depth, plane, tile, SPEC)
+        number = drawn(tickets, turn, grid.tiles, SPEC, 1)
+        turn += 1

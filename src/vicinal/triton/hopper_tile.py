@@ -37,6 +37,16 @@ class Tile(NamedTuple):
     planes: Any
 
 
+class Grid(NamedTuple):
+    """What a launch computes: extents of outputs and keys, query heads, those that share keys, and tiles."""
+
+    outputs: Any
+    lengths: Any
+    heads: Any
+    group: Any
+    tiles: Any
+
+
 class Ring(NamedTuple):
     """Buffers in shared memory that are filled and emptied in turn, with a barrier each for both events."""
 
@@ -323,15 +333,28 @@ def fill(descriptor, into, stage, plane, at, head):
 
 
 @gluon.jit
-def copy_rows(first, second, firsts, seconds, ready, plane, tile, SPEC: gl.constexpr):
-    """Copies both warpgroups' boxes of the two tensors that the rows of a gradient are."""
-    for warpgroup in gl.static_range(2):
-        at = corner(tile.start, warpgroup, SPEC)
-        coordinate = [plane + at[0], at[1], at[2], tile.head, 0]
-        bar = ready.index(warpgroup)
-        mbarrier.expect(bar, first.block_type.nbytes + second.block_type.nbytes)
-        tma.async_copy_global_to_shared(first, coordinate, bar, firsts.index(warpgroup))
-        tma.async_copy_global_to_shared(second, coordinate, bar, seconds.index(warpgroup))
+def copy_row(
+    descriptor, into, warpgroup: gl.constexpr, turn, depth: gl.constexpr, plane, tile, SPEC: gl.constexpr
+):
+    """Copies the rows of a warpgroup in tile number `turn` of a program, of which `depth` have room."""
+    slot = turn % depth * 2 + warpgroup
+    mbarrier.wait(into.empty.index(slot), turn // depth & 1 ^ 1)
+    fill(descriptor, into, slot, plane, corner(tile.start, warpgroup, SPEC), tile.head)
+
+
+@gluon.jit
+def copy_boxes(key, value, keys, values, base, tile, head, SPEC: gl.constexpr):
+    """Copies the boxes of keys and values that a tile of queries walks, after `base` of tiles before."""
+    box = box_of(gl.to_tensor(0), SPEC)
+    for i in range(base, base + tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
+        at = box_at(tile.first, box, SPEC)
+        stage = i % SPEC.stages
+        mbarrier.wait(keys.empty.index(stage), i // SPEC.stages & 1 ^ 1)
+        fill(key, keys, stage, tile.planes[1], at, head)
+        stage = i % SPEC.value_stages
+        mbarrier.wait(values.empty.index(stage), i // SPEC.value_stages & 1 ^ 1)
+        fill(value, values, stage, tile.planes[1], at, head)
+        box = step(box, tile.boxes, SPEC)
 
 
 @gluon.jit
@@ -340,6 +363,12 @@ def factor(rows, layout: gl.constexpr, SPEC: gl.constexpr):
     if SPEC.held:
         rows = rows.load(gl.DotOperandLayout(0, layout, 2))
     return rows
+
+
+@gluon.jit
+def anew(buffers, place, i):
+    """Buffer `place`, addressed in step `i`, which is not negative: kept addresses would take registers."""
+    return buffers.index(place + (i >> 31))
 
 
 @gluon.jit
