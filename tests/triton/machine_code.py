@@ -62,3 +62,19 @@ def early_arrivals(source):
         elif "mbarrier.arrive.shared" in line and last != "bar":
             found.append(f"{line} after {last}")
     return found
+
+
+def overtaken(source):
+    """Arrivals in PTX that follow loads of rows at once: the copy they allow may come before the loads.
+
+    A barrier of threads does not wait for loads, and copies do not queue behind them as stores do.
+    """
+    loading, found = "", []
+    for line in map(str.strip, source.splitlines()):
+        if line.startswith("ldmatrix"):
+            loading = line
+        elif line.startswith(("fence.proxy.async", "wgmma.wait", "mbarrier.try_wait")):
+            loading = ""
+        elif "mbarrier.arrive.shared" in line and loading:
+            found.append(f"{line} after {loading}")
+    return found

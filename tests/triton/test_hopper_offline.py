@@ -184,6 +184,7 @@ def checked(compiled, folder):
     assert all(one["elem_size"] <= 2 for one in compiled.metadata.tensordesc_meta or ()), compiled.name
     assert not machine_code.touched(code), compiled.name
     assert not machine_code.early_arrivals(compiled.asm["ptx"]), compiled.name
+    assert not machine_code.overtaken(compiled.asm["ptx"]), compiled.name
     assert "UTMALDG" in code, compiled.name
     assert "HMMA.16816" not in code, compiled.name
     return code

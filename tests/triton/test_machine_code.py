@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.triton.machine_code import early_arrivals, touched
+from tests.triton.machine_code import early_arrivals, overtaken, touched
 
 LINES = (
     "HGMMA.64x64x16.F32.BF16 R88, R148, gdesc[UR16].tnspB, R88",
@@ -57,3 +57,13 @@ def test_threads_meet_before_one_of_them_arrives():
     ):
         assert early_arrivals(f"{use}\n{arrive}")
         assert not early_arrivals(f"{use}\nbar.sync 0, 128;\n{arrive}")
+
+
+def test_copies_may_not_overtake_loads():
+    load, arrive = (
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r1}, [%r2];",
+        "mbarrier.arrive.shared::cta.b64 _, [%r3];",
+    )
+    assert overtaken(f"{load}\nbar.sync 0, 128;\n@%p1 {arrive}")
+    for between in ("fence.proxy.async.shared::cta;", "wgmma.wait_group.sync.aligned 0;"):
+        assert not overtaken(f"{load}\n{between}\nbar.sync 0, 128;\n{arrive}")

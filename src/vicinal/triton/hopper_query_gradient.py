@@ -11,6 +11,7 @@ import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -139,6 +140,9 @@ def _differentiate_tile(
         held = queries.buffers.index(warpgroup).reshape([64, SPEC.dim])
         held = ht.factor(held, score_layout, SPEC)
         if SPEC.depth > 1:
+            # A barrier of threads does not wait for loads: while products keep shared memory busy, the copy
+            # of the next queries would overtake them.
+            fence_async_shared()
             mbarrier.arrive(queries.empty.index(warpgroup), count=1)
         row = hw.clip(row, tile.outputs)
         grad = _walk(
