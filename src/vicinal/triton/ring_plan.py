@@ -73,12 +73,11 @@ RING_BYTES = 48 << 10
 MULTIPROCESSORS = 132
 SHARED = 227 << 10
 PLACES = 12
-# What a tile costs besides its columns, in columns; copying one; reading some chunks at once, in chunks, and
-# where weights of several move together; a program besides its tiles, in tiles; the share of a program for
-# which others wait at the end.
+# What a tile costs besides its columns, in columns; copying one; reading some chunks at once, in chunks; a
+# program besides its tiles, in tiles; the share of a program for which others wait at the end.
 TILE_COST = 24
 COPY_COST = 0.7
-READ_COST, WEIGHTS_COST = 0.75, 0.5
+READ_COST = 0.75
 START_COST, QUERY_START_COST = 2.5, 0.5
 TAIL, FOLDED_TAIL = 0.4, 0.6
 # Tiles of an axis from which on programs share it even where all would run at once.
@@ -166,7 +165,7 @@ def _sweep(
     if is_walk:
         block, group = _walked(tiles, width, lanes, folds or (inverse and depth == 1), inverse)
     else:
-        block, group = _most(tiles) if whole else _block(tiles, *_any(width, inverse)), 1
+        block, group = _most(tiles) if whole else _block(tiles, _any(width, inverse)), 1
     read = [(start, start + ceil((stop - start) / block) * block) for start, stop in tiles]
     # Half of the tiles find all their columns copied; a ring that serves every tile costs others their place.
     ahead = sorted(later[1] - earlier[0] for earlier, later in pairwise(read) if later[0] >= earlier[0])
@@ -210,24 +209,24 @@ def _walked(
     if pairs:
         # Weights of a row fill a warp; those of keys, its registers.
         most = max(1, BLOCK[1] // width if inverse else 32 // lanes)
-        block = _block(tiles, [count for count in (1, 2, 4) if count <= most], WEIGHTS_COST)
+        block = _block(tiles, [count for count in (1, 2, 4, most) if count <= most])
     else:
-        block = _block(tiles, *_any(width, inverse))
+        block = _block(tiles, _any(width, inverse))
     group = next((count for count in (4, 2) if block % count == 0 and count * lanes <= 64), 1)
     # Several groups at once take more registers than they are worth.
     return (group if group > 1 else block), group
 
 
-def _any(width: int, inverse: bool) -> tuple[Iterable[int], float]:
-    """Any number of chunks that registers hold, and what reading costs besides them, in chunks."""
-    return range(1, max(1, BLOCK[inverse] // width) + 1), READ_COST
+def _any(width: int, inverse: bool) -> range:
+    """Any number of chunks that registers hold."""
+    return range(1, max(1, BLOCK[inverse] // width) + 1)
 
 
-def _block(tiles: list[tuple[int, int]], blocks: Iterable[int], read_cost: float) -> int:
+def _block(tiles: list[tuple[int, int]], blocks: Iterable[int]) -> int:
     """Chunks to read at once, so that all tiles take the least time."""
     return min(
         blocks,
-        key=lambda block: sum(ceil((stop - start) / block) for start, stop in tiles) * (block + read_cost),
+        key=lambda block: sum(ceil((stop - start) / block) for start, stop in tiles) * (block + READ_COST),
     )
 
 
