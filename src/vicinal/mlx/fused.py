@@ -49,7 +49,7 @@ def attend_back(
     query, key, value, bias, extra_key, extra_value = given
     grad_out = mx.contiguous(grad_out)
     steps = (*(_strides(x) for x in given), _strides(grad_out))
-    each = _table(problem) if documents.is_padded(problem) else None
+    each = _table(problem, documents.query_gradient(problem)) if documents.is_padded(problem) else None
     inputs = (out, grad_out, grad_lse, each)
     (delta,) = run(launches.delta_launch(problem, steps[6]), inputs, ((lse.shape, mx.float32),))
     rows = (grad_out, lse, delta)

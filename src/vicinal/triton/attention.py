@@ -172,7 +172,7 @@ class Backward:
         if self.query_sweep is not None and is_even:
             self.query_sweep(*given[:3], out, grad_out, lse, grad_lse, delta, to_query)
             return delta, to_query
-        each = table(self.problem, query.device) if self.is_padded else None
+        each = table(self.problem, query.device, self.query_tiles) if self.is_padded else None
         self.delta(out, grad_out, grad_lse, each, delta)
         if to_query is not None:
             # Documents have queries between those of outputs.

@@ -24,13 +24,11 @@ from .tile import (
     lanes,
     load_rows,
     next_box,
-    number_at,
     offsets,
     output_extents,
     place_of,
     query_offsets,
     query_tile,
-    row_of,
     rows_inside,
     store_rows,
 )
@@ -44,11 +42,12 @@ def delta_of(
     out, grad_out, grad_lse, table, delta,
     rows, heads, T, H, W, gb, gt, gh, gw, gn,
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
-    M: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
+    ROWS: tl.constexpr, M: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
+    HEADS_FIRST: tl.constexpr, WIDE: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
-    """`delta` of `M` of all `rows` of contiguous `out`; `T`, `H`, `W` are extents of outputs.
+    """`delta` of `M` of all `rows` of contiguous `out`, or of a tile of queries in a `table`.
 
-    With a `table` of one row a document, `rows` are those of an entry, and padding is left out.
+    `T`, `H`, `W` are extents of outputs; with a `table`, those of entries of tokens.
     """
     if table is None:
         row = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
@@ -56,27 +55,20 @@ def delta_of(
         row = tl.minimum(row, rows - 1)
         head, token = row % heads, row // heads
         w, h, t, batch = token % W, token // W % H, token // W // H % T, token // W // H // T
+        from_grad = batch * gb + t * gt + h * gh + w * gw + head * gn
     else:
-        blocks = tl.cdiv(rows, M)
-        mine = row_of(table, tl.program_id(0) // blocks)
-        batch = (tl.program_id(0) // blocks).to(tl.int64)
-        lengths = output_extents(
-            number_at(mine + 4), number_at(mine + 5), number_at(mine + 6), T_RULE, H_RULE, W_RULE
+        tile = query_tile(
+            tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT
         )
-        row = tl.program_id(0) % blocks * M + tl.arange(0, M)
-        head, token = row % heads, row // heads
-        w, h, t = token % W, token // W % H, token // W // H
-        inside = (w < lengths.w) & (h < lengths.h) & (t < lengths.t)
-        if tl.max(inside.to(tl.int32), 0) == 0:
+        if is_empty(tile):
             return
-        # What is left out reads a row that is not.
-        row = tl.where(inside, row, tl.min(tl.where(inside, row, rows)))
-        head, token = (row % heads).to(tl.int64), row // heads
-        w, h = (token % W).to(tl.int64), (token // W % H).to(tl.int64)
-        t = (token // W // H).to(tl.int64)
-        row = row + batch * rows
+        head, place, inside = tile.head.to(tl.int64), tile.place, rows_inside(tile)
+        at = Point(tile.t.index, tile.h.index, tile.w.index)
+        row = place.first_row * heads + head + offsets(at, place.outs, 0, 0, heads, WIDE, True)
+        grad_out += place.rows * gb + head * gn
+        from_grad = offsets(at, place.outs, gt, gh, gw, WIDE, False)
     o = load_rows(out, row * VALUE_DIM, VALUE_DIM, VALUE_PAD).to(tl.float32)
-    g = load_rows(grad_out, batch * gb + t * gt + h * gh + w * gw + head * gn, VALUE_DIM, VALUE_PAD)
+    g = load_rows(grad_out, from_grad, VALUE_DIM, VALUE_PAD)
     found = tl.sum(o * g.to(tl.float32), 1)
     if grad_lse is not None:
         found -= tl.load(grad_lse + row)

@@ -157,13 +157,19 @@ def small_forward_launch(problem: Problem, scale: float, given: Strides) -> Laun
 
 @lru_cache(4096)
 def delta_launch(problem: Problem, given: tuple[int, ...]) -> Launch:
-    outputs = documents.extents(problem)[1]
-    entries = problem.batch if documents.is_padded(problem) else 1
-    rows = prod(outputs) * problem.heads // entries
-    block = max(16, 4096 // plan.padded(problem.value_dim))
-    numbers = (rows, problem.heads, *documents.three(outputs[1:] or outputs), *spatial_strides(given))
-    constants = (*_rules(problem), block, problem.value_dim, plan.padded(problem.value_dim))
-    return Launch(backward.delta_of, entries * ceil(rows / block), numbers, constants, num_warps=4)
+    outputs, shape = documents.extents(problem)[1], plan.query_gradient(problem)
+    rows, value_pad = prod(outputs) * problem.heads, plan.padded(problem.value_dim)
+    if documents.is_padded(problem):
+        # Tiles leave padding out.
+        lengths, block, warps = _lengths(problem), shape.row_count, shape.warps
+        grid = _programs(problem, shape, documents.query_gradient(problem)) * problem.heads
+    else:
+        lengths, block, warps = documents.three(outputs[1:] or outputs), max(16, 4096 // value_pad), 4
+        grid = ceil(rows / block)
+    numbers = (rows, problem.heads, *lengths, *spatial_strides(given))
+    common = (shape.heads_first, layout(problem, (given,), ()).is_wide, _placing(problem))
+    constants = (*_rules(problem), shape.rows, block, problem.value_dim, value_pad, *common)
+    return Launch(backward.delta_of, grid, numbers, constants, num_warps=warps)
 
 
 @lru_cache(4096)
