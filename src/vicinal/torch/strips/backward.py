@@ -111,7 +111,7 @@ def run_pass(
         _piece(call, batch, part.measure(batch, slab, piece), inputs, rows, grads, columns)
     _extra(call, batch, rows, grads)
     if rows.grad is not None and grads.query is not None:
-        scatter(part, work, rows.grad.mul_(call.scale), "grad_query", rows_of(part, grads.query, batch))
+        scatter(part, work, rows.grad, "grad_query", rows_of(part, grads.query, batch))
 
 
 def _rows(call: Call, batch: int, work: Pass, saved: Saved, grads: Gradients) -> _Rows:
@@ -166,7 +166,7 @@ def _piece(
             continue
         _slope(some.slopes, mine, weights, some.value_turned, some.blanks)
         if mine.grad is not None:
-            multiply(mine.grad, some.slopes, some.key, beta=0 if first else 1)
+            multiply(mine.grad, some.slopes, some.key, call.scale, 0 if first else 1)
         accumulate(some.to_key, mine.query, call.scale)
         grads.count(part, mask, some.slopes, kinds[some.tiles])
     for sink, made in zip(columns, sums, strict=True):
@@ -271,7 +271,7 @@ def _extra(call: Call, batch: int, rows: _Rows, grads: Gradients) -> None:
         slopes = take("slopes", tuple(weights.shape), call.like)
         _slope(slopes, mine, weights, value.mT)
         if mine.grad is not None:
-            multiply(mine.grad, slopes, key)
+            multiply(mine.grad, slopes, key, call.scale)
         if grads.extra_key is not None:
             _add(grads.extra_key[where], slopes, mine.query, call.scale)
 

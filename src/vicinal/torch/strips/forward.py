@@ -217,16 +217,18 @@ def _piece(
     part, like = call.part, call.like
     keys, values = (cut(part, work, x, name, like) for x, name in zip(columns, ("key", "value"), strict=True))
     mask, scale = call.additive(work, batch), call.scale * LOG2E
-    for some in _chunks(call, work, mask, queries, keys, values, state):
+    found = _chunks(call, work, mask, queries, keys, values, state)
+    for number, some in enumerate(found):
         mask.fill(some.scores, some.kinds)
         multiply(some.scores, some.query, some.key, scale)
         if work.slots.start:
             some.state.absorb(some.scores, some.whole, some.value)
             continue
         some.state.start(some.scores, some.whole, some.value, bare)
-        if bare and not some.state.holds():
+        # One chunk tells of most others.
+        if bare and number == 0 < len(found) - 1 and not some.state.holds():
             return False
-    return True
+    return not bare or state.holds()
 
 
 def _extra(call: Call, batch: int, queries: Tensor, state: _State) -> None:
