@@ -137,6 +137,15 @@ def multiplied_without_a_fence(x):
     warpgroup_mma_wait(0, (warpgroup_mma(buffer, buffer, acc, is_async=True),))
 
 
+def overwritten_without_a_fence(x):
+    buffer, bar = room(), barrier()
+    for phase in range(2):
+        mbarrier.expect(bar, 8192)
+        tma.async_copy_global_to_shared(box(x), [0, 0], bar, buffer)
+        mbarrier.wait(bar, phase)
+        buffer.load()
+
+
 def overwritten_while_multiplied(x):
     buffer = room()
     buffer.store(zeros())
@@ -185,6 +194,7 @@ RULES = (
     (ordered, ""),
     (early_read, "race on"),
     (multiplied_without_a_fence, "no fence"),
+    (overwritten_without_a_fence, "no fence"),
     (overwritten_while_multiplied, "race on"),
     (overwritten_while_stored, "race on"),
     (barrier_unused, "no partition uses"),

@@ -150,6 +150,16 @@ def check(case, schedules, scale=0.2):
             budget.check(name, array(actual), right, dtype, rounded_weights=name != "lse")
 
 
+@contextmanager
+def many_tiles_each():
+    """One program computes all tiles."""
+    resident, emulator.RESIDENT = emulator.RESIDENT, 1
+    try:
+        yield
+    finally:
+        emulator.RESIDENT = resident
+
+
 def check_needs(case):
     """Gradients one by one are those that come together."""
     given, grad_of = operands(case), cotangents(case)
@@ -308,15 +318,15 @@ FAULTS = (
     # Rows of the next tiles, and gradients in their place.
     (
         hopper_query_gradient,
-        """        held = ht.factor(held, score_layout, SPEC)
-        if SPEC.depth > 1:
-            mbarrier.arrive(queries.empty.index(warpgroup), count=1)
-""",
-        """        if SPEC.depth > 1:
-            mbarrier.arrive(queries.empty.index(warpgroup), count=1)
-        held = ht.factor(held, score_layout, SPEC)
-""",
-        "race on queries.buffers",
+        "            fence_async_shared()\n            mbarrier.arrive(queries.empty",
+        "            mbarrier.arrive(queries.empty",
+        "no fence between hopper_tile.py:.* factor.* and the proxy of .* fill",
+    ),
+    (
+        hopper_query_gradient,
+        "            mbarrier.arrive(queries.empty.index(warpgroup), count=1)\n        row = ",
+        "        row = ",
+        r"deadlock:(.|\n)*queries.empty",
     ),
     (
         hopper_query_gradient,
@@ -372,16 +382,14 @@ def check_fault(module, right, wrong, message, case=LONG):
             exec(compile(text, path, "exec"), module.__dict__)
 
     put(source.replace(right, wrong))
-    # Many tiles each.
-    resident, emulator.RESIDENT = emulator.RESIDENT, 1
     try:
-        results(case, operands(case), 0.2, cotangents(case))
+        with many_tiles_each():
+            results(case, operands(case), 0.2, cotangents(case))
         said = "nothing"
     except emulator.Fault as fault:
         said = str(fault)
     finally:
         put(source)
-        emulator.RESIDENT = resident
     assert re.search(message, said), f"{wrong}: {said}"
 
 
@@ -398,6 +406,8 @@ if __name__ == "__main__":
             check_control(order)
     elif sys.argv[1:] == ["needs"]:
         check_needs(CASES["output stride"])
+        with many_tiles_each():
+            check_needs(CASES["wide"])
     else:
         seeds, shard, shards = map(int, sys.argv[1:])
         for first, name in list(enumerate(CASES))[shard::shards]:

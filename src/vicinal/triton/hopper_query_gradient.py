@@ -158,6 +158,7 @@ def _differentiate_tile(
             tma.store_wait(0)
             mbarrier.arrive(queries.empty.index(warpgroup), count=1)
     else:
+        fence_async_shared()
         mbarrier.arrive(grad_outs.empty.index(slot), count=1)
 
 

@@ -22,7 +22,8 @@ A `Fault` names the lines that it comes from:
 - a race: two accesses of a slot of shared memory (what `index` gives), one of them a write, that no chain of
   barriers and waits orders. It need not happen in this schedule, but an order that depends on the schedule
   does: seeds find more. Slots are taken as a whole;
-- generic writes that TMA or wgmma read, or overwrite, without a fence between; reads of what nobody wrote;
+- generic writes that TMA or wgmma read, or overwrite, and generic reads that TMA overwrites, without a fence
+  between; reads of what nobody wrote;
 - barriers: arrivals beyond the count, bytes that nobody expected, a phase that a partition never waited for
   or whose end it misses, one that is made twice, or used before it is made or after it ends;
 - a product used before its wait, a partition that ends with something under way, and deadlocks: who waits

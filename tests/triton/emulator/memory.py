@@ -41,21 +41,21 @@ class Slot:
         if self.write is None:
             raise Fault(f"{access.where} reads {self.name}, which nothing has written")
         self._must_know(self.write, access, knowledge, "a read")
-        self._must_be_shown(access, knowledge)
+        self._must_be_shown([self.write], access, knowledge)
         self.reads[access.lane] = access
 
     def record_write(self, access, knowledge):
-        for other in (self.write, *self.reads.values()):
-            if other is not None:
-                self._must_know(other, access, knowledge, "a write")
-        self._must_be_shown(access, knowledge)
+        others = [other for other in (self.write, *self.reads.values()) if other is not None]
+        for other in others:
+            self._must_know(other, access, knowledge, "a write")
+        self._must_be_shown(others, access, knowledge)
         self.write, self.reads = access, {}
 
-    def _must_be_shown(self, access, knowledge):
-        """Asynchronous operations see generic writes from before a fence alone."""
-        before = self.write
-        if not access.generic and before is not None and before.generic and not before.known(knowledge.shown):
-            raise Fault(f"no fence between {before.where} and the proxy of {access.where} on {self.name}")
+    def _must_be_shown(self, others, access, knowledge):
+        """Asynchronous operations are ordered with generic ones from before a fence alone."""
+        for before in others:
+            if before.generic and not access.generic and not before.known(knowledge.shown):
+                raise Fault(f"no fence between {before.where} and the proxy of {access.where} on {self.name}")
 
 
 class Memory:
