@@ -279,6 +279,14 @@ def test_large_zeros_are_zero():
         assert not fresh.drop(x) or not x.any()
 
 
+def test_small_tensors_that_are_large_together_come_as_zeros():
+    size = fresh.LARGE // 12 + 1001
+    for _ in range(3):
+        x = fresh.empty((size,), torch.float32, torch.device("cpu")).fill_(5)
+        assert not fresh.drop(x)
+        assert fresh.drop(x, 3) != bool(x.any())
+
+
 PEAK = """
 import torch
 from itertools import product

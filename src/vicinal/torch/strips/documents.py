@@ -86,12 +86,12 @@ def _alone(problem: Problem, group: Group) -> Problem:
     return replace(problem, axes=axes, batch=len(group.documents), documents=None)
 
 
-def _zero_outside(places: Placement, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Memory that is zero outside of documents."""
+def _zero_outside(places: Placement, shape: tuple[int, ...], like: Tensor, count: int = 1) -> Tensor:
+    """Memory that is zero outside of documents, one tensor of `count` like it."""
     # Where they fill little of it, most of a huge page would come for nothing.
     sparse = 2 * places.layout.total_tokens < prod(places.extents)
     made = fresh.empty(shape, like.dtype, like.device, huge=not sparse)
-    if places.frame is not None and not fresh.drop(made):
+    if places.frame is not None and not fresh.drop(made, count):
         for part in places.outside(made):
             part.zero_()
     return made
@@ -107,7 +107,8 @@ def _blank(batch: Batch, operands: Operands, needs: Needs) -> Grads:
             dtype = accumulating(x.dtype) if place > 2 else x.dtype
             made.append(fresh.zeros(tuple(x.shape), dtype, x.device))
         else:
-            made.append(_zero_outside(batch.tokens, tuple(x.shape), x))
+            # Freed together they go back to the system, though each may be small.
+            made.append(_zero_outside(batch.tokens, tuple(x.shape), x, sum(needs[:3])))
     return Grads(*made)
 
 

@@ -32,10 +32,10 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     return made if drop(made) else made.zero_()
 
 
-def drop(made: Tensor) -> bool:
-    """Have the system take back the pages of a large tensor of `empty`: others, which are zero, come as they
-    are touched. False where that is not possible."""
-    if not _is_mapped(made):
+def drop(made: Tensor, count: int = 1) -> bool:
+    """Have the system take back the pages of a large tensor of `empty`, or of one of `count` that are large
+    together: others, which are zero, come as they are touched. False where that is not possible."""
+    if not _is_mapped(made, count):
         return False
     inside = _advised(made, PAGESIZE, MADV_DONTNEED)
     if inside is None:
@@ -46,8 +46,8 @@ def drop(made: Tensor) -> bool:
     return True
 
 
-def _is_mapped(made: Tensor) -> bool:
-    return made.nbytes >= LARGE and made.device.type == "cpu"
+def _is_mapped(made: Tensor, count: int = 1) -> bool:
+    return made.nbytes * count >= LARGE and made.device.type == "cpu"
 
 
 def _advised(made: Tensor, unit: int, advice: int) -> tuple[int, int] | None:
