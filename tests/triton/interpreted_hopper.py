@@ -63,6 +63,8 @@ CASES = {
     "volume": problem(Axis(3, 2), Axis(6, 4), Axis(9, 5)),
     "dilated": problem(Axis(200, 30, 1, 3, True)),
     "dilated plane": problem(Axis(11, 5, 1, 2), Axis(19, 5, 2, 2), dim=96),
+    "groups of one length": problem(Axis(96, 20, 1, 2), batch=2, heads=2, kv_heads=1, value_dim=32),
+    "groups of one length, plane": problem(Axis(12, 5, 1, 2), Axis(15, 4, 2, 3), dim=48, value_dim=64),
     "boxes over stages": LONG,
     "float8": problem(Axis(150, 70), key_dtype="float8_e4m3fn", gradients=False),
 }

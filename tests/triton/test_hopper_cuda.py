@@ -156,17 +156,18 @@ def test_any_scale(scale):
     check(problem((150,), 40, dim=32), scale=scale)
 
 
-def test_strided_operands():
-    case = problem((17, 19), (5, 6), heads=3, batch=2)
-    packed = torch.randn(2, 17, 19, 3, 3, 64, device="cuda").bfloat16()
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_strided_operands(dilation):
+    case = problem((18, 20), (5, 6), dilation=dilation, heads=3, batch=2)
+    packed = torch.randn(2, 18, 20, 3, 3, 64, device="cuda").bfloat16()
     check(case, given=Operands(*packed.unbind(3)))
     transposed = [
-        torch.randn(2, 3, 17, 19, 64, device="cuda").bfloat16().permute(0, 2, 3, 1, 4) for _ in range(3)
+        torch.randn(2, 3, 18, 20, 64, device="cuda").bfloat16().permute(0, 2, 3, 1, 4) for _ in range(3)
     ]
     check(case, given=Operands(*transposed))
-    expanded = torch.randn(1, 17, 19, 3, 64, device="cuda").bfloat16().expand(2, -1, -1, -1, -1)
+    expanded = torch.randn(1, 18, 20, 3, 64, device="cuda").bfloat16().expand(2, -1, -1, -1, -1)
     check(case, given=Operands(packed[..., 0, :], expanded, expanded))
-    shifted = torch.randn(2 * 17 * 19 * 3 * 64 + 1, device="cuda").bfloat16()[1:].view(2, 17, 19, 3, 64)
+    shifted = torch.randn(2 * 18 * 20 * 3 * 64 + 1, device="cuda").bfloat16()[1:].view(2, 18, 20, 3, 64)
     check(case, given=Operands(shifted, packed[..., 1, :], packed[..., 2, :]))
 
 

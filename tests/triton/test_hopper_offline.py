@@ -80,6 +80,7 @@ CASES = (
     problem((256, 256), 80),
     problem((256, 256), 80, stride=16, dim=64, value_dim=64),
     problem((255, 130), (40, 33), dilation=(2, 3), causal=(True, False)),
+    problem((256, 256), 40, dilation=2),
     problem((64, 64), 16, output_stride=2, dim=32, value_dim=32),
     problem((128, 128), 31, dim=48, value_dim=80),
     problem((128, 128), 31, dim=256, value_dim=256),

@@ -124,9 +124,10 @@ def _launch(
     kernels, spec: plans.Spec, programs: int, maps: tuple[Map, ...], numbers: tuple, problem: Problem
 ):
     """A launch of the first kernel, or with dilation of the second."""
-    if spec.dilated:
-        return GroupLaunch(kernels[1], spec, programs, maps, (*numbers, problem.dim, problem.value_dim))
-    return Launch(kernels[0], spec, programs, maps, numbers)
+    if not spec.dilated:
+        return Launch(kernels[0], spec, programs, maps, numbers)
+    start = GroupLaunch if spec.described else Launch
+    return start(kernels[1], spec, programs, maps, (*numbers, problem.dim, problem.value_dim))
 
 
 @lru_cache(256)
@@ -135,10 +136,10 @@ def forward_launch(problem: Problem) -> Launch:
     spec, programs = plans.forward(problem)
     query, out, key, value, numbers = _extents(problem)
     maps = (
-        Map(query, spec.rows, spec.dim, spec.key_bytes),
-        Map(key, spec.columns, spec.dim, spec.key_bytes),
-        Map(value, spec.columns, spec.value_dim),
-        Map(out, spec.rows, spec.value_dim),
+        Map(query, spec.rows, spec.dim, spec.key_bytes, spec.dilation),
+        Map(key, spec.columns, spec.dim, spec.key_bytes, spec.dilation),
+        Map(value, spec.columns, spec.value_dim, dilation=spec.dilation),
+        Map(out, spec.rows, spec.value_dim, dilation=spec.dilation),
     )
     return _launch((attend_kernel, attend_groups), spec, programs, maps, (*numbers, programs), problem)
 
@@ -149,11 +150,11 @@ def query_gradient_launch(problem: Problem, wants_query: bool, has_grad_lse: boo
     spec, programs = plans.query_gradient(problem, wants_query, has_grad_lse)
     query, out, key, value, numbers = _extents(problem)
     maps = (
-        Map(query, spec.rows, spec.dim),
-        Map(out, spec.rows, spec.value_dim),
-        Map(key, spec.columns, spec.dim),
-        Map(value, spec.columns, spec.value_dim),
-        Map(query, spec.rows, spec.dim),
+        Map(query, spec.rows, spec.dim, dilation=spec.dilation),
+        Map(out, spec.rows, spec.value_dim, dilation=spec.dilation),
+        Map(key, spec.columns, spec.dim, dilation=spec.dilation),
+        Map(value, spec.columns, spec.value_dim, dilation=spec.dilation),
+        Map(query, spec.rows, spec.dim, dilation=spec.dilation),
     )
     kernels = (differentiate_queries, differentiate_query_groups)
     return _launch(kernels, spec, programs, maps, (*numbers, programs, prod(out[:-1])), problem)
@@ -166,12 +167,12 @@ def key_gradient_launches(problem: Problem, wants_key: bool, wants_value: bool) 
     launches = []
     for spec, programs in plans.key_gradients(problem, wants_key, wants_value):
         maps = (
-            Map(key, spec.rows, spec.dim),
-            Map(value, spec.rows, spec.value_dim),
-            Map(query, spec.columns, spec.dim),
-            Map(out, spec.columns, spec.value_dim),
-            Map(key, spec.rows, spec.dim),
-            Map(value, spec.rows, spec.value_dim),
+            Map(key, spec.rows, spec.dim, dilation=spec.dilation),
+            Map(value, spec.rows, spec.value_dim, dilation=spec.dilation),
+            Map(query, spec.columns, spec.dim, dilation=spec.dilation),
+            Map(out, spec.columns, spec.value_dim, dilation=spec.dilation),
+            Map(key, spec.rows, spec.dim, dilation=spec.dilation),
+            Map(value, spec.rows, spec.value_dim, dilation=spec.dilation),
         )
         kernels = (differentiate_keys, differentiate_key_groups)
         last = (*numbers, programs, prod(out[:-1]))

@@ -178,7 +178,7 @@ def _attend_tile(
     scores = hw.hide(scores, HIDDEN, at, column, first, stop, shared, sizes, SPEC)
     weights, top, shrink = _softmax(scores, top, scale2)
     total = gl.sum(weights, 1)
-    operand = gl.convert_layout(weights.to(out.dtype), weight_layout)
+    operand = gl.convert_layout(weights.to(out.map.dtype), weight_layout)
     if SPEC.depth > 1:
         # By now the outputs of the tile before have left shared memory.
         tma.store_wait(0)
@@ -201,7 +201,7 @@ def _attend_tile(
         scores = hw.hide(scores, HIDDEN, at, column, first, stop, shared, sizes, SPEC)
         weights, top, shrink = _softmax(scores, top, scale2)
         total = total * shrink + gl.sum(weights, 1)
-        rounded = weights.to(out.dtype)
+        rounded = weights.to(out.map.dtype)
         # Long past, but it keeps ptxas from moving the next wait before the weights.
         mbarrier.wait(queries.full.index(slot), filled)
         acc = warpgroup_mma_wait(0, deps=(adding,))
@@ -220,7 +220,7 @@ def _attend_tile(
         room = outs.index(slot)
     else:
         room = outs.index(warpgroup)
-    ht.put(out, acc, room, tile.planes[0], start, tile.head)
+    ht.put(out, acc, room, tile.planes[0], start, tile, SPEC)
     found = (top * scale2 + gl.log2(total)) * LN2
     at = ht.entry(row, tile, grid.outputs, grid.heads, SPEC)
     gl.store(lse + at, found, mask=hw.inside(row, tile.outputs))
@@ -260,6 +260,7 @@ def attend(
 ):  # fmt: skip
     """Attention of tensors `[batch * t, h, w, heads, dim]`; `lse` is `[batch, t, h, w, heads]`."""
     grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
+    query, key, value, out = ht.View(query, ()), ht.View(key, ()), ht.View(value, ()), ht.View(out, ())
     _run(query, key, value, out, lse, counter, scale2, grid, SPEC)
 
 
@@ -280,10 +281,10 @@ def attend(
     ]
 )
 def attend_groups(
-    query, key, value, out, lse, scale2, t, h, w, key_t, key_h, key_w, heads, group, tiles, dim, value_dim,
-    query_strides, key_strides, value_strides, out_strides, SPEC: gl.constexpr,
+    query, key, value, out, lse, counter, scale2, t, h, w, key_t, key_h, key_w, heads, group, tiles, dim,
+    value_dim, query_strides, key_strides, value_strides, out_strides, SPEC: gl.constexpr,
 ):  # fmt: skip
-    """The same with dilation: a program describes its batch entry and group itself, so any length will do."""
+    """The same with dilation: where groups differ in length, a program describes its own."""
     outputs, lengths = (t, h, w), (key_t, key_h, key_w)
     rows: gl.constexpr = SPEC.rows
     columns: gl.constexpr = SPEC.columns
@@ -294,4 +295,5 @@ def attend_groups(
         value, value_strides, lengths, tile, heads // group, value_dim, columns, SPEC.value_dim, SPEC
     )
     out = ht.group_view(out, out_strides, outputs, tile, heads, value_dim, rows, SPEC.value_dim, SPEC)
-    _run(query, key, value, out, lse, None, scale2, ht.Grid(outputs, lengths, heads, group, tiles), SPEC)
+    grid = ht.Grid(outputs, lengths, heads, group, tiles)
+    _run(query, key, value, out, lse, counter, scale2, grid, SPEC)

@@ -69,8 +69,8 @@ def _copy(
                 at = ht.box_at(tile.first, box, SPEC)
                 note = _notes(statistics, plane, head, at, index, tile, grid, SPEC)
                 mbarrier.wait(queries.empty.index(stage), i // SPEC.stages & 1 ^ 1)
-                ht.fill(query, queries, stage, tile.planes[0], at, head)
-                ht.fill(grad_out, grad_outs, stage, tile.planes[0], at, head)
+                ht.fill(query, queries, stage, tile.planes[0], at, tile, head, SPEC)
+                ht.fill(grad_out, grad_outs, stage, tile.planes[0], at, tile, head, SPEC)
                 if SPEC.masks:
                     borders.index(stage).store(_borders(at, tile, lane, SPEC))
                 notes.index(stage).store(note)
@@ -256,9 +256,9 @@ def _differentiate_tile(
         for i in range(first + end, first + boxes):
             _pass(queries, i, SPEC)
     if SPEC.wants_value:
-        ht.put(grad_value, sum_value, values.buffers.index(slot), tile.planes[1], start, tile.head)
+        ht.put(grad_value, sum_value, values.buffers.index(slot), tile.planes[1], start, tile, SPEC)
     if SPEC.wants_key:
-        ht.put(grad_key, sum_key * scale, keys.buffers.index(slot), tile.planes[1], start, tile.head)
+        ht.put(grad_key, sum_key * scale, keys.buffers.index(slot), tile.planes[1], start, tile, SPEC)
     if SPEC.depth == 1:
         tma.store_wait(0)
         mbarrier.arrive(keys.empty.index(slot), count=1)
@@ -313,6 +313,13 @@ def differentiate_keys(
 ):  # fmt: skip
     """Gradients from `statistics` `[2, batch * heads, t, h, w]`; its second half starts at `plane`."""
     grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
+    key, value, query, grad_out = (
+        ht.View(key, ()),
+        ht.View(value, ()),
+        ht.View(query, ()),
+        ht.View(grad_out, ()),
+    )
+    grad_key, grad_value = ht.View(grad_key, ()), ht.View(grad_value, ())
     _run(
         key, value, query, grad_out, grad_key, grad_value, statistics, counter, scale, scale2, grid, plane,
         SPEC,
@@ -326,12 +333,12 @@ def differentiate_keys(
     ]
 )  # fmt: skip
 def differentiate_key_groups(
-    key, value, query, grad_out, grad_key, grad_value, statistics, scale, scale2,
+    key, value, query, grad_out, grad_key, grad_value, statistics, counter, scale, scale2,
     t, h, w, key_t, key_h, key_w, heads, group, tiles, plane: gl.int64, dim, value_dim,
     key_strides, value_strides, query_strides, grad_out_strides, grad_key_strides, grad_value_strides,
     SPEC: gl.constexpr,
 ):  # fmt: skip
-    """The same with dilation, through descriptors of each program's group."""
+    """The same with dilation: where groups differ in length, a program describes its own."""
     outputs, lengths = (t, h, w), (key_t, key_h, key_w)
     rows: gl.constexpr = SPEC.rows
     columns: gl.constexpr = SPEC.columns
@@ -349,5 +356,17 @@ def differentiate_key_groups(
     )
     grid = ht.Grid(outputs, lengths, heads, group, tiles)
     _run(
-        key, value, query, grad_out, grad_key, grad_value, statistics, None, scale, scale2, grid, plane, SPEC
+        key,
+        value,
+        query,
+        grad_out,
+        grad_key,
+        grad_value,
+        statistics,
+        counter,
+        scale,
+        scale2,
+        grid,
+        plane,
+        SPEC,
     )

@@ -18,28 +18,38 @@ Tensors = tuple[Tensor, ...]
 class Map(NamedTuple):
     """How a kernel reads or writes one tensor: extents `[batch, t, h, w, heads, dim]`, and a box of it.
 
-    `width` is the dimension of the box, padded to a power of two; an element takes `size` bytes.
+    `width` is the dimension of the box, padded to a power of two; an element takes `size` bytes. With
+    `dilation` it is a box of a dilation group, whose lengths are the extents over it. The place of heads is
+    then that of the first element of a batch entry, group and head, in units of 16 bytes.
     """
 
     extents: tuple[int, ...]
     box: Triple
     width: int
     size: int = 2
+    dilation: Triple = (1, 1, 1)
 
     def layout(self) -> NVMMASharedLayout:
         swizzle = min(128, self.size * self.width)
         return NVMMASharedLayout(swizzle_byte_width=swizzle, element_bitwidth=8 * self.size, rank=5)
 
     def descriptor(self, tensor: Tensor) -> TensorDescriptor:
-        """The tensor with its batch folded into the first axis."""
+        """The tensor with its batch folded into the first axis, or with dilation into the heads."""
         batch, t, h, w, heads, dim = self.extents
         strides = lifted_strides(tensor, self.size)
+        if any(apart > 1 for apart in self.dilation):
+            counts = (batch, *self.dilation, heads)
+            last = sum((count - 1) * stride for count, stride in zip(counts, strides, strict=True))
+            unit = 16 // self.size
+            extents = [x // apart for x, apart in zip((t, h, w), self.dilation, strict=True)]
+            extents.append(last // unit + 1)
+            steps = [x * apart for x, apart in zip(strides[1:4], self.dilation, strict=True)]
+            steps.append(unit)
+        else:
+            extents = [batch * t, h, w, heads]
+            steps = [strides[0] if t == 1 else strides[1], *strides[2:]]
         return TensorDescriptor(
-            tensor,
-            [batch * t, h, w, heads, dim],
-            [strides[0] if t == 1 else strides[1], *strides[2:], 1],
-            [*self.box, 1, self.width],
-            self.layout(),
+            tensor, [*extents, dim], [*steps, 1], [*self.box, 1, self.width], self.layout()
         )
 
 
@@ -61,9 +71,9 @@ class Launch:
 
     Args:
         kernel: a `gluon.jit` function; its parameters are tensors seen through descriptors, then addresses,
-            then a counter if it is persistent, then numbers, then `SPEC`.
+            then a counter, then numbers, then with dilation strides, then `SPEC`.
         spec: its constants.
-        programs: size of its grid; a persistent kernel gets one program a multiprocessor at most.
+        programs: tiles; a multiprocessor gets one program, which computes some.
         maps: one per described tensor.
         numbers: last run-time parameters, the same in every call.
     """
@@ -75,6 +85,7 @@ class Launch:
         self.maps = maps
         self.numbers = numbers
         self.known: list[dict] = [{} for _ in maps]
+        self.strided = spec.dilated
         self.compiled: dict[Any, Compiled] = {}
 
     def __call__(self, tensors: Tensors, addressed: Tensors, numbers: tuple) -> None:
@@ -87,10 +98,7 @@ class Launch:
             self._run(device, tensors, addressed, numbers)
 
     def _run(self, device: int, tensors: Tensors, addressed: Tensors, numbers: tuple) -> None:
-        found = self.compiled.get(device)
-        if found is None:
-            last = (*self.numbers, self.spec)
-            found = self.compiled[device] = _ready(self.warmup(tensors, addressed, numbers), last)
+        found = self._found(device, tensors, addressed, numbers)
         arguments = []
         for index, tensor in enumerate(tensors):
             key = (device, tensor.data_ptr(), tensor.stride())
@@ -98,11 +106,22 @@ class Launch:
             arguments += self._encode(index, tensor, found.maps[index], key) if known is None else known
         for tensor in addressed:
             arguments.append(tensor.data_ptr())
-        programs = self.programs
-        if self.spec.persistent:
-            arguments.append(_counter(device).data_ptr())
-            programs = min(programs, _multiprocessors(device))
+        arguments.append(_counter(device).data_ptr())
+        programs = min(self.programs, _multiprocessors(device))
         _start(found, programs, device, None, (*arguments, *numbers, *found.last))
+
+    def _found(self, device: int, tensors: Tensors, addressed: Tensors, numbers: tuple) -> Compiled:
+        key = (device, *[tensor.stride() for tensor in tensors]) if self.strided else device
+        found = self.compiled.get(key)
+        if found is None:
+            compiled = self.warmup(tensors, addressed, numbers)
+            found = self.compiled[key] = _ready(compiled, self._last(tensors))
+        return found
+
+    def _last(self, tensors: tuple[Any, ...]) -> tuple:
+        """Numbers that depend on no more than strides, and constants."""
+        strides = map(sixteen_bytes, tensors) if self.strided else ()
+        return (*self.numbers, *strides, self.spec)
 
     def _encode(self, index: int, tensor: Tensor, metadata: dict, key: tuple) -> tuple:
         """The tensor map of a buffer, and the extents and strides that the kernel's signature repeats."""
@@ -126,29 +145,23 @@ class Launch:
     def warmup(self, tensors: tuple[Any, ...], addressed: tuple[Any, ...], numbers: tuple) -> Any:
         """The compiled kernel, without a launch."""
         described = [how.descriptor(tensor) for how, tensor in zip(self.maps, tensors, strict=True)]
-        counter = (torch.int32,) if self.spec.persistent else ()
-        arguments = (*described, *addressed, *counter, *numbers, *self.numbers, self.spec)
+        arguments = (*described, *addressed, torch.int32, *numbers, *self._last(tensors))
         return self.kernel.warmup(*arguments, grid=(self.programs,), num_warps=4)
 
 
 class GroupLaunch(Launch):
-    """A kernel that describes dilation groups itself: it takes addresses, and strides as its last numbers."""
+    """A kernel whose programs, one a tile, describe dilation groups: it takes addresses, and no counter."""
 
     def _run(self, device: int, tensors: Tensors, addressed: Tensors, numbers: tuple) -> None:
-        key = (device, *[tensor.stride() for tensor in tensors])
-        found = self.compiled.get(key)
-        if found is None:
-            last = (*self.numbers, *map(sixteen_bytes, tensors), self.spec)
-            found = self.compiled[key] = _ready(self.warmup(tensors, addressed, numbers), last)
+        found = self._found(device, tensors, addressed, numbers)
         scratch = tensors[0].new_empty(found.scratch * self.programs, dtype=torch.uint8)
         addresses = [tensor.data_ptr() for tensor in (*tensors, *addressed)]
-        arguments = (*addresses, *numbers, *found.last)
+        arguments = (*addresses, None, *numbers, *found.last)
         _start(found, self.programs, device, scratch.data_ptr(), arguments)
 
     def warmup(self, tensors: tuple[Any, ...], addressed: tuple[Any, ...], numbers: tuple) -> Any:
         """The compiled kernel, without a launch."""
-        strides = map(sixteen_bytes, tensors)
-        arguments = (*tensors, *addressed, *numbers, *self.numbers, *strides, self.spec)
+        arguments = (*tensors, *addressed, None, *numbers, *self._last(tensors))
         return self.kernel.warmup(*arguments, grid=(self.programs,), num_warps=4)
 
 

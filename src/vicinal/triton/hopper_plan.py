@@ -121,6 +121,11 @@ class Spec:
         return tuple(rule.dilation for rule in self.rules)
 
     @property
+    def described(self) -> bool:
+        """Whether a program describes its dilation group itself, and computes one tile."""
+        return not self.persistent
+
+    @property
     def dilated(self) -> bool:
         return any(rule.dilation > 1 for rule in self.rules)
 
@@ -203,7 +208,7 @@ def _forward(problem: Problem) -> Plan:
     outputs = 0 if row == out and dim == value_dim else 2 * ROWS * out
     single = 2 * ROWS * row
     # The queries of the next tile are copied early where two boxes of keys and values fit beside them.
-    persistent = not _dilated(problem)
+    persistent = not _described(problem)
     depth = 2 if persistent and SHARED - outputs - 2 * single >= 2 * stage else 1
     fixed = outputs + depth * single
     spec, programs = _best(problem, Kernel(width, fixed, stage, 4, 0.6, masked=0.06), problem.heads)
@@ -214,7 +219,6 @@ def _forward(problem: Problem) -> Plan:
         value_stages=spec.stages,
         depth=depth,
         turns=dim > FREE,
-        persistent=persistent,
     )
     return Plan(spec, programs)
 
@@ -243,12 +247,12 @@ def _query_gradient(problem: Problem) -> Plan:
     width = 128 if wide <= 64 else 64 if wide <= 128 else 32
     # Queries in registers leave their room to those of the next tile. Then gradients take the place of those
     # of outputs, beside which the next are copied.
-    persistent = not _dilated(problem)
+    persistent = not _described(problem)
     depth = 2 if persistent and dim == value_dim <= HELD else 1
     fixed = 2 * ROWS * (dim + depth * value_dim) * BYTES
     kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 4, 0.6)
     spec, programs = _best(problem, kernel, problem.heads)
-    spec = replace(spec, value_stages=spec.stages, depth=depth, persistent=persistent)
+    spec = replace(spec, value_stages=spec.stages, depth=depth)
     return Plan(spec, programs)
 
 
@@ -262,7 +266,6 @@ def _key_gradient(problem: Problem) -> Plan:
     # Two numbers for each key.
     kernel = Kernel(width, fixed, stage, 4, 0.6, held=64, mask=2 * ROWS * 8)
     spec, programs = _best(problem, kernel, problem.kv_heads, inverse=True)
-    spec = replace(spec, persistent=not _dilated(problem))
     # Keys and values of the next tile are copied early where boxes of queries still fit beside them.
     stages = min((SHARED - 2 * fixed - kernel.mask * spec.mask_count) // stage, kernel.stages)
     counts = tiling.counts(problem, spec.tile, spec.columns, inverse=True)
@@ -296,6 +299,7 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
         value_dim=padded(problem.value_dim),
         stages=min((SHARED - kernel.fixed - kernel.mask * sum(masked)) // kernel.stage, kernel.stages),
         key_bytes=key_bytes(problem),
+        persistent=not _described(problem),
         held=max(padded(problem.dim), padded(problem.value_dim)) <= kernel.held
         and key_bytes(problem) == BYTES,
     )
@@ -353,8 +357,10 @@ def _walked_counts(axis: Axis, tile: int, parts: int, columns: int, inverse: boo
 
 def _stays(problem: Problem, side: int, extent: int) -> bool:
     """Whether no tile runs over the first axis, behind which the next batch entry lies."""
-    return problem.batch == 1 or extent % side == 0 or _dilated(problem)
+    dilated = any(axis.dilation > 1 for axis in problem.axes)
+    return problem.batch == 1 or extent % side == 0 or dilated
 
 
-def _dilated(problem: Problem) -> bool:
-    return any(axis.dilation > 1 for axis in problem.axes)
+def _described(problem: Problem) -> bool:
+    """Whether programs describe dilation groups: one tensor map holds them where all are equally long."""
+    return any(axis.length % axis.dilation > 0 for axis in problem.axes)

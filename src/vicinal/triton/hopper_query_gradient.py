@@ -151,10 +151,10 @@ def _differentiate_tile(
         )  # fmt: skip
         grad *= scale
         if SPEC.depth > 1:
-            ht.put(grad_query, grad, grad_outs.buffers.index(slot), tile.planes[0], start, tile.head)
+            ht.put(grad_query, grad, grad_outs.buffers.index(slot), tile.planes[0], start, tile, SPEC)
         else:
             mbarrier.arrive(grad_outs.empty.index(slot), count=1)
-            ht.put(grad_query, grad, queries.buffers.index(warpgroup), tile.planes[0], start, tile.head)
+            ht.put(grad_query, grad, queries.buffers.index(warpgroup), tile.planes[0], start, tile, SPEC)
             tma.store_wait(0)
             mbarrier.arrive(queries.empty.index(warpgroup), count=1)
     else:
@@ -232,7 +232,7 @@ def _run(
     query, grad_out, key, value, grad_query, out, lse, grad_lse, statistics, counter, scale, scale2, grid,
     plane, SPEC: gl.constexpr,
 ):  # fmt: skip
-    value_dim = grad_out.shape[4]
+    value_dim = grad_out.map.shape[4]
     grad_outs = ht.ring(grad_out, 2 * SPEC.depth, 1)
     # Triton lays barriers that no partition uses over buffers of others.
     queries = ht.ring(query, 2, 1) if SPEC.wants_query else ()
@@ -274,6 +274,8 @@ def differentiate_queries(
     `out`, `lse` and `grad_lse` are contiguous.
     """
     grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
+    query, grad_out, grad_query = ht.View(query, ()), ht.View(grad_out, ()), ht.View(grad_query, ())
+    key, value = ht.View(key, ()), ht.View(value, ())
     _run(
         query, grad_out, key, value, grad_query, out, lse, grad_lse, statistics, counter, scale, scale2, grid,
         plane, SPEC,
@@ -287,11 +289,11 @@ def differentiate_queries(
     ]
 )  # fmt: skip
 def differentiate_query_groups(
-    query, grad_out, key, value, grad_query, out, lse, grad_lse, statistics, scale, scale2,
+    query, grad_out, key, value, grad_query, out, lse, grad_lse, statistics, counter, scale, scale2,
     t, h, w, key_t, key_h, key_w, heads, group, tiles, plane: gl.int64, dim, value_dim,
     query_strides, grad_out_strides, key_strides, value_strides, grad_query_strides, SPEC: gl.constexpr,
 ):  # fmt: skip
-    """The same with dilation, through descriptors of each program's group."""
+    """The same with dilation: where groups differ in length, a program describes its own."""
     outputs, lengths = (t, h, w), (key_t, key_h, key_w)
     rows: gl.constexpr = SPEC.rows
     columns: gl.constexpr = SPEC.columns
@@ -310,6 +312,6 @@ def differentiate_query_groups(
     )
     grid = ht.Grid(outputs, lengths, heads, group, tiles)
     _run(
-        query, grad_out, key, value, grad_query, out, lse, grad_lse, statistics, None, scale, scale2, grid,
+        query, grad_out, key, value, grad_query, out, lse, grad_lse, statistics, counter, scale, scale2, grid,
         plane, SPEC,
     )  # fmt: skip

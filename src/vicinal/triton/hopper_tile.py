@@ -47,6 +47,13 @@ class Grid(NamedTuple):
     tiles: Any
 
 
+class View(NamedTuple):
+    """A tensor map, and with dilation groups in one map the tensor's strides, in units of 16 bytes."""
+
+    map: Any
+    strides: Any
+
+
 class Ring(NamedTuple):
     """Buffers in shared memory that are filled and emptied in turn, with a barrier each for both events."""
 
@@ -186,7 +193,7 @@ def _locate(program, extents, heads, SPEC: gl.constexpr):
 
 @gluon.jit
 def _planes(batch, outputs, lengths, SPEC: gl.constexpr):
-    """Dilated problems address each batch entry and group through a descriptor of its own."""
+    """With dilation, `_place` or a program's own tensor map tells batch entries and groups apart."""
     if SPEC.dilated:  # noqa: SIM108 kernels have no conditional expressions of tuples
         planes = (gl.to_tensor(0), gl.to_tensor(0))
     else:
@@ -259,9 +266,23 @@ def entry(at, tile, extents, heads, SPEC: gl.constexpr):
 
 @gluon.jit
 def group_view(
+    tensor, strides, extents, tile, heads, dim, box: gl.constexpr, width: gl.constexpr, SPEC: gl.constexpr
+):
+    """The view of a tensor with dilation, whose `strides` count 16 bytes, up to the heads'.
+
+    `tensor` is a map of all groups, or an address: then the view is of the batch entry and group of `tile`.
+    """
+    if SPEC.described:
+        view = View(_described(tensor, strides, extents, tile, heads, dim, box, width, SPEC), ())
+    else:
+        view = View(tensor, strides)
+    return view
+
+
+@gluon.jit
+def _described(
     base, strides, extents, tile, heads, dim, box: gl.constexpr, width: gl.constexpr, SPEC: gl.constexpr
 ):
-    """Descriptor of a tile's batch entry and dilation group; `strides` count 16 bytes, up to the heads'."""
     apart: gl.constexpr = SPEC.dilation
     swizzle: gl.constexpr = 2 * width if width < 64 else 128
     layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=swizzle, element_bitwidth=16, rank=5)
@@ -302,6 +323,16 @@ def box_at(first, box, SPEC: gl.constexpr):
 
 
 @gluon.jit
+def _place(view, plane, at, tile, head, SPEC: gl.constexpr):
+    """Coordinates in a tensor map: in one of all dilation groups, heads count 16 bytes from its start."""
+    if SPEC.dilated and not SPEC.described:
+        t, h, w = tile.residue
+        batch, by_t, by_h, by_w, by_head = view.strides
+        head = tile.batch * batch + t * by_t + h * by_h + w * by_w + head * by_head
+    return [plane + at[0], at[1], at[2], head, 0]
+
+
+@gluon.jit
 def barriers(count: gl.constexpr, arrivals: gl.constexpr):
     """Barriers in shared memory that `arrivals` arrivals complete."""
     bars = gl.allocate_shared_memory(gl.int64, [count, 1], mbarrier.MBarrierLayout())
@@ -311,35 +342,32 @@ def barriers(count: gl.constexpr, arrivals: gl.constexpr):
 
 
 @gluon.jit
-def buffers(descriptor, count: gl.constexpr):
-    """Room in shared memory for `count` boxes of a descriptor."""
-    shape: gl.constexpr = [count] + descriptor.block_type.shape  # noqa: RUF005 no unpacking in kernels
-    return gl.allocate_shared_memory(descriptor.dtype, shape, descriptor.layout)
+def buffers(view, count: gl.constexpr):
+    """Room in shared memory for `count` boxes of a tensor."""
+    shape: gl.constexpr = [count] + view.map.block_type.shape  # noqa: RUF005 no unpacking in kernels
+    return gl.allocate_shared_memory(view.map.dtype, shape, view.map.layout)
 
 
 @gluon.jit
-def ring(descriptor, stages: gl.constexpr, readers: gl.constexpr, arrivals: gl.constexpr = 1):
-    """Buffers for boxes of a descriptor that `readers` warpgroups read, full after `arrivals`."""
-    return Ring(buffers(descriptor, stages), barriers(stages, arrivals), barriers(stages, readers))
+def ring(view, stages: gl.constexpr, readers: gl.constexpr, arrivals: gl.constexpr = 1):
+    """Buffers for boxes of a tensor that `readers` warpgroups read, full after `arrivals`."""
+    return Ring(buffers(view, stages), barriers(stages, arrivals), barriers(stages, readers))
 
 
 @gluon.jit
-def fill(descriptor, into, stage, plane, at, head):
+def fill(view, into, stage, plane, at, tile, head, SPEC: gl.constexpr):
     """Copies a box of one head into a stage of a ring."""
-    mbarrier.expect(into.full.index(stage), descriptor.block_type.nbytes)
-    tma.async_copy_global_to_shared(
-        descriptor, [plane + at[0], at[1], at[2], head, 0], into.full.index(stage), into.buffers.index(stage)
-    )
+    place = _place(view, plane, at, tile, head, SPEC)
+    mbarrier.expect(into.full.index(stage), view.map.block_type.nbytes)
+    tma.async_copy_global_to_shared(view.map, place, into.full.index(stage), into.buffers.index(stage))
 
 
 @gluon.jit
-def copy_row(
-    descriptor, into, warpgroup: gl.constexpr, turn, depth: gl.constexpr, plane, tile, SPEC: gl.constexpr
-):
+def copy_row(view, into, warpgroup: gl.constexpr, turn, depth: gl.constexpr, plane, tile, SPEC: gl.constexpr):
     """Copies the rows of a warpgroup in tile number `turn` of a program, of which `depth` have room."""
     slot = turn % depth * 2 + warpgroup
     mbarrier.wait(into.empty.index(slot), turn // depth & 1 ^ 1)
-    fill(descriptor, into, slot, plane, corner(tile.start, warpgroup, SPEC), tile.head)
+    fill(view, into, slot, plane, corner(tile.start, warpgroup, SPEC), tile, tile.head, SPEC)
 
 
 @gluon.jit
@@ -350,10 +378,10 @@ def copy_boxes(key, value, keys, values, base, tile, head, SPEC: gl.constexpr):
         at = box_at(tile.first, box, SPEC)
         stage = i % SPEC.stages
         mbarrier.wait(keys.empty.index(stage), i // SPEC.stages & 1 ^ 1)
-        fill(key, keys, stage, tile.planes[1], at, head)
+        fill(key, keys, stage, tile.planes[1], at, tile, head, SPEC)
         stage = i % SPEC.value_stages
         mbarrier.wait(values.empty.index(stage), i // SPEC.value_stages & 1 ^ 1)
-        fill(value, values, stage, tile.planes[1], at, head)
+        fill(value, values, stage, tile.planes[1], at, tile, head, SPEC)
         box = step(box, tile.boxes, SPEC)
 
 
@@ -372,8 +400,8 @@ def anew(buffers, place, i):
 
 
 @gluon.jit
-def put(descriptor, values, buffer, plane, at, head):
+def put(view, values, buffer, plane, at, tile, SPEC: gl.constexpr):
     """Starts writing a warpgroup's box through shared memory; TMA leaves out what lies outside the tensor."""
-    buffer.reshape(values.shape).store(values.to(descriptor.dtype))
+    buffer.reshape(values.shape).store(values.to(view.map.dtype))
     fence_async_shared()
-    tma.async_copy_shared_to_global(descriptor, [plane + at[0], at[1], at[2], head, 0], buffer)
+    tma.async_copy_shared_to_global(view.map, _place(view, plane, at, tile, tile.head, SPEC), buffer)
