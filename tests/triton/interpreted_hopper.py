@@ -60,6 +60,7 @@ CASES = {
     "wide plane": problem(Axis(17, 9), Axis(19, 8, 4), dim=128),
     "ragged dims": problem(Axis(17, 9), Axis(19, 8, 4), dim=48, value_dim=40),
     "wide": problem(Axis(9, 8), Axis(17, 7), dim=256),
+    "three quarters of dims": problem(Axis(100, 65), dim=192, value_dim=72),
     "volume": problem(Axis(3, 2), Axis(6, 4), Axis(9, 5)),
     "dilated": problem(Axis(200, 30, 1, 3, True)),
     "dilated plane": problem(Axis(11, 5, 1, 2), Axis(19, 5, 2, 2), dim=96),
@@ -223,10 +224,10 @@ FAULTS = (
     # A stage of values is given back while the product that reads it is under way.
     (
         hopper_forward,
-        """        acc = warpgroup_mma_wait(0, deps=(adding,))
+        """        acc = _added(adding)
         mbarrier.arrive(values.empty.index(before), count=1)""",
         """        mbarrier.arrive(values.empty.index(before), count=1)
-        acc = warpgroup_mma_wait(0, deps=(adding,))""",
+        acc = _added(adding)""",
         r"race on values.buffers\[\d\]: a write at hopper_tile.py:\d+ fill.* unordered with .* _add",
     ),
     (
@@ -246,8 +247,8 @@ FAULTS = (
     # A product is used while it is under way.
     (
         hopper_forward,
-        "warpgroup_mma_wait(1, deps=(flying,))",
-        "warpgroup_mma_wait(2, deps=(flying,))",
+        "warpgroup_mma_wait(len(adding), deps=(flying,))",
+        "warpgroup_mma_wait(len(adding) + 1, deps=(flying,))",
         "takes the product of .* _score .* may be under way",
     ),
     # Counts of barriers.
@@ -314,7 +315,7 @@ FAULTS = (
         hopper_forward,
         "        tma.store_wait(0)\n        before",
         "        before",
-        "race on queries.buffers.* unordered with .* put",
+        "race on queries.buffers.* unordered with .* send",
     ),
     (hopper_forward, "(count + 1) % SPEC.depth", "count % SPEC.depth", "race on queries.buffers|deadlock"),
     # Rows of the next tiles, and gradients in their place.
@@ -334,19 +335,19 @@ FAULTS = (
         hopper_query_gradient,
         "            tma.store_wait(0)\n            before",
         "            before",
-        "race on grad_outs.buffers.* unordered with .* put",
+        "race on grad_outs.buffers.* unordered with .* send",
     ),
     (
         hopper_key_gradient,
         "        tma.store_wait(0)\n        before",
         "        before",
-        "race on (keys|values).buffers.* unordered with .* put",
+        "race on (keys|values).buffers.* unordered with .* send",
     ),
     (
         hopper_key_gradient,
         "    if SPEC.depth == 1:\n        tma.store_wait(0)\n",
         "    if SPEC.depth == 1:\n",
-        "race on (keys|values).buffers.* unordered with .* put",
+        "race on (keys|values).buffers.* unordered with .* send",
         WIDE,
     ),
     (
@@ -362,7 +363,7 @@ FAULTS = (
         "ht.barriers(2, readers - 1)",
         "race on tickets.buffers|tickets.(full|empty)",
     ),
-    (hopper_tile, "    fence_async_shared()\n", "\n", "no fence between hopper_tile.py:.* put"),
+    (hopper_tile, "    fence_async_shared()\n", "\n", "no fence between hopper_(tile|forward).py:.*"),
     # A barrier that lives on where the compiler puts something else.
     (
         hopper_forward,

@@ -141,7 +141,7 @@ def test_dilation_matches_the_oracle(case):
     check(case)
 
 
-@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
 def test_boxes_of_several_panels_and_outer_extents(dim):
     # Plain Triton's descriptors give wrong rows for boxes wider than a swizzle panel of 64 with more than one
     # outer extent, once registers hold them; these kernels flatten boxes in shared memory.
@@ -317,6 +317,7 @@ def test_more_than_65535_batches_and_2_31_elements():
         problem((24, 41), (8, 11), stride=(3, 5), causal=(True, False), dtype="float16", dim=32),
         problem((7, 12, 11), (3, 6, 5), dim=128),
         problem((40,), 20, dim=256, value_dim=64),
+        problem((90,), 33, dim=96, value_dim=80),
     ],
     ids=str,
 )

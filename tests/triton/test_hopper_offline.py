@@ -84,6 +84,7 @@ CASES = (
     problem((64, 64), 16, output_stride=2, dim=32, value_dim=32),
     problem((128, 128), 31, dim=48, value_dim=80),
     problem((128, 128), 31, dim=256, value_dim=256),
+    problem((128, 128), 31, dim=192, value_dim=96),
     problem((30, 48, 80), (18, 24, 24), causal=(True, False, False)),
     problem((256, 256), 80, key_dtype="float8_e4m3fn", gradients=False),
 )

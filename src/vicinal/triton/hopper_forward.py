@@ -68,15 +68,49 @@ def _copy(query, key, value, queries, keys, values, tickets, counter, grid, SPEC
 @gluon.jit
 def _score(query, keys, stage, empty, SPEC: gl.constexpr):
     """Starts the product of the queries with a box of keys."""
-    key = keys.buffers.index(stage).reshape([SPEC.width, SPEC.dim]).permute((1, 0))
-    return warpgroup_mma(query, key, empty, use_acc=False, is_async=True)
+    key = keys.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
+    flying = empty
+    for part in gl.static_range(len(SPEC.cuts)):
+        columns = ht.cut(key, SPEC.cuts[part][0], SPEC.cuts[part][1]).permute((1, 0))
+        flying = warpgroup_mma(query[part], columns, flying, use_acc=part > 0, is_async=True)
+    return flying
 
 
 @gluon.jit
 def _add(weights, values, stage, acc, SPEC: gl.constexpr):
-    """Starts adding a box of values to the sums."""
+    """Starts adding a box of values to the sums, part by part."""
     value = values.buffers.index(stage).reshape([SPEC.width, SPEC.value_dim])
-    return warpgroup_mma(weights, value, acc, is_async=True)
+    adding = ()
+    for part in gl.static_range(len(SPEC.value_cuts)):
+        columns = ht.cut(value, SPEC.value_cuts[part][0], SPEC.value_cuts[part][1])
+        adding += (warpgroup_mma(weights, columns, acc[part], is_async=True),)
+    return adding
+
+
+@gluon.jit
+def _added(adding):
+    """Waits for all sums."""
+    acc = warpgroup_mma_wait(0, deps=adding)
+    return acc if len(adding) > 1 else (acc,)
+
+
+@gluon.constexpr_function
+def _sum_layout(width):
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, 16])
+
+
+@gluon.jit
+def _zeros_of(WIDTH: gl.constexpr):
+    return gl.full([64, WIDTH], 0.0, gl.float32, layout=_sum_layout(WIDTH))
+
+
+@gluon.jit
+def _zeros(SPEC: gl.constexpr):
+    """Sums of every part of the values' head dimension."""
+    acc = ()
+    for part in gl.static_range(len(SPEC.value_cuts)):
+        acc += (_zeros_of(SPEC.value_cuts[part][1]),)
+    return acc
 
 
 @gluon.jit
@@ -91,11 +125,22 @@ def _softmax(scores, top, scale2):
 
 
 @gluon.jit
-def _rescale(acc, shrink):
-    factor, acc = gl.broadcast(gl.convert_layout(shrink, gl.SliceLayout(1, acc.type.layout))[:, None], acc)
-    return gl.inline_asm_elementwise(
-        RESCALE, CONSTRAINTS, [acc, factor], dtype=gl.float32, is_pure=True, pack=RESCALED
-    )
+def _of_rows(numbers, acc):
+    """Numbers of rows beside the sums of a part."""
+    return gl.convert_layout(numbers, gl.SliceLayout(1, acc.type.layout))[:, None]
+
+
+@gluon.jit
+def _rescale(parts, shrink):
+    found = ()
+    for part in gl.static_range(len(parts)):
+        factor, acc = gl.broadcast(_of_rows(shrink, parts[part]), parts[part])
+        found += (
+            gl.inline_asm_elementwise(
+                RESCALE, CONSTRAINTS, [acc, factor], dtype=gl.float32, is_pure=True, pack=RESCALED
+            ),
+        )
+    return found
 
 
 @gluon.jit
@@ -141,8 +186,7 @@ def _attend_tile(
     score_layout: gl.constexpr = gl.NVMMADistributedLayout(
         [3, 0], [4, 1], [16, SPEC.width, 32 // SPEC.key_bytes]
     )
-    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.value_dim, 16])
-    weight_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
+    weight_layout: gl.constexpr = gl.DotOperandLayout(0, _sum_layout(SPEC.value_cuts[0][1]), 2)
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
 
     box_of_rows: gl.constexpr = SPEC.rows
@@ -157,7 +201,7 @@ def _attend_tile(
     filled = count // SPEC.depth & 1
     query = queries.buffers.index(slot).reshape([64, SPEC.dim])
     top = gl.full([64], HIDDEN, gl.float32, layout=row_layout)
-    acc = gl.full([64, SPEC.value_dim], 0.0, gl.float32, layout=out_layout)
+    acc = _zeros(SPEC)
     empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
     slow, begin, end = ht.own_keys(start, tile, SPEC)
     begin += base
@@ -168,7 +212,7 @@ def _attend_tile(
     at = ht.box_at(tile.first, box, SPEC)
     stage = begin % SPEC.stages
     mbarrier.wait(queries.full.index(slot), filled)
-    query = ht.factor(query, score_layout, SPEC)
+    query = ht.factors(query, score_layout, SPEC)
     mbarrier.wait(keys.full.index(stage), begin // SPEC.stages & 1)
     hs.take(turn, begin, warpgroup, SPEC)
     flying = _score(query, keys, stage, empty, SPEC)
@@ -195,7 +239,7 @@ def _attend_tile(
         mbarrier.wait(values.full.index(before), (i - 1) // SPEC.value_stages & 1)
         adding = _add(operand, values, before, acc, SPEC)
         hs.give(turn, 1 - warpgroup, SPEC)
-        scores = warpgroup_mma_wait(1, deps=(flying,))
+        scores = warpgroup_mma_wait(len(adding), deps=(flying,))
         mbarrier.arrive(keys.empty.index(stage), count=1)
         at = ht.box_at(tile.first, box, SPEC)
         scores = hw.hide(scores, HIDDEN, at, column, first, stop, shared, sizes, SPEC)
@@ -204,23 +248,26 @@ def _attend_tile(
         rounded = weights.to(out.map.dtype)
         # Long past, but it keeps ptxas from moving the next wait before the weights.
         mbarrier.wait(queries.full.index(slot), filled)
-        acc = warpgroup_mma_wait(0, deps=(adding,))
+        acc = _added(adding)
         mbarrier.arrive(values.empty.index(before), count=1)
         acc = _rescale(acc, shrink)
         operand = gl.convert_layout(rounded, weight_layout)
     last = (end - 1) % SPEC.value_stages
     mbarrier.wait(values.full.index(last), (end - 1) // SPEC.value_stages & 1)
-    acc = warpgroup_mma_wait(0, deps=(_add(operand, values, last, acc, SPEC),))
+    acc = _added(_add(operand, values, last, acc, SPEC))
     mbarrier.arrive(values.empty.index(last), count=1)
     for i in range(end, base + tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
         _pass(keys, values, turn, i, warpgroup, SPEC)
-    acc = acc * gl.convert_layout(1.0 / total, gl.SliceLayout(1, out_layout))[:, None]
 
     if SPEC.in_place:  # noqa: SIM108 kernels have no conditional expressions of buffers
         room = outs.index(slot)
     else:
         room = outs.index(warpgroup)
-    ht.put(out, acc, room, tile.planes[0], start, tile, SPEC)
+    whole = room.reshape([64, SPEC.value_dim])
+    for part in gl.static_range(len(acc)):
+        means = acc[part] * _of_rows(1.0 / total, acc[part])
+        ht.cut(whole, SPEC.value_cuts[part][0], SPEC.value_cuts[part][1]).store(means.to(out.map.dtype))
+    ht.send(out, room, tile.planes[0], start, tile, SPEC)
     found = (top * scale2 + gl.log2(total)) * LN2
     at = ht.entry(row, tile, grid.outputs, grid.heads, SPEC)
     gl.store(lse + at, found, mask=hw.inside(row, tile.outputs))

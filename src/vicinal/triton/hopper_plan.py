@@ -12,6 +12,7 @@ from ..window import Axis
 
 # One entry per axis of a problem with three axes.
 Triple = tuple[int, ...]
+Cuts = tuple[tuple[int, int], ...]
 
 # Rows of a warpgroup: the M of wgmma. A tile is two of them.
 ROWS = 64
@@ -40,6 +41,7 @@ class Spec:
         split: axis along which the warpgroups share the tile.
         masked: axes on which a visited box holds columns that a row does not see.
         dim, value_dim: head dimensions, padded to a power of two.
+        cuts, value_cuts: start and width of the parts of the two that the products of the forward take.
         key_bytes: size of an element of queries and keys.
         order: axes along which neighboring programs follow one another, fastest first.
         stages: boxes of columns in flight.
@@ -68,6 +70,8 @@ class Spec:
     turns: bool = False
     persistent: bool = False
     held: bool = False
+    cuts: Cuts = ()
+    value_cuts: Cuts = ()
     wants_query: bool = True
     wants_key: bool = True
     wants_value: bool = True
@@ -133,6 +137,13 @@ class Spec:
 def padded(dim: int) -> int:
     """Head dimension of a box in shared memory; TMA fills what a head does not have with zeros."""
     return max(1 << (dim - 1).bit_length(), 32)
+
+
+def _cuts(dim: int) -> Cuts:
+    """Starts and widths, powers of two, of what makes up a padded head dimension, or three quarters of it."""
+    whole = padded(dim)
+    half, quarter = whole // 2, whole // 4
+    return ((0, half), (half, quarter)) if whole > 64 and dim <= half + quarter else ((0, whole),)
 
 
 def key_bytes(problem: Problem) -> int:
@@ -219,6 +230,8 @@ def _forward(problem: Problem) -> Plan:
         value_stages=spec.stages,
         depth=depth,
         turns=dim > FREE,
+        cuts=_cuts(problem.dim),
+        value_cuts=_cuts(problem.value_dim),
     )
     return Plan(spec, programs)
 

@@ -394,6 +394,21 @@ def factor(rows, layout: gl.constexpr, SPEC: gl.constexpr):
 
 
 @gluon.jit
+def cut(buffer, START: gl.constexpr, WIDTH: gl.constexpr):
+    """A part of the columns of a buffer."""
+    return buffer.slice(START, WIDTH, dim=1)
+
+
+@gluon.jit
+def factors(rows, layout: gl.constexpr, SPEC: gl.constexpr):
+    """The same of parts of the head dimension."""
+    found = ()
+    for part in gl.static_range(len(SPEC.cuts)):
+        found += (factor(cut(rows, SPEC.cuts[part][0], SPEC.cuts[part][1]), layout, SPEC),)
+    return found
+
+
+@gluon.jit
 def anew(buffers, place, i):
     """Buffer `place`, addressed in step `i`, which is not negative: kept addresses would take registers."""
     return buffers.index(place + (i >> 31))
@@ -403,5 +418,11 @@ def anew(buffers, place, i):
 def put(view, values, buffer, plane, at, tile, SPEC: gl.constexpr):
     """Starts writing a warpgroup's box through shared memory; TMA leaves out what lies outside the tensor."""
     buffer.reshape(values.shape).store(values.to(view.map.dtype))
+    send(view, buffer, plane, at, tile, SPEC)
+
+
+@gluon.jit
+def send(view, buffer, plane, at, tile, SPEC: gl.constexpr):
+    """The same of a box that shared memory holds."""
     fence_async_shared()
     tma.async_copy_shared_to_global(view.map, _place(view, plane, at, tile, tile.head, SPEC), buffer)

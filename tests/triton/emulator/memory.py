@@ -105,8 +105,9 @@ class View:
     def permute(self, order):
         return View(self.slot, self.held.transpose(order))
 
-    def slice(self, start, length):
-        return View(self.slot, self.held[number(start) : number(start) + number(length)])
+    def slice(self, start, length, dim=0):
+        where = slice(number(start), number(start) + number(length))
+        return View(self.slot, self.held[(slice(None),) * dim + (where,)])
 
 
 class Barrier:
