@@ -110,7 +110,7 @@ class Bundle(Part):
             first = (tiles.cumsum(0) - tiles)[self.boxes.number]
             most = tiles[self.boxes.number] - 1
             ids = table.ids[first + torch.minimum(tile, most)].masked_fill_(tile > most, 0)
-            kinds = kinds * table.entries.shape[0] + ids
+            kinds = kinds * table.classes + ids
         return kinds + self.boxes.places[0] * self.classes if heads > 1 else kinds
 
     def blanks(self, work: Pass, some: slice, device: torch.device) -> Tensor | None:
@@ -294,7 +294,7 @@ def _bundle(members: Sequence[Member], batch: Batch) -> Bundle:
 def _occurring(tables: Sequence[Table]) -> Table:
     """One after another, with the classes that occur."""
     some, ids = torch.cat([table.ids for table in tables]).unique(return_inverse=True)
-    return Table(ids, tables[0].entries[some], tables[0].places[some])
+    return tables[0].of(some)._replace(ids=ids)
 
 
 def _joined(part: Part) -> Pass:

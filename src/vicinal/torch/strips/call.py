@@ -19,9 +19,11 @@ from .scores import Additive
 
 LOG2E = 1 / log(2)
 EXTRA = 1024
-"""Additional tokens taken at a time."""
+"""Additional tokens taken at a time, at most."""
 TILES = 16
 """Tiles that meet them at a time, at least."""
+TOKENS = 1 << 20
+"""Numbers of as many copies of additional tokens as there are tiles."""
 
 
 def chunk(rows: int, keys: int, like: Like, buffers: int = 1) -> int:
@@ -92,13 +94,14 @@ class Call:
             return
         heads, entries = self.part.batches[batch][:2]
         pairs = list(product(range(self.part.kv_heads)[heads], range(key.shape[0])[entries]))
-        share = boxes // len(pairs)
+        share, width = boxes // len(pairs), max(key.shape[-1], value.shape[-1])
+        most = min(max(TOKENS // (TILES * width), TILES), EXTRA)
         for place, (head, entry) in enumerate(pairs):
-            for token in range(0, key.shape[1], EXTRA):
-                where = (entry, slice(token, token + EXTRA), head)
+            for token in range(0, key.shape[1], most):
+                where = (entry, slice(token, token + most), head)
                 some = [x[where].unsqueeze(0).to(self.like.dtype).contiguous() for x in (key, value)]
                 size = 2 * self.part.rows * some[0].shape[1] * self.like.dtype.itemsize
-                step = max(plan.CHUNK // size, TILES)
+                step = max(min(plan.CHUNK // size, TOKENS // (some[0].shape[1] * width)), TILES)
                 for start in range(place * share, (place + 1) * share, step):
                     tiles = slice(start, min(start + step, (place + 1) * share))
                     yield tiles, where, [x.expand(tiles.stop - start, -1, -1) for x in some]

@@ -11,7 +11,7 @@ from ...problem import Problem
 from ..backends.base import Grads, Operands, Ready
 from ..dense import unit_stride
 from .arena import Like
-from .plan import Part, estimate, product_cost, whole
+from .plan import TABLE, Part, estimate, product_cost, whole
 from .scores import HIDDEN, Additive
 
 aten = torch.ops.aten
@@ -26,11 +26,12 @@ def faster(problem: Problem, back: bool = False) -> bool:
 
 def cost(problem: Problem, back: bool) -> float | None:
     """Nanoseconds for all pairs at once, on one core; None where they are not possible here."""
-    exact = problem.device == "cpu" and problem.dtype in ("float32", "float64")
+    wide = problem.dtype == "float64"
+    exact = problem.device == "cpu" and (wide or problem.dtype == "float32")
     if not exact or problem.extra or problem.dim != problem.value_dim or (back and problem.bias):
         return None
-    part = whole(problem)
-    if part is None:
+    part, heads = whole(problem), problem.kv_heads if problem.bias else 1
+    if part is None or heads * part.rows * prod(problem.lengths) * (8 if wide else 4) > TABLE:
         return None
     pairs = problem.batch * problem.heads * prod(problem.outputs) * prod(problem.lengths)
     score = product_cost(problem, prod(problem.outputs), prod(problem.lengths))

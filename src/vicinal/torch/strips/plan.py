@@ -120,7 +120,7 @@ class Part:
 
     @cached_property
     def classes(self) -> int:
-        return prod(axis.entries.shape[0] for axis in self.tables(torch.device("cpu")))
+        return prod(axis.classes for axis in self.tables(torch.device("cpu")))
 
     def remember(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns, made once."""
@@ -204,7 +204,7 @@ class Part:
         fastest."""
         kinds = torch.zeros(work.boxes, dtype=torch.int64, device=device)
         for mask, ids in zip(self.tables(device), self.ids(work, device), strict=True):
-            kinds = kinds * mask.entries.shape[0] + ids
+            kinds = kinds * mask.classes + ids
         head = torch.arange(heads, device=device).unsqueeze(1)
         return (kinds.view(heads, -1) + head * self.classes).view(-1)
 

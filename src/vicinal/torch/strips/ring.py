@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ... import tiling
 from ...window import Axis
+from .arena import Like, take
 from .residues import Residue, residues
 
 CPU = torch.device("cpu")
@@ -168,14 +169,45 @@ def held(slots: Tensor, columns: Tensor, width: int) -> Tensor:
 class Table(NamedTuple):
     """What sets tiles of one axis apart, one row a class of tiles.
 
-    ids `[tiles]` class of every tile; entries `[classes, tile, width]` entry of the relative position
-    table, `2 * size - 1` where the row does not see the slot; places `[classes, tile, size]` slot of the
-    box that holds each key of the window, -1 where there is none.
+    ids `[tiles]` class of every tile; first, seen, entry `[classes, tile]` slot of the box that holds the
+    first key of a row's window, how many there are, and its entry of the table of `2 * size - 1` relative
+    positions; width of the box. Numbers for all slots are worked out for some classes at a time.
     """
 
     ids: Tensor
-    entries: Tensor
-    places: Tensor
+    first: Tensor
+    seen: Tensor
+    entry: Tensor
+    width: int
+
+    @property
+    def classes(self) -> int:
+        return len(self.first)
+
+    def of(self, some: slice | Tensor) -> "Table":
+        """Some classes."""
+        return self._replace(first=self.first[some], seen=self.seen[some], entry=self.entry[some])
+
+    def to(self, device: torch.device) -> "Table":
+        ids, first, seen, entry = (x.to(device) for x in self[:-1])
+        return Table(ids, first, seen, entry, self.width)
+
+    def entries(self, slots: range, size: int, axis: int) -> Tensor:
+        """`[classes, tile, slots]` entry of the relative position table, `2 * size - 1` where the row does
+        not see the slot; valid until it is asked for an `axis` again."""
+        slot = torch.arange(slots.start, slots.stop, device=self.first.device)
+        like = Like(slot.dtype, slot.device)
+        key = take(f"entries {axis}", (*self.first.shape, len(slots)), like)
+        torch.sub(slot, self.first.unsqueeze(-1), out=key).remainder_(self.width)
+        hidden = key >= self.seen.unsqueeze(-1)
+        return key.add_(self.entry.unsqueeze(-1)).masked_fill_(hidden, 2 * size - 1)
+
+    def places(self, size: int) -> Tensor:
+        """`[classes, tile, size]` slot of the box that holds each key of the window, -1 where there is
+        none."""
+        slot = torch.arange(size, device=self.first.device)
+        held = (self.first.unsqueeze(-1) + slot) % self.width
+        return torch.where(slot < self.seen.unsqueeze(-1), held, -1)
 
 
 def table(residue: Residue, ring: Ring, size: int, device: torch.device) -> Table:
@@ -188,7 +220,7 @@ def table(residue: Residue, ring: Ring, size: int, device: torch.device) -> Tabl
         middle = len(found.ids) // 2
         before, after = found.ids[:middle], found.ids[middle:]
         found = found._replace(ids=torch.cat([before, after[: tiles // repeats].repeat(repeats), after]))
-    return Table(*(x.to(device) for x in found))
+    return found.to(device)
 
 
 @lru_cache(256)
@@ -225,9 +257,5 @@ def tables(chosen: Sequence[tuple[Residue, Ring]], size: int) -> list[Table]:
     box = torch.tensor(boxes, device=CPU).unsqueeze(1)
     kinds = torch.stack([(first - box) % width, behind - first, first - token + size - 1], -1)
     unique, ids = torch.unique(kinds, dim=0, return_inverse=True)
-    first, seen, entry = (x.unsqueeze(-1) for x in unique.unbind(-1))
-    key = (torch.arange(width, device=CPU) - first) % width
-    entries = torch.where(key < seen, entry + key, 2 * size - 1)
-    slot = torch.arange(size, device=CPU)
-    places = torch.where(slot < seen, (first + slot) % width, -1)
-    return [Table(mine, entries, places) for mine in ids.split([ring.tiles for _, ring in chosen])]
+    first, seen, entry = unique.unbind(-1)
+    return [Table(mine, first, seen, entry, width) for mine in ids.split([ring.tiles for _, ring in chosen])]

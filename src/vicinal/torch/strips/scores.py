@@ -9,12 +9,9 @@ from torch import Tensor
 from . import plan
 from .arena import Like
 from .plan import Part, Pass
-from .products import multiply
 
 HIDDEN = -1e30
 """Score of a key that is not seen: its weight is an exact zero, and no infinity meets another."""
-PARTS = 64
-"""Matrices that a gradient of the bias is summed by."""
 
 
 class Additive:
@@ -28,8 +25,7 @@ class Additive:
     def __init__(self, part: Part, slots: range, bias: Tensor | None, heads: range, like: Like) -> None:
         self.part, self.slots, self.device = part, slots, like.device
         self.heads = heads if bias is not None else range(1)
-        self.entries = [axis.entries for axis in part.tables(like.device)]
-        self.entries[0] = self.entries[0][:, :, slots.start : slots.stop]
+        self.tables = part.tables(like.device)
         self.keys = len(slots) * part.width
         blank = torch.full((), HIDDEN, dtype=like.dtype, device=like.device)
         if bias is None:
@@ -41,7 +37,15 @@ class Additive:
             self.source = torch.nn.functional.pad(mine, (0, 1) * part.rank, value=HIDDEN)
         size = len(self.heads) * part.classes * part.rows * self.keys
         self.fits = size * like.dtype.itemsize <= plan.TABLE
-        self.table = self._expand(self.entries, self.source) if self.fits else None
+        self.table = self._expand(self.entries(), self.source) if self.fits else None
+
+    def entries(self, chosen: Sequence[int] | None = None) -> list[Tensor]:
+        """`[classes, rows, slots]` of every axis, for a class of each or for all."""
+        found = []
+        for axis, (table, size) in enumerate(zip(self.tables, self.part.sizes, strict=True)):
+            some = slice(None) if chosen is None else slice(chosen[axis], chosen[axis] + 1)
+            found.append(table.of(some).entries(range(table.width) if axis else self.slots, size, axis))
+        return found
 
     def kinds(self, work: Pass) -> Tensor:
         """`[boxes]` table entry of every box of a pass."""
@@ -56,19 +60,17 @@ class Additive:
         for tile, kind in zip(scores, kinds.tolist(), strict=True):
             head, chosen = self._class(kind)
             source = self.source[head * self.part.share : (head + 1) * self.part.share]
-            tile.copy_(
-                self._expand([e[i : i + 1] for e, i in zip(self.entries, chosen, strict=True)], source)[0]
-            )
+            tile.copy_(self._expand(self.entries(chosen), source)[0])
 
     def dense(self) -> Tensor:
         """`[heads, rows, keys]` of a part that is one tile."""
-        return self._expand(self.entries, self.source) if self.table is None else self.table
+        return self._expand(self.entries(), self.source) if self.table is None else self.table
 
     def _class(self, kind: int) -> tuple[int, list[int]]:
         """Head, and class on every axis, of a table entry."""
         chosen = []
-        for entries in reversed(self.entries):
-            kind, one = divmod(kind, entries.shape[0])
+        for table in reversed(self.tables):
+            kind, one = divmod(kind, table.classes)
             chosen.append(one)
         return kind, chosen[::-1]
 
@@ -83,14 +85,13 @@ class Additive:
         return ordered.reshape(-1, self.part.rows, self.keys)
 
 
-def _matched(sums: Tensor, member: Tensor) -> Tensor:
-    """`sums @ member`, part by part of what is summed."""
-    size = -(-len(member) // PARTS)
-    more, rows = PARTS * size - len(member), sums.flatten(0, -2)
-    parts = torch.nn.functional.pad(rows, (0, more)).view(-1, PARTS, size).transpose(0, 1)
-    found = sums.new_empty(PARTS, len(rows), member.shape[1])
-    multiply(found, parts, torch.nn.functional.pad(member, (0, 0, 0, more)).view(PARTS, size, -1), beta=0)
-    return found.sum(0).view(*sums.shape[:-1], -1)
+def _matched(sums: Tensor, table: Tensor, entries: int) -> Tensor:
+    """`[..., entries]`: `sums` `[..., numbers]` of the numbers that `table` gives each entry."""
+    if sums.device.type == "cpu":
+        # One number after another: the sum has one order for any number of threads.
+        found = sums.new_zeros((*sums.shape[:-1], entries))
+        return found.scatter_add_(-1, table.expand(sums.shape), sums)
+    return sums @ (table.unsqueeze(1) == torch.arange(entries, device=table.device)).to(sums.dtype)
 
 
 class Tally:
@@ -111,9 +112,9 @@ class Tally:
         if self.sums is None:
             for tile, kind in zip(slopes, kinds.tolist(), strict=True):
                 head, chosen = self.additive._class(kind)
-                entries = [e[i : i + 1] for e, i in zip(self.additive.entries, chosen, strict=True)]
                 share = self.additive.part.share
-                self.total[head * share : (head + 1) * share] += self._contract(tile, entries)
+                made = self._contract(tile, self.additive.entries(chosen))
+                self.total[head * share : (head + 1) * share] += made
         elif slopes.device.type == "cpu":
             # Tile after tile: the sum has one order for any number of threads.
             self.sums.index_add_(0, kinds, slopes.flatten(1))
@@ -124,7 +125,7 @@ class Tally:
     def result(self) -> Tensor:
         """`[heads, *(2 * size - 1)]`."""
         if self.sums is not None:
-            return self._contract(self.sums, self.additive.entries)
+            return self._contract(self.sums, self.additive.entries())
         return self.total
 
     def _contract(self, sums: Tensor, entries: Sequence[Tensor]) -> Tensor:
@@ -135,10 +136,10 @@ class Tally:
         order = [0, rank + 1, *(place + i for i in range(rank) for place in (1, rank + 2, 2 * rank + 2))]
         sums = sums.permute(order).flatten(0, 1)
         for axis in range(rank - 1, -1, -1):
-            table = entries[axis].flatten()
-            member = table.unsqueeze(1) == torch.arange(2 * part.sizes[axis] - 1, device=table.device)
             # [heads, (class, row, key) of the axes before, of this axis, relative positions of the axes
             # after]
             sums = sums.movedim((1 + 3 * axis, 2 + 3 * axis, 3 + 3 * axis), (-3, -2, -1)).flatten(-3)
-            sums = _matched(sums, member.to(sums.dtype)).movedim(-1, 1 + 3 * axis)
+            # A slot that is not seen counts towards an entry of its own, which is left out.
+            found = _matched(sums, entries[axis].flatten(), 2 * part.sizes[axis])
+            sums = found[..., :-1].movedim(-1, 1 + 3 * axis)
         return sums

@@ -44,12 +44,14 @@ class _Stage(NamedTuple):
         """`[boxes, rows, window]` slot of the box that each key of a window has; the number of keys where
         there is none."""
         part, rank = self.part, self.part.rank
-        ids, index = part.ids(self.work, self.like.device), None
-        for axis, table in enumerate(self.tables):
+        ids, index, width = part.ids(self.work, self.like.device), None, 1
+        for axis, table in reversed(list(enumerate(part.tables(self.like.device)))):
+            found = table.of(ids[axis][some]).places(part.sizes[axis])
             shape = [1] * (2 + 2 * rank)
-            shape[0], shape[2 + axis], shape[2 + rank + axis] = some.stop - some.start, *table.shape[1:]
-            place = table.index_select(0, ids[axis][some]).view(shape)
-            index = place if index is None else index + place
+            shape[0], shape[2 + axis], shape[2 + rank + axis] = found.shape
+            # What the place of a key adds to its slot in the box.
+            place = torch.where(found < 0, self.keys, found * width).view(shape)
+            index, width = place if index is None else index + place, width * table.width
         assert index is not None
         if self.gaps and rank > 1:
             index.clamp_(max=self.keys)
@@ -57,23 +59,10 @@ class _Stage(NamedTuple):
         return whole.reshape(-1, part.rows, prod(part.sizes))
 
     @property
-    def tables(self) -> list[Tensor]:
-        """`[classes, tile, size]` of every axis: what the place of a key adds to its slot in the box."""
-        return self.part.remember(("places", self.like.device), self._tables)
-
-    def _tables(self) -> list[Tensor]:
-        width, found = 1, []
-        tables = self.part.tables(self.like.device)
-        for table, ring in zip(reversed(tables), reversed(self.part.rings), strict=True):
-            found.append(torch.where(table.places < 0, self.keys, table.places * width))
-            width *= ring.width
-        return found[::-1]
-
-    @property
     def gaps(self) -> bool:
         """Whether some slot of some window holds no key."""
-        tables = self.part.tables(self.like.device)
-        return self.part.remember("gaps", lambda: [any(bool((x.places < 0).any()) for x in tables)])[0]
+        pairs = zip(self.part.tables(self.like.device), self.part.sizes, strict=True)
+        return self.part.remember("gaps", lambda: [any(bool((x.seen < size).any()) for x, size in pairs)])[0]
 
 
 def _stages(problem: Problem, x: Tensor) -> Iterator[_Stage]:
