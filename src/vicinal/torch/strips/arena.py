@@ -64,15 +64,18 @@ def keep(key: Hashable, device: torch.device, make: Callable[[], T]) -> T:
     return found
 
 
-def sheet(name: str, shape: tuple[int, ...], like: Like) -> tuple[Tensor, Tensor]:
-    """A tensor like `take`'s, and the flat buffer that it is the start of, for exp2 and log2.
+def sheet(name: str, shape: tuple[int, ...], like: Like, turned: bool = False) -> tuple[Tensor, Tensor]:
+    """A tensor like `take`'s, and the flat buffer that it is the start of, for exp2 and log2. A `turned`
+    one has its last two axes the other way round in memory.
 
     PyTorch computes what a thread's share has left over after whole vectors by another routine, which rounds
     differently. The buffer is so long that every share is whole vectors: bits do not depend on threads.
     """
     size = prod(shape)
     buffer = take(name, (_whole(size, torch.get_num_threads()),), like)
-    return buffer[:size].view(shape), buffer
+    if not turned:
+        return buffer[:size].view(shape), buffer
+    return buffer[:size].view(*shape[:-2], shape[-1], shape[-2]).mT, buffer
 
 
 def _whole(size: int, workers: int) -> int:

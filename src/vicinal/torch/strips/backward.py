@@ -14,8 +14,8 @@ from .gradients import Gradients, gradients
 from .layout import Segment, Strips, accumulate, chunks, cut, fold, segments, strips
 from .moves import Place
 from .plan import Pass, parts
-from .products import fewest, multiply
-from .scores import HIDDEN
+from .products import fewest, multiply, turns
+from .scores import HIDDEN, Additive
 from .tiles import gather, scatter, tiles
 
 
@@ -153,9 +153,9 @@ def _piece(
         None if sink is None else strips(part, work, x.shape[-1], "grad_" + name, like).slots.zero_()
         for sink, x, name in zip(columns, inputs, names, strict=True)
     ]
-    mask = call.additive(work, batch)
+    mask = call.additive(work, batch, turns(part.rows, like.device))
     kinds, first = mask.kinds(work), not work.slots.start
-    for some in _chunks(call, work, rows, keys, values, sums, grads.slopes):
+    for some in _chunks(call, work, mask, rows, keys, values, sums, grads.slopes):
         mine, weights = some.rows, some.weights
         mask.fill(weights, kinds[some.tiles])
         multiply(weights, mine.query, some.key_turned, call.scale * LOG2E)
@@ -193,6 +193,7 @@ class _Chunk(NamedTuple):
 def _chunks(
     call: Call,
     work: Pass,
+    mask: Additive,
     rows: _Rows,
     keys: Strips,
     values: Strips,
@@ -205,8 +206,9 @@ def _chunks(
         found = []
         for some in chunks(work, chunk(part.rows, span, like, 2), fewest(like.device)):
             key = keys.boxes(some)
-            weights, whole = sheet("scores", (len(key), part.rows, span), like)
-            slopes = take("slopes", tuple(weights.shape), like) if with_slopes else None
+            size = (len(key), part.rows, span)
+            weights, whole = sheet("scores", size, like, mask.turned)
+            slopes = sheet("slopes", size, like, mask.turned)[0] if with_slopes else None
             to_key, to_value = (
                 [] if slots is None or x is None else segments(part, work, slots, some.slot, x)
                 for slots, x in zip(sums, (slopes, weights), strict=True)

@@ -69,15 +69,21 @@ class Call:
         self.bias = None if bias is None else bias.to(self.like.dtype) * LOG2E
         self.mask: Additive | None = None
 
-    def additive(self, work: Pass, batch: int) -> Additive:
+    def additive(self, work: Pass, batch: int, turned: bool = False) -> Additive:
         """Masks of a pass. The last ones are kept: neighbors often share them."""
         slots = work.slots
         if self.bias is None:
-            key = ("mask", slots, self.like)
-            return self.part.remember(key, lambda: Additive(self.part, slots, None, range(1), self.like))
+            key = ("mask", slots, self.like, turned)
+            return self.part.remember(
+                key, lambda: Additive(self.part, slots, None, range(1), self.like, turned)
+            )
         heads = range(self.part.kv_heads)[self.part.batches[batch][0]]
-        if self.mask is None or (self.mask.slots, self.mask.heads) != (slots, heads):
-            self.mask = Additive(self.part, slots, self.bias, heads, self.like)
+        if self.mask is None or (self.mask.slots, self.mask.heads, self.mask.turned) != (
+            slots,
+            heads,
+            turned,
+        ):
+            self.mask = Additive(self.part, slots, self.bias, heads, self.like, turned)
         return self.mask
 
     def extra_chunks(

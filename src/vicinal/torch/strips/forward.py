@@ -16,7 +16,7 @@ from .call import LOG2E, Call, chunk, columns_of, rows_of
 from .layout import Strips, chunks, cut
 from .moves import Place
 from .plan import Pass, parts
-from .products import fewest, multiply
+from .products import fewest, multiply, turns
 from .scores import Additive
 from .tiles import gather, scatter, tiles
 
@@ -189,14 +189,14 @@ def _chunks(
     call: Call, work: Pass, mask: Additive, queries: Tensor, keys: Strips, values: Strips, state: _State
 ) -> list[_Chunk]:
     part, like, span = call.part, call.like, keys.runs[0].shape[1]
-    widths = (len(mask.heads), queries.shape[-1], values.rows.shape[-1])
+    widths = (len(mask.heads), mask.turned, queries.shape[-1], values.rows.shape[-1])
 
     def make() -> list[_Chunk]:
         kinds, found = mask.kinds(work), []
         for some in chunks(work, chunk(part.rows, span, like), fewest(like.device)):
             key, value = keys.boxes(some).mT, values.boxes(some)
             mine = _State(*(x[some.all] for x in (state.out, state.top, state.total)))
-            held = sheet("scores", (len(key), part.rows, span), like)
+            held = sheet("scores", (len(value), part.rows, span), like, mask.turned)
             found.append(_Chunk(kinds[some.all], queries[some.all], key, value, mine, *held))
         return found
 
@@ -216,7 +216,9 @@ def _piece(
     """Take the keys of a piece; False, with nothing of use in `state`, where `bare` scores do not do."""
     part, like = call.part, call.like
     keys, values = (cut(part, work, x, name, like) for x, name in zip(columns, ("key", "value"), strict=True))
-    mask, scale = call.additive(work, batch), call.scale * LOG2E
+    # Maxima over keys that do not lie together take long.
+    mask = call.additive(work, batch, bare and turns(part.rows, like.device))
+    scale = call.scale * LOG2E
     found = _chunks(call, work, mask, queries, keys, values, state)
     for number, some in enumerate(found):
         mask.fill(some.scores, some.kinds)

@@ -19,11 +19,19 @@ class Additive:
 
     `bias` is `[heads, *(2 * size - 1)]` in the dtype of the scores, or None. There is one table entry for
     each class of tiles (and head, with a bias); where a table would be large, entries are made when they
-    are wanted.
+    are wanted. `turned` scores lie `[keys, rows]` in memory.
     """
 
-    def __init__(self, part: Part, slots: range, bias: Tensor | None, heads: range, like: Like) -> None:
-        self.part, self.slots, self.device = part, slots, like.device
+    def __init__(
+        self,
+        part: Part,
+        slots: range,
+        bias: Tensor | None,
+        heads: range,
+        like: Like,
+        turned: bool = False,
+    ) -> None:
+        self.part, self.slots, self.device, self.turned = part, slots, like.device, turned
         self.heads = heads if bias is not None else range(1)
         self.tables = part.tables(like.device)
         self.keys = len(slots) * part.width
@@ -37,7 +45,9 @@ class Additive:
             self.source = torch.nn.functional.pad(mine, (0, 1) * part.rank, value=HIDDEN)
         size = len(self.heads) * part.classes * part.rows * self.keys
         self.fits = size * like.dtype.itemsize <= plan.TABLE
-        self.table = self._expand(self.entries(), self.source) if self.fits else None
+        self.table = None
+        if self.fits:
+            self.table = self.laid(self._expand(self.entries(), self.source)).contiguous()
 
     def entries(self, chosen: Sequence[int] | None = None) -> list[Tensor]:
         """`[classes, rows, slots]` of every axis, for a class of each or for all."""
@@ -47,6 +57,10 @@ class Additive:
             found.append(table.of(some).entries(range(table.width) if axis else self.slots, size, axis))
         return found
 
+    def laid(self, scores: Tensor) -> Tensor:
+        """Scores `[boxes, rows, keys]` as they lie in memory."""
+        return scores.mT if self.turned else scores
+
     def kinds(self, work: Pass) -> Tensor:
         """`[boxes]` table entry of every box of a pass."""
         key = ("kinds of heads", work, len(self.heads), self.device)
@@ -55,7 +69,7 @@ class Additive:
     def fill(self, scores: Tensor, kinds: Tensor) -> None:
         """Write what belongs to `scores` `[boxes, rows, keys]`."""
         if self.table is not None:
-            torch.index_select(self.table, 0, kinds, out=scores)
+            torch.index_select(self.table, 0, kinds, out=self.laid(scores))
             return
         for tile, kind in zip(scores, kinds.tolist(), strict=True):
             head, chosen = self._class(kind)
@@ -117,7 +131,7 @@ class Tally:
                 self.total[head * share : (head + 1) * share] += made
         elif slopes.device.type == "cpu":
             # Tile after tile: the sum has one order for any number of threads.
-            self.sums.index_add_(0, kinds, slopes.flatten(1))
+            self.sums.index_add_(0, kinds, self.additive.laid(slopes).flatten(1))
         else:
             member = kinds == torch.arange(len(self.sums), device=kinds.device).unsqueeze(1)
             self.sums.addmm_(member.to(slopes.dtype), slopes.flatten(1))
@@ -125,14 +139,16 @@ class Tally:
     def result(self) -> Tensor:
         """`[heads, *(2 * size - 1)]`."""
         if self.sums is not None:
-            return self._contract(self.sums, self.additive.entries())
+            part, keys = self.additive.part, self.additive.keys
+            shape = (keys, part.rows) if self.additive.turned else (part.rows, keys)
+            return self._contract(self.additive.laid(self.sums.view(-1, *shape)), self.additive.entries())
         return self.total
 
     def _contract(self, sums: Tensor, entries: Sequence[Tensor]) -> Tensor:
         """Adjoint of `Additive._expand`."""
         part, rank = self.additive.part, len(entries)
         classes, rows, keys = zip(*(table.shape for table in entries), strict=True)
-        sums = sums.view(-1, *classes, part.share, *rows, *keys)
+        sums = sums.reshape(-1, *classes, part.share, *rows, *keys)
         order = [0, rank + 1, *(place + i for i in range(rank) for place in (1, rank + 2, 2 * rank + 2))]
         sums = sums.permute(order).flatten(0, 1)
         for axis in range(rank - 1, -1, -1):
