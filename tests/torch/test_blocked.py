@@ -12,7 +12,7 @@ from tests.torch.problems import array, problems, window
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import arena, band, direct, narrow, plan
+from vicinal.torch.strips import arena, band, costs, direct, narrow, plan
 
 ALL = (True,) * 6
 FIELDS = Operands._fields
@@ -161,14 +161,24 @@ def test_small_budgets_change_nothing(tight, problem):
     check_walks(problem)
 
 
+@pytest.fixture
+def matrix_unit(monkeypatch):
+    """A CPU that has one."""
+    monkeypatch.setattr(costs, "has_matrix_unit", lambda: True)
+    for cached in (plan.cheapest, plan.parts):
+        cached.cache_clear()
+    yield
+    for cached in (plan.cheapest, plan.parts):
+        cached.cache_clear()
+
+
 @pytest.mark.parametrize("share", [1, 3])
-def test_the_matrix_unit_path_matches_the_oracle(monkeypatch, share):
+def test_the_matrix_unit_path_matches_the_oracle(monkeypatch, matrix_unit, share):
     """The same kernel runs, slower, on CPUs without a matrix unit.
 
     It rounds weights to bfloat16, and its log-sum-exp is good to about 1e-4: it is for inference alone.
     """
-    monkeypatch.setattr(narrow, "available", lambda: True)
-    monkeypatch.setattr(narrow, "BOX", float("-inf"))
+    monkeypatch.setattr(costs, "BOX", float("-inf"))
     axes = (Axis(21, 5, 2), Axis(26, 4, dilation=3, causal=True))
     problem = Problem(axes, 2, 2 * share, 2, 32, 32, "bfloat16")
     assert all(narrow.faster(problem, part) for part in plan.parts(problem))
@@ -182,13 +192,15 @@ def test_the_matrix_unit_path_matches_the_oracle(monkeypatch, share):
     assert not any(narrow.faster(later, part) for part in plan.parts(later))
 
 
-def test_the_matrix_unit_takes_large_boxes(monkeypatch):
-    """What is faster on a CPU that has one."""
-    monkeypatch.setattr(narrow, "available", lambda: True)
-    line, plane = (Axis(8192, 255),), (Axis(64, 7), Axis(64, 7))
-    for axes, dim, wins in ((line, 64, True), (plane, 32, False)):
+def test_the_matrix_unit_takes_large_boxes(matrix_unit):
+    """What is faster on a CPU that has one, and the tiles that suit it."""
+    line, plane, wide = (Axis(8192, 255),), (Axis(64, 7),) * 2, (Axis(128, 13),) * 2
+    for axes, dim, wins, rows in ((line, 64, True, 32), (plane, 32, False, 8), (wide, 64, True, 32)):
         problem = Problem(axes, 1, 4, 4, dim, dim, "bfloat16")
-        assert [narrow.faster(problem, part) for part in plan.parts(problem)] == [wins]
+        (part,) = plan.parts(problem)
+        assert (narrow.faster(problem, part), part.rows) == (wins, rows)
+    later = replace(problem, gradients=True)
+    assert plan.parts(later)[0].rows == 16
 
 
 def flat(out, lse, grads):

@@ -18,7 +18,7 @@ from ...problem import Problem
 from ...window import Axis
 from ..documents import Batch, arranged
 from ..ops import sampled
-from . import direct, plan
+from . import costs, direct, plan
 from .plan import Part, Pass
 from .residues import Residue, columns_view, residues, rows_view
 from .ring import CPU, Ring, Table, Unit, held, rings, tables, widened
@@ -26,7 +26,7 @@ from .rows import Lookup, among, listed
 
 
 class Costs(NamedTuple):
-    """What tiles take of their `plan.work_cost`, and nanoseconds besides: for each part of a document in a
+    """What tiles take of their `costs.work_cost`, and nanoseconds besides: for each part of a document in a
     pass with others, for each alone, and for one call over all pairs. `gain` is the share of its time alone
     that a document takes at most to be computed together with others."""
 
@@ -249,7 +249,7 @@ def _alone(problem: Problem, group: Group) -> Problem:
 
 def _may_pay(alone: Problem, back: bool) -> bool:
     """Whether `_pays` with tiles as good as can be."""
-    least = alone.heads * alone.pairs * plan.score_cost(alone, inf, inf, back)
+    least = alone.heads * alone.pairs * costs.score_cost(alone, inf, inf, back)
     return _pays(alone, back, least, plan.pieces(alone))
 
 
@@ -370,5 +370,5 @@ def _planned(problem: Problem, chosen: Sequence[Chosen], back: bool) -> Planned:
     made.memo["tables", CPU] = masks
     work = _joined(made)
     numbers = work.boxes * (made.rows * per.row + work.pitch * made.width * per.slot)
-    cost = plan.work_cost(problem, work.boxes, made.rows, len(box) * made.width, numbers, back)
+    cost = costs.work_cost(problem, work.boxes, made.rows, len(box) * made.width, numbers, back)
     return Planned(made, work, numbers, cost, classes)

@@ -11,7 +11,8 @@ from ...problem import Problem
 from ..backends.base import Grads, Operands, Ready
 from ..dense import unit_stride
 from .arena import Like
-from .plan import TABLE, Part, estimate, product_cost, whole
+from .costs import product_cost
+from .plan import TABLE, Part, estimate, whole
 from .scores import HIDDEN, Additive
 
 aten = torch.ops.aten

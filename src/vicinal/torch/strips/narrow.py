@@ -4,39 +4,25 @@ Elsewhere bfloat16 products are no faster than float32 ones, which round less. T
 is good to about 1e-4, so a backward pass never builds on it.
 """
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from ...problem import Problem
 from .arena import Like, take
 from .call import Call, chunk, columns_of, rows_of
+from .costs import saved
 from .layout import chunks, cut
 from .plan import Part
 from .products import fewest
 from .tiles import gather, scatter, tiles
 
 NARROW = torch.bfloat16
-BOX, NUMBER, PRODUCT = 670.0, 0.32, 0.025
-"""Nanoseconds that a box, and each number of its keys, takes more than in single operations, and each product
-less: nine problems on an Emerald Rapids Xeon, of tiles of 8 to 32 rows."""
-
-
-@lru_cache(1)
-def available() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware."""
-    return torch.cpu._is_amx_tile_supported()
 
 
 def faster(problem: Problem, part: Part) -> bool:
     """Whether the fused kernel can run the tiles of a part of `problem`, and wins."""
-    option = problem.gradients or problem.bias or problem.extra or problem.device != "cpu"
-    if option or problem.dtype != "bfloat16" or problem.dim != problem.value_dim or problem.dim < 32:
-        return False
-    numbers = len(part.measure(0, 0, 0).slots) * part.width * problem.dim
-    wins = BOX + numbers * NUMBER < numbers * part.rows * PRODUCT
-    return wins and len(part.pieces) == 1 and available()
+    keys = len(part.measure(0, 0, 0).slots) * part.width
+    return len(part.pieces) == 1 and saved(problem, part.rows, keys) > 0
 
 
 def run_pass(call: Call, batch: int, slab: int, results: tuple[Tensor, Tensor]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ... import tiling
 from ...problem import Problem
+from .costs import saved, work_cost
 from .residues import Residue, residues
 from .ring import SINGLE, WHOLES, Ring, Table, Unit, rings, table
 
@@ -334,27 +335,8 @@ def _cost(
     junk = -(-((first.tiles - 1) * first.step + first.width) // first.step) - first.tiles
     alone = min(first.tiles * height * width * 4 / CHUNK, 1)
     more = tiles / first.tiles * min(junk * height * width, CALL * (1 - alone))
-    return work_cost(problem, tiles, height, width, copied, back, more)
-
-
-def work_cost(
-    problem: Problem, tiles: int, rows: int, keys: int, copied: int, back: bool, more: float = 0
-) -> float:
-    """Nanoseconds for tiles of so many rows and keys, numbers that are copied for them, and `more` scores."""
-    scores = tiles * rows * keys + more
-    return scores * score_cost(problem, rows, keys, back) + tiles * 400 + (0.6 if back else 0.35) * copied
-
-
-def score_cost(problem: Problem, rows: float, keys: float, back: bool) -> float:
-    """Nanoseconds for one score of a tile and all that is made of it."""
-    product = product_cost(problem, rows, keys)
-    # Backward, five products for two, and strips that are read and written where forward writes tiles.
-    return 2.5 * product + 0.12 * (problem.dim + problem.value_dim) / rows + 1.2 if back else product + 0.5
-
-
-def product_cost(problem: Problem, rows: float, keys: float) -> float:
-    """Nanoseconds for one score and one weight: the two matrix products of the forward pass."""
-    return 0.022 * (problem.dim + problem.value_dim) * (1 + 3 / rows + 8 / keys)
+    fused = 0.0 if back else max(saved(problem, height, width), 0.0)
+    return work_cost(problem, tiles, height, width, copied, back, more) - tiles * fused
 
 
 def estimate(problem: Problem, back: bool) -> float:
