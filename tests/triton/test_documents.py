@@ -2,6 +2,7 @@
 
 from itertools import product
 from math import ceil, prod
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,14 +55,16 @@ def test_every_tile_of_every_document_is_there_once(case, is_padded, boxes, inve
     assert len(tiles) == len([row for row in tiles if row[0] >= 0])
 
 
-@given(cases(), boxes_of, st.booleans())
-def test_every_token_of_padding_is_filled_once(case, boxes, is_sampled):
+@given(cases(), boxes_of, st.booleans(), st.sampled_from((1, 7, documents.MOST)))
+def test_every_token_of_padding_is_filled_once(case, boxes, is_sampled, most):
     frame = framed(case)
     problem = problem_of(case, frame)
     steps = documents.three(case.output_stride) if is_sampled else (1, 1, 1)
-    rows = decoded(problem, Tiling(boxes, steps=steps))
+    documents.rows.cache_clear()
+    with patch.object(documents, "MOST", most):
+        rows = decoded(problem, Tiling(boxes, steps=steps))
     padding = [row[documents.AREA : documents.AREA + 4] for row in rows]
-    assert all(count * runs <= documents.MOST for _, count, runs, _ in padding)
+    assert all(count * runs <= most for _, count, runs, _ in padding)
     starts = [(first + run * pitch, count) for first, count, runs, pitch in padding for run in range(runs)]
     filled = [token for first, count in starts for token in range(first, first + count)]
     whole = [range(0, extent, step) for extent, step in zip(documents.three(frame), steps, strict=True)]

@@ -43,7 +43,7 @@ def delta_of(
     rows, heads, T, H, W, gb, gt, gh, gw, gn,
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr,
     ROWS: tl.constexpr, M: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
-    HEADS_FIRST: tl.constexpr, WIDE: tl.constexpr, LAYOUT: tl.constexpr,
+    WIDE: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """`delta` of `M` of all `rows` of contiguous `out`, or of a tile of queries in a `table`.
 
@@ -58,7 +58,7 @@ def delta_of(
         from_grad = batch * gb + t * gt + h * gh + w * gw + head * gn
     else:
         tile = query_tile(
-            tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT
+            tl.program_id(0), heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, True, table, LAYOUT
         )
         if is_empty(tile):
             return
@@ -100,7 +100,7 @@ def query_gradient(
     )
     if is_empty(tile):
         if LAYOUT[2]:
-            fill(table, heads, grad_query, None, None, DIM, 0, HEADS_FIRST)
+            fill(table, heads, grad_query, None, None, DIM, 0)
         return
     head, kv_head = tile.head.to(tl.int64), (tile.head // group).to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)
@@ -185,7 +185,7 @@ def key_gradient(
     tile = key_tile(kv_heads, T, H, W, ROWS, M, T_RULE, H_RULE, W_RULE, HEADS_FIRST, table, LAYOUT)
     if is_empty(tile):
         if LAYOUT[2]:
-            fill(table, kv_heads, grad_key, grad_value, None, DIM, VALUE_DIM, HEADS_FIRST)
+            fill(table, kv_heads, grad_key, grad_value, None, DIM, VALUE_DIM)
         return
     kv_head = tile.head.to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)

@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 WIDTH = 16
 AREA = 9
 # Tokens of padding that a row fills.
-MOST = 512
+MOST = 2048
 # Of each of three axes: dilation, period and output stride.
 Spacing = tuple[tuple[int, int, int], ...]
 

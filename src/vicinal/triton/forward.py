@@ -77,7 +77,7 @@ def attend(
     )
     if is_empty(tile):
         if LAYOUT[2]:
-            fill(table, heads, out, None, lse, VALUE_DIM, 0, HEADS_FIRST)
+            fill(table, heads, out, None, lse, VALUE_DIM, 0)
         return
     kv_head = (tile.head // group).to(tl.int64)
     row = Point(tile.t.index, tile.h.index, tile.w.index)

@@ -167,7 +167,7 @@ def delta_launch(problem: Problem, given: tuple[int, ...]) -> Launch:
         lengths, block, warps = documents.three(outputs[1:] or outputs), max(16, 4096 // value_pad), 4
         grid = ceil(rows / block)
     numbers = (rows, problem.heads, *lengths, *spatial_strides(given))
-    common = (shape.heads_first, layout(problem, (given,), ()).is_wide, _placing(problem))
+    common = (layout(problem, (given,), ()).is_wide, _placing(problem))
     constants = (*_rules(problem), shape.rows, block, problem.value_dim, value_pad, *common)
     return Launch(backward.delta_of, grid, numbers, constants, num_warps=warps)
 

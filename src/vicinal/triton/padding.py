@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .documents import AREA
-from .tile import number_at, row_of, share_of
+from .tile import number_at, row_of
 
 _AREA = tl.constexpr(AREA)
 
@@ -24,12 +24,12 @@ class _Area(NamedTuple):
 
 
 @triton.jit
-def fill(table, heads, x, y, lse, DIM: tl.constexpr, Y_DIM: tl.constexpr, HEADS_FIRST: tl.constexpr):
+def fill(table, heads, x, y, lse, DIM: tl.constexpr, Y_DIM: tl.constexpr):
     """Zeros in contiguous `x` `[tokens, heads, DIM]` and `y`, and -inf in `lse`, for a row of padding."""
-    share = share_of(tl.program_id(0), heads, HEADS_FIRST)
-    row = row_of(table, share.row) + _AREA
+    row = row_of(table, tl.program_id(0) // heads) + _AREA
     first = number_at(row).to(tl.int64)
-    area = _Area(first, number_at(row + 1), number_at(row + 2), number_at(row + 3), share.head, heads)
+    part = tl.program_id(0) % heads
+    area = _Area(first, number_at(row + 1), number_at(row + 2), number_at(row + 3), part, heads)
     _put(x, 0.0, area, heads * DIM, 4096)
     if y is not None:
         _put(y, 0.0, area, heads * Y_DIM, 4096)

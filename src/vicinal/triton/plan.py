@@ -19,8 +19,8 @@ class Shape(NamedTuple):
 
     `single` says that one box of columns holds all that a tile sees. `tiles` are the programs of one head of
     one batch entry, those of ragged dilation groups that turn out empty included. `heads_first` makes
-    neighboring programs work on neighboring heads, which share cache lines; otherwise they work on
-    neighboring tiles, which share columns.
+    neighboring programs work on neighboring heads, which share cache lines, as those of documents always do;
+    otherwise they work on neighboring tiles, which share columns.
     """
 
     rows: tiling.Boxes

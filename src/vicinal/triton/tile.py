@@ -55,13 +55,6 @@ class Tile(NamedTuple):
     place: Any
 
 
-class Share(NamedTuple):
-    """The row of a table that a program works on, and the head."""
-
-    row: Any
-    head: Any
-
-
 class Slots(NamedTuple):
     """Slot of each column in the window of each row, and whether the row sees the column."""
 
@@ -92,16 +85,6 @@ def row_of(table, number):
 def number_at(table):
     """A number of a table, which stays in the cache for the next launch: all else waits for it."""
     return tl.load(table, eviction_policy="evict_last")
-
-
-@triton.jit
-def share_of(number, heads, HEADS_FIRST: tl.constexpr):
-    """What a program's `number` stands for: heads change fastest, or else rows."""
-    if HEADS_FIRST:
-        return Share(number // heads, number % heads)
-    else:
-        rows = tl.num_programs(0) // heads
-        return Share(number % rows, number // rows)
 
 
 @triton.jit
@@ -175,17 +158,15 @@ def _tile(
 ):  # fmt: skip
     lane = lanes(COUNT, ROWS)
     lengths = Point(T, H, W)
+    head = number % heads
     if table is not None:
-        share = share_of(number, heads, HEADS_FIRST)
-        head = share.head
-        place = place_of(table, share.row, T, H, W, T_RULE, H_RULE, W_RULE, LAYOUT)
+        place = place_of(table, number // heads, T, H, W, T_RULE, H_RULE, W_RULE, LAYOUT)
         lengths = place.lengths
-        row = row_of(table, share.row)
+        row = row_of(table, number // heads)
         t = _known_tile(row, 0, T_RULE, INVERSE, LAYOUT)
         h = _known_tile(row, 1, H_RULE, INVERSE, LAYOUT)
         w = _known_tile(row, 2, W_RULE, INVERSE, LAYOUT)
     else:
-        head = number % heads
         if HEADS_FIRST:
             number = number // heads
         w = _axis_tile(number, lengths.w, ROWS[2], W_RULE, INVERSE)
@@ -212,7 +193,7 @@ def query_tile(
     T_RULE: tl.constexpr, H_RULE: tl.constexpr, W_RULE: tl.constexpr, HEADS_FIRST: tl.constexpr,
     table=None, LAYOUT: tl.constexpr = ENTRIES,
 ):  # fmt: skip
-    """The tile of outputs of a program's `number`; `HEADS_FIRST` makes heads change fastest."""
+    """The tile of outputs of a program's `number`; with `HEADS_FIRST`, or a table, heads change fastest."""
     return _tile(
         number, heads, T, H, W, table, ROWS, COUNT, T_RULE, H_RULE, W_RULE, HEADS_FIRST, LAYOUT, False
     )
