@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 
 from ...problem import Problem
 from ..backends.base import Grads, Operands, Ready
+from ..composite import accumulating
 from ..dense import unit_stride
 from .arena import Like
 from .costs import product_cost
@@ -27,16 +28,16 @@ def faster(problem: Problem, back: bool = False) -> bool:
 
 def cost(problem: Problem, back: bool) -> float | None:
     """Nanoseconds for all pairs at once, on one core; None where they are not possible here."""
-    wide = problem.dtype == "float64"
-    exact = problem.device == "cpu" and (wide or problem.dtype == "float32")
-    if not exact or problem.extra or problem.dim != problem.value_dim or (back and problem.bias):
+    wide, narrow = problem.dtype == "float64", problem.dtype in ("bfloat16", "float16")
+    option = problem.extra or problem.dim != problem.value_dim or (back and (problem.bias or narrow))
+    if problem.device != "cpu" or option:
         return None
     part, heads = whole(problem), problem.kv_heads if problem.bias else 1
     if part is None or heads * part.rows * prod(problem.lengths) * (8 if wide else 4) > TABLE:
         return None
     pairs = problem.batch * problem.heads * prod(problem.outputs) * prod(problem.lengths)
     score = product_cost(problem, prod(problem.outputs), prod(problem.lengths))
-    found = pairs * (2.5 * score + 2.4 if back else score + 1.2) + 40_000
+    found = pairs * (2.5 * score + 2.4 if back else score + 1.2) + (55_000 if narrow else 40_000)
     return 2 * found if _alone(problem, part, back) else found
 
 
@@ -45,13 +46,16 @@ def prepare(problem: Problem, operands: Operands, scale: float) -> Ready:
     part, kernel = whole(problem), aten._scaled_dot_product_flash_attention_for_cpu.default
     assert part is not None
     more, alone, shape = _more(problem, part), _alone(problem, part, False), operands.query.shape
-    rows = shape[:-1]
-    fixed = None if problem.bias else pad(_mask(part, None, operands.query), (0, more), value=HIDDEN)
+    rows, dtype = shape[:-1], operands.query.dtype
+    # Narrow operands are widened: the kernel would round their scores.
+    wide = operands.query.new_empty((), dtype=accumulating(dtype))
+    fixed = None if problem.bias else pad(_mask(part, None, wide), (0, more), value=HIDDEN)
 
     def run(
         query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, *_: None
     ) -> tuple[Tensor, Tensor]:
-        mask = pad(_mask(part, bias, query), (0, more), value=HIDDEN) if fixed is None else fixed
+        mask = pad(_mask(part, bias, wide), (0, more), value=HIDDEN) if fixed is None else fixed
+        query, key, value = (x.to(wide.dtype) for x in (query, key, value))
         boxes = [_fold(part, query), _columns(key), _columns(value)]
         if more:
             boxes[1:] = (pad(x, (0, 0, 0, more)) for x in boxes[1:])
@@ -60,7 +64,7 @@ def prepare(problem: Problem, operands: Operands, scale: float) -> Ready:
         out, lse = kernel(*boxes, 0.0, False, attn_mask=mask, scale=scale)
         if alone:
             out, lse = out[:1], lse[:1]
-        return _unfold(part, out, shape), _unfold(part, lse, rows)
+        return _unfold(part, out, shape).to(dtype), _unfold(part, lse, rows)
 
     return run
 
@@ -107,13 +111,13 @@ def is_aligned(rows: int, keys: int, dim: int) -> bool:
     return min(rows, 32) * (min(keys, 512) + 2 + dim) % 4 == 0
 
 
-def _mask(part: Part, bias: Tensor | None, query: Tensor) -> Tensor:
-    """`[1, kv_heads or 1, rows, keys]`."""
-    like, slots = Like(query.dtype, query.device), part.pieces[0]
+def _mask(part: Part, bias: Tensor | None, x: Tensor) -> Tensor:
+    """`[1, kv_heads or 1, rows, keys]`, for scores in the dtype of `x`."""
+    like, slots = Like(x.dtype, x.device), part.pieces[0]
     if bias is None:
         mask = part.remember(("mask", slots, like), lambda: Additive(part, slots, None, range(1), like))
     else:
-        mask = Additive(part, slots, bias.to(query.dtype), range(part.kv_heads), like)
+        mask = Additive(part, slots, bias.to(x.dtype), range(part.kv_heads), like)
     return mask.dense().unsqueeze(0)
 
 
