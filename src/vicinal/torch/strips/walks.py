@@ -14,8 +14,9 @@ from . import fresh
 from .arena import Like, take, trim
 from .call import chunk, columns_of, rows_of
 from .layout import Chunk, accumulate, chunks, cut, fold, segments, strips
-from .plan import Part, Pass, parts
+from .plan import TABLE, Part, Pass, parts
 from .products import fewest, multiply
+from .ring import Table
 from .scores import Additive
 from .tiles import gather, scatter, tiles
 
@@ -44,19 +45,31 @@ class _Stage(NamedTuple):
         """`[boxes, rows, window]` slot of the box that each key of a window has; the number of keys where
         there is none."""
         part, rank = self.part, self.part.rank
-        ids, index, width = part.ids(self.work, self.like.device), None, 1
-        for axis, table in reversed(list(enumerate(part.tables(self.like.device)))):
-            found = table.of(ids[axis][some]).places(part.sizes[axis])
-            shape = [1] * (2 + 2 * rank)
-            shape[0], shape[2 + axis], shape[2 + rank + axis] = found.shape
-            # What the place of a key adds to its slot in the box.
-            place = torch.where(found < 0, self.keys, found * width).view(shape)
-            index, width = place if index is None else index + place, width * table.width
+        index = None
+        for axis in range(rank):
+            place, shape = self._added(axis, some), [1] * (2 + 2 * rank)
+            shape[0], shape[2 + axis], shape[2 + rank + axis] = place.shape
+            place = place.view(shape)
+            index = place if index is None else index + place
         assert index is not None
         if self.gaps and rank > 1:
             index.clamp_(max=self.keys)
         whole = index.expand(-1, part.share, *part.tile, *part.sizes)
         return whole.reshape(-1, part.rows, prod(part.sizes))
+
+    def _added(self, axis: int, some: slice) -> Tensor:
+        """`[boxes, tile, size]` what the place of a key on an axis adds to its slot in the box."""
+        part, size, device = self.part, self.part.sizes[axis], self.like.device
+        ids, width = part.ids(self.work, device)[axis][some], prod(x.width for x in part.rings[axis + 1 :])
+
+        def made(table: Table) -> Tensor:
+            places = table.places(size)
+            return torch.where(places < 0, self.keys, places * width)
+
+        table = part.tables(device)[axis]
+        if table.first.nbytes * size > TABLE:
+            return made(table.of(ids))
+        return part.remember(("places", axis, device), lambda: made(table)).index_select(0, ids)
 
     @property
     def gaps(self) -> bool:
