@@ -3,10 +3,11 @@
     python benchmarks/documents.py [--out results.json] [--only line,plane]
 
 `equal` are documents of one shape, against a batch of that shape; `mixed` have extents from a quarter of it
-to all of it. Both run the looping kernels of the `triton` backend, in turns, and every row is checked on two
-of its documents before it is timed. A ratio is the time of documents over that of the batch, scaled by what
-is computed: by `boxes` of columns that all tiles visit, or by visible `pairs`. Small documents have more
-tiles that are cut off for the pairs they hold.
+to all of it, and the batch has as many of that shape as compute nearly the same: starting and ending a launch
+takes the same time whatever it computes. Both run the looping kernels of the `triton` backend, in turns, and
+every row is checked on two of its documents before it is timed. A ratio is the time of documents over that
+of the batch, scaled by what is computed: by `boxes` of columns that all tiles visit, or by visible `pairs`.
+Small documents have more tiles that are cut off for the pairs they hold.
 """
 
 import argparse
@@ -167,10 +168,12 @@ def looping():
 def measure(name: str, kind: str, heads: int, dim: int, repeats: int) -> list[dict]:
     shape, size, count = CASES[name]
     shapes = (shape,) * count if kind == "equal" else mixed(shape, count)
+    case = fixed(shape, size, count, heads, dim)
+    alike = max(1, round(boxes(case, shapes, "forward") / boxes(case, (shape,), "forward")))
     with looping():
-        base = Run(fixed(shape, size, count, heads, dim))
+        base = Run(replace(case, batch=alike))
         return [
-            compare(f"{name} {kind} {form}", base, together(base.problem, shapes, frame), repeats)
+            compare(f"{name} {kind} {form}", base, together(case, shapes, frame), repeats)
             for form, frame in (("packed", None), ("padded", shape))
         ]
 
@@ -186,7 +189,7 @@ def compare(name: str, base: Run, problem: Problem, repeats: int) -> dict:
     run, shapes = Run(problem), problem.documents.shapes
     whole = (base.problem.lengths,) * base.problem.batch
     row = {"name": name, "problem": str(run.problem), "error": error(run)}
-    row["same_tiles"] = run.tiles() == base.tiles()
+    row |= {"batch": base.problem.batch, "same_tiles": run.tiles() == base.tiles()}
     assert row["error"] < 2e-2, row
     by_pairs = pairs(base.problem, shapes) / pairs(base.problem, whole)
     for part, call in PARTS.items():

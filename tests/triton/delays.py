@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from tests.triton import sanitize
 from vicinal.torch.backends.hopper import HOPPER
-from vicinal.triton import hopper_attention, hopper_launch, hopper_tile
+from vicinal.triton import hopper_attention, hopper_copies, hopper_launch
 
 # Up to about two microseconds, by the clock, the multiprocessor and the warp.
 SLEEP = gl.constexpr(
@@ -52,16 +52,16 @@ def arrive(bar, count: gl.constexpr = 1, pred=True):
 
 
 @gluon.jit
-def torn_fill(descriptor, into, stage, plane, at, head):
-    """As `hopper_tile.fill`, but the barrier is not the copy's, which starts later than readers can be."""
+def torn_fill(view, into, stage, plane, at, tile, head, SPEC: gl.constexpr):
+    """As `hopper_copies.fill`, but the barrier is not the copy's, which starts later than readers can be."""
     bars = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
     spare = bars.index(0)
     mbarrier.init(spare, count=1)
     mbarrier.arrive(into.full.index(stage), count=1)
-    mbarrier.expect(spare, descriptor.block_type.nbytes)
+    mbarrier.expect(spare, view.map.block_type.nbytes)
     gl.inline_asm_elementwise(LONG_SLEEP, "=r,r", [gl.to_tensor(0)], dtype=gl.int32, is_pure=False, pack=1)
-    at = [plane + at[0], at[1], at[2], head, 0]
-    tma.async_copy_global_to_shared(descriptor, at, spare, into.buffers.index(stage))
+    place = hopper_copies.place(view, plane, at, tile, head, SPEC)
+    tma.async_copy_global_to_shared(view.map, place, spare, into.buffers.index(stage))
     mbarrier.wait(spare, 0)
     mbarrier.invalidate(spare)
 
@@ -76,7 +76,7 @@ def change(mode):
         if name.startswith(kernels) and hasattr(module, "mbarrier"):
             module.mbarrier = slow
     if mode == "torn":
-        hopper_tile.fill = torn_fill
+        hopper_copies.fill = torn_fill
 
 
 MODES = ("plain", "delayed", "torn")

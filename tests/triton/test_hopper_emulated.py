@@ -43,4 +43,4 @@ def test_gradients_one_by_one():
 
 @pytest.mark.slow
 def test_planted_faults_are_found():
-    run("faults")
+    run(module="planted_faults")

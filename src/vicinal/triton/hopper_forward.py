@@ -18,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from . import hopper_copies as hc
 from . import hopper_schedule as hs
 from . import hopper_tile as ht
 from . import hopper_window as hw
@@ -58,10 +59,10 @@ def _copy(query, key, value, queries, keys, values, tickets, counter, grid, SPEC
     while number < grid.tiles:
         tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
         for warpgroup in gl.static_range(2):
-            ht.copy_row(query, queries, warpgroup, turn, SPEC.depth, tile.planes[0], tile, SPEC)
+            hc.copy_row(query, queries, warpgroup, turn, SPEC.depth, tile.planes[0], tile, SPEC)
         number = hs.draw(tickets, counter, turn, grid.tiles, SPEC)
         turn += 1
-        ht.copy_boxes(key, value, keys, values, base, tile, tile.head // grid.group, SPEC)
+        hc.copy_boxes(key, value, keys, values, base, tile, tile.head // grid.group, SPEC)
         base += tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
 
 
@@ -71,7 +72,7 @@ def _score(query, keys, stage, empty, SPEC: gl.constexpr):
     key = keys.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
     flying = empty
     for part in gl.static_range(len(SPEC.cuts)):
-        columns = ht.cut(key, SPEC.cuts[part][0], SPEC.cuts[part][1]).permute((1, 0))
+        columns = hc.cut(key, SPEC.cuts[part][0], SPEC.cuts[part][1]).permute((1, 0))
         flying = warpgroup_mma(query[part], columns, flying, use_acc=part > 0, is_async=True)
     return flying
 
@@ -82,7 +83,7 @@ def _add(weights, values, stage, acc, SPEC: gl.constexpr):
     value = values.buffers.index(stage).reshape([SPEC.width, SPEC.value_dim])
     adding = ()
     for part in gl.static_range(len(SPEC.value_cuts)):
-        columns = ht.cut(value, SPEC.value_cuts[part][0], SPEC.value_cuts[part][1])
+        columns = hc.cut(value, SPEC.value_cuts[part][0], SPEC.value_cuts[part][1])
         adding += (warpgroup_mma(weights, columns, acc[part], is_async=True),)
     return adding
 
@@ -212,7 +213,7 @@ def _attend_tile(
     at = ht.box_at(tile.first, box, SPEC)
     stage = begin % SPEC.stages
     mbarrier.wait(queries.full.index(slot), filled)
-    query = ht.factors(query, score_layout, SPEC)
+    query = hc.factors(query, score_layout, SPEC)
     mbarrier.wait(keys.full.index(stage), begin // SPEC.stages & 1)
     hs.take(turn, begin, warpgroup, SPEC)
     flying = _score(query, keys, stage, empty, SPEC)
@@ -266,8 +267,8 @@ def _attend_tile(
     whole = room.reshape([64, SPEC.value_dim])
     for part in gl.static_range(len(acc)):
         means = acc[part] * _of_rows(1.0 / total, acc[part])
-        ht.cut(whole, SPEC.value_cuts[part][0], SPEC.value_cuts[part][1]).store(means.to(out.map.dtype))
-    ht.send(out, room, tile.planes[0], start, tile, SPEC)
+        hc.cut(whole, SPEC.value_cuts[part][0], SPEC.value_cuts[part][1]).store(means.to(out.map.dtype))
+    hc.send(out, room, tile.planes[0], start, tile, SPEC)
     found = (top * scale2 + gl.log2(total)) * LN2
     at = ht.entry(row, tile, grid.outputs, grid.heads, SPEC)
     gl.store(lse + at, found, mask=hw.inside(row, tile.outputs))
@@ -278,16 +279,16 @@ def _attend_tile(
 
 @gluon.jit
 def _run(query, key, value, out, lse, counter, scale2, grid, SPEC: gl.constexpr):
-    queries = ht.ring(query, 2 * SPEC.depth, 1)
+    queries = hc.ring(query, 2 * SPEC.depth, 1)
     if SPEC.in_place:  # noqa: SIM108 kernels have no conditional expressions of buffers
         outs = queries.buffers
     else:
-        outs = ht.buffers(out, 2)
+        outs = hc.buffers(out, 2)
     # Triton lays barriers that no partition uses over buffers of others.
     turn = hs.turns() if SPEC.turns else ()
     tickets = hs.tickets(2) if SPEC.persistent else ()
-    keys = ht.ring(key, SPEC.stages, 2)
-    values = ht.ring(value, SPEC.value_stages, 2)
+    keys = hc.ring(key, SPEC.stages, 2)
+    values = hc.ring(value, SPEC.value_stages, 2)
     # A tuple with a name of its own would turn its constexprs into tensors.
     gl.warp_specialize(
         [
@@ -307,7 +308,7 @@ def attend(
 ):  # fmt: skip
     """Attention of tensors `[batch * t, h, w, heads, dim]`; `lse` is `[batch, t, h, w, heads]`."""
     grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
-    query, key, value, out = ht.View(query, ()), ht.View(key, ()), ht.View(value, ()), ht.View(out, ())
+    query, key, value, out = hc.View(query, ()), hc.View(key, ()), hc.View(value, ()), hc.View(out, ())
     _run(query, key, value, out, lse, counter, scale2, grid, SPEC)
 
 
@@ -336,11 +337,11 @@ def attend_groups(
     rows: gl.constexpr = SPEC.rows
     columns: gl.constexpr = SPEC.columns
     tile = ht.query_tile(gl.program_id(0), outputs, lengths, heads, SPEC)
-    query = ht.group_view(query, query_strides, outputs, tile, heads, dim, rows, SPEC.dim, SPEC)
-    key = ht.group_view(key, key_strides, lengths, tile, heads // group, dim, columns, SPEC.dim, SPEC)
-    value = ht.group_view(
+    query = hc.group_view(query, query_strides, outputs, tile, heads, dim, rows, SPEC.dim, SPEC)
+    key = hc.group_view(key, key_strides, lengths, tile, heads // group, dim, columns, SPEC.dim, SPEC)
+    value = hc.group_view(
         value, value_strides, lengths, tile, heads // group, value_dim, columns, SPEC.value_dim, SPEC
     )
-    out = ht.group_view(out, out_strides, outputs, tile, heads, value_dim, rows, SPEC.value_dim, SPEC)
+    out = hc.group_view(out, out_strides, outputs, tile, heads, value_dim, rows, SPEC.value_dim, SPEC)
     grid = ht.Grid(outputs, lengths, heads, group, tiles)
     _run(query, key, value, out, lse, counter, scale2, grid, SPEC)

@@ -18,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from . import hopper_copies as hc
 from . import hopper_schedule as hs
 from . import hopper_tile as ht
 from . import hopper_window as hw
@@ -37,13 +38,15 @@ def _notes(statistics, plane, head, at, index, tile, grid, SPEC: gl.constexpr):
 
 
 @gluon.jit
-def _borders(at, tile, lane, SPEC: gl.constexpr):
-    """What masks of the box at `at` need: per warpgroup a bit for each axis, then `at`."""
-    first = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 0, SPEC), tile, SPEC), SPEC)
-    second = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 1, SPEC), tile, SPEC), SPEC)
-    bits = gl.where(lane == 0, first, second)
-    place = gl.where(lane == 2, at[0], gl.where(lane == 3, at[1], at[2]))
-    return gl.where(lane < 2, bits, place)
+def _keep_borders(borders, stage, at, tile, SPEC: gl.constexpr):
+    """Leaves what masks of the box at `at` need: per warpgroup a bit for each axis, then `at`."""
+    if SPEC.masks:
+        lane = gl.arange(0, LANES, layout=gl.BlockedLayout([1], [32], [1], [0]))
+        first = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 0, SPEC), tile, SPEC), SPEC)
+        second = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 1, SPEC), tile, SPEC), SPEC)
+        bits = gl.where(lane == 0, first, second)
+        place = gl.where(lane == 2, at[0], gl.where(lane == 3, at[1], at[2]))
+        borders.index(stage).store(gl.where(lane < 2, bits, place))
 
 
 @gluon.jit
@@ -53,7 +56,6 @@ def _copy(
 ):  # fmt: skip
     """The producer: boxes of queries, and what is known of them, of tile after tile."""
     index = gl.arange(0, 2 * SPEC.width, layout=gl.BlockedLayout([1], [32], [1], [0]))
-    lane = gl.arange(0, LANES, layout=gl.BlockedLayout([1], [32], [1], [0]))
     turn = gl.to_tensor(0)
     i = gl.to_tensor(0)
     number = gl.program_id(0)
@@ -65,14 +67,13 @@ def _copy(
         for member in range(grid.group):
             head = tile.head * grid.group + member
             for _ in range(tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
-                stage = i % SPEC.stages
                 at = ht.box_at(tile.first, box, SPEC)
                 note = _notes(statistics, plane, head, at, index, tile, grid, SPEC)
+                stage = i % SPEC.stages
                 mbarrier.wait(queries.empty.index(stage), i // SPEC.stages & 1 ^ 1)
-                ht.fill(query, queries, stage, tile.planes[0], at, tile, head, SPEC)
-                ht.fill(grad_out, grad_outs, stage, tile.planes[0], at, tile, head, SPEC)
-                if SPEC.masks:
-                    borders.index(stage).store(_borders(at, tile, lane, SPEC))
+                hc.fill(query, queries, stage, tile.planes[0], at, tile, head, SPEC)
+                hc.fill(grad_out, grad_outs, stage, tile.planes[0], at, tile, head, SPEC)
+                _keep_borders(borders, stage, at, tile, SPEC)
                 notes.index(stage).store(note)
                 mbarrier.arrive(queries.full.index(stage), count=1)
                 box = ht.step(box, tile.boxes, SPEC)
@@ -146,8 +147,8 @@ def _walk(
     value_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.value_dim, 16])
     slope_layout: gl.constexpr = gl.DotOperandLayout(0, key_layout, 2)
     note_layout: gl.constexpr = gl.SliceLayout(0, score_layout)
-    held_key = ht.factor(keys.index(slot).reshape([64, SPEC.dim]), score_layout, SPEC)
-    held_value = ht.factor(values.index(slot).reshape([64, SPEC.value_dim]), score_layout, SPEC)
+    held_key = hc.factor(keys.index(slot).reshape([64, SPEC.dim]), score_layout, SPEC)
+    held_value = hc.factor(values.index(slot).reshape([64, SPEC.value_dim]), score_layout, SPEC)
     empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
     slope = gl.full([64, SPEC.width], 0.0, keys.dtype, layout=slope_layout)
     stage, phase = opening % SPEC.stages, opening // SPEC.stages & 1
@@ -158,8 +159,8 @@ def _walk(
     for i in range(opening, closing):
         query = queries.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
         grad_out = grad_outs.index(stage).reshape([SPEC.width, SPEC.value_dim])
-        key = held_key if SPEC.held else ht.anew(keys, slot, i).reshape([64, SPEC.dim])
-        value = held_value if SPEC.held else ht.anew(values, slot, i).reshape([64, SPEC.value_dim])
+        key = held_key if SPEC.held else hc.anew(keys, slot, i).reshape([64, SPEC.dim])
+        value = held_value if SPEC.held else hc.anew(values, slot, i).reshape([64, SPEC.value_dim])
         flying = warpgroup_mma(key, query.permute((1, 0)), empty, use_acc=False, is_async=True)
         if SPEC.wants_key:
             previous = queries.buffers.index(before).reshape([SPEC.width, SPEC.dim])
@@ -256,9 +257,9 @@ def _differentiate_tile(
         for i in range(first + end, first + boxes):
             _pass(queries, i, SPEC)
     if SPEC.wants_value:
-        ht.put(grad_value, sum_value, values.buffers.index(slot), tile.planes[1], start, tile, SPEC)
+        hc.put(grad_value, sum_value, values.buffers.index(slot), tile.planes[1], start, tile, SPEC)
     if SPEC.wants_key:
-        ht.put(grad_key, sum_key * scale, keys.buffers.index(slot), tile.planes[1], start, tile, SPEC)
+        hc.put(grad_key, sum_key * scale, keys.buffers.index(slot), tile.planes[1], start, tile, SPEC)
     if SPEC.depth == 1:
         tma.store_wait(0)
         mbarrier.arrive(keys.empty.index(slot), count=1)
@@ -270,11 +271,11 @@ def _run(
     key, value, query, grad_out, grad_key, grad_value, statistics, counter, scale, scale2, grid, plane,
     SPEC: gl.constexpr,
 ):  # fmt: skip
-    keys = ht.ring(key, 2 * SPEC.depth, 1)
-    values = ht.ring(value, 2 * SPEC.depth, 1)
+    keys = hc.ring(key, 2 * SPEC.depth, 1)
+    values = hc.ring(value, 2 * SPEC.depth, 1)
     # Queries, gradients of outputs and notes of a stage are full together.
-    queries = ht.ring(query, SPEC.stages, 2, 3)
-    grad_outs = ht.Ring(ht.buffers(grad_out, SPEC.stages), queries.full, queries.empty)
+    queries = hc.ring(query, SPEC.stages, 2, 3)
+    grad_outs = hc.Ring(hc.buffers(grad_out, SPEC.stages), queries.full, queries.empty)
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     notes = gl.allocate_shared_memory(gl.float32, [SPEC.stages, 2 * SPEC.width], plain)
     borders = gl.allocate_shared_memory(gl.int32, [SPEC.stages, LANES], plain)
@@ -314,12 +315,12 @@ def differentiate_keys(
     """Gradients from `statistics` `[2, batch * heads, t, h, w]`; its second half starts at `plane`."""
     grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
     key, value, query, grad_out = (
-        ht.View(key, ()),
-        ht.View(value, ()),
-        ht.View(query, ()),
-        ht.View(grad_out, ()),
+        hc.View(key, ()),
+        hc.View(value, ()),
+        hc.View(query, ()),
+        hc.View(grad_out, ()),
     )
-    grad_key, grad_value = ht.View(grad_key, ()), ht.View(grad_value, ())
+    grad_key, grad_value = hc.View(grad_key, ()), hc.View(grad_value, ())
     _run(
         key, value, query, grad_out, grad_key, grad_value, statistics, counter, scale, scale2, grid, plane,
         SPEC,
@@ -344,29 +345,18 @@ def differentiate_key_groups(
     columns: gl.constexpr = SPEC.columns
     shared = heads // group
     tile = ht.key_tile(gl.program_id(0), outputs, lengths, shared, SPEC)
-    key = ht.group_view(key, key_strides, lengths, tile, shared, dim, rows, SPEC.dim, SPEC)
-    value = ht.group_view(value, value_strides, lengths, tile, shared, value_dim, rows, SPEC.value_dim, SPEC)
-    query = ht.group_view(query, query_strides, outputs, tile, heads, dim, columns, SPEC.dim, SPEC)
-    grad_out = ht.group_view(
+    key = hc.group_view(key, key_strides, lengths, tile, shared, dim, rows, SPEC.dim, SPEC)
+    value = hc.group_view(value, value_strides, lengths, tile, shared, value_dim, rows, SPEC.value_dim, SPEC)
+    query = hc.group_view(query, query_strides, outputs, tile, heads, dim, columns, SPEC.dim, SPEC)
+    grad_out = hc.group_view(
         grad_out, grad_out_strides, outputs, tile, heads, value_dim, columns, SPEC.value_dim, SPEC
     )
-    grad_key = ht.group_view(grad_key, grad_key_strides, lengths, tile, shared, dim, rows, SPEC.dim, SPEC)
-    grad_value = ht.group_view(
+    grad_key = hc.group_view(grad_key, grad_key_strides, lengths, tile, shared, dim, rows, SPEC.dim, SPEC)
+    grad_value = hc.group_view(
         grad_value, grad_value_strides, lengths, tile, shared, value_dim, rows, SPEC.value_dim, SPEC
     )
     grid = ht.Grid(outputs, lengths, heads, group, tiles)
     _run(
-        key,
-        value,
-        query,
-        grad_out,
-        grad_key,
-        grad_value,
-        statistics,
-        counter,
-        scale,
-        scale2,
-        grid,
-        plane,
+        key, value, query, grad_out, grad_key, grad_value, statistics, counter, scale, scale2, grid, plane,
         SPEC,
-    )
+    )  # fmt: skip

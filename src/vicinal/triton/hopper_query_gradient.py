@@ -18,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from . import hopper_copies as hc
 from . import hopper_schedule as hs
 from . import hopper_tile as ht
 from . import hopper_window as hw
@@ -36,7 +37,7 @@ def _copy(key, value, keys, values, tickets, counter, grid, SPEC: gl.constexpr):
         number = hs.draw(tickets, counter, turn, grid.tiles, SPEC)
         turn += 1
         if SPEC.wants_query:
-            ht.copy_boxes(key, value, keys, values, base, tile, tile.head // grid.group, SPEC)
+            hc.copy_boxes(key, value, keys, values, base, tile, tile.head // grid.group, SPEC)
             base += tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
 
 
@@ -138,7 +139,7 @@ def _differentiate_tile(
             mbarrier.arrive(grad_outs.empty.index(before), count=1, pred=count > 0)
         mbarrier.wait(queries.full.index(warpgroup), count & 1)
         held = queries.buffers.index(warpgroup).reshape([64, SPEC.dim])
-        held = ht.factor(held, score_layout, SPEC)
+        held = hc.factor(held, score_layout, SPEC)
         if SPEC.depth > 1:
             # A barrier of threads does not wait for loads: while products keep shared memory busy, the copy
             # of the next queries would overtake them.
@@ -151,10 +152,10 @@ def _differentiate_tile(
         )  # fmt: skip
         grad *= scale
         if SPEC.depth > 1:
-            ht.put(grad_query, grad, grad_outs.buffers.index(slot), tile.planes[0], start, tile, SPEC)
+            hc.put(grad_query, grad, grad_outs.buffers.index(slot), tile.planes[0], start, tile, SPEC)
         else:
             mbarrier.arrive(grad_outs.empty.index(slot), count=1)
-            ht.put(grad_query, grad, queries.buffers.index(warpgroup), tile.planes[0], start, tile, SPEC)
+            hc.put(grad_query, grad, queries.buffers.index(warpgroup), tile.planes[0], start, tile, SPEC)
             tma.store_wait(0)
             mbarrier.arrive(queries.empty.index(warpgroup), count=1)
     else:
@@ -194,13 +195,13 @@ def _walk(
     for i in range(begin, end):
         mbarrier.wait(keys.full.index(stage), phase)
         key = keys.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
-        query = held if SPEC.held else ht.anew(queries, warpgroup, i).reshape([64, SPEC.dim])
+        query = held if SPEC.held else hc.anew(queries, warpgroup, i).reshape([64, SPEC.dim])
         flying = warpgroup_mma(query, key.permute((1, 0)), empty, use_acc=False, is_async=True)
         previous = keys.buffers.index(before).reshape([SPEC.width, SPEC.dim])
         adding = warpgroup_mma(slope, previous, grad, is_async=True)
         mbarrier.wait(values.full.index(stage), phase)
         value = values.buffers.index(stage).reshape([SPEC.width, SPEC.value_dim])
-        grad_out = grad_outs.buffers.index(slot) if roomy else ht.anew(grad_outs.buffers, slot, i)
+        grad_out = grad_outs.buffers.index(slot) if roomy else hc.anew(grad_outs.buffers, slot, i)
         grad_out = grad_out.reshape([64, SPEC.value_dim])
         pulling = warpgroup_mma(grad_out, value.permute((1, 0)), empty, use_acc=False, is_async=True)
         scores = warpgroup_mma_wait(2, deps=(flying,))
@@ -233,14 +234,14 @@ def _run(
     plane, SPEC: gl.constexpr,
 ):  # fmt: skip
     value_dim = grad_out.map.shape[4]
-    grad_outs = ht.ring(grad_out, 2 * SPEC.depth, 1)
+    grad_outs = hc.ring(grad_out, 2 * SPEC.depth, 1)
     # Triton lays barriers that no partition uses over buffers of others.
-    queries = ht.ring(query, 2, 1) if SPEC.wants_query else ()
-    keys = ht.ring(key, SPEC.stages, 2) if SPEC.wants_query else ()
+    queries = hc.ring(query, 2, 1) if SPEC.wants_query else ()
+    keys = hc.ring(key, SPEC.stages, 2) if SPEC.wants_query else ()
     values = ()
     if SPEC.wants_query:
         # Keys and values of a stage are empty together: the threads of a warpgroup meet before each arrival.
-        values = ht.Ring(ht.buffers(value, SPEC.stages), ht.barriers(SPEC.stages, 1), keys.empty)
+        values = hc.Ring(hc.buffers(value, SPEC.stages), hc.barriers(SPEC.stages, 1), keys.empty)
     tickets = hs.tickets(3) if SPEC.persistent else ()
     gl.warp_specialize(
         [
@@ -274,8 +275,8 @@ def differentiate_queries(
     `out`, `lse` and `grad_lse` are contiguous.
     """
     grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
-    query, grad_out, grad_query = ht.View(query, ()), ht.View(grad_out, ()), ht.View(grad_query, ())
-    key, value = ht.View(key, ()), ht.View(value, ())
+    query, grad_out, grad_query = hc.View(query, ()), hc.View(grad_out, ()), hc.View(grad_query, ())
+    key, value = hc.View(key, ()), hc.View(value, ())
     _run(
         query, grad_out, key, value, grad_query, out, lse, grad_lse, statistics, counter, scale, scale2, grid,
         plane, SPEC,
@@ -299,15 +300,15 @@ def differentiate_query_groups(
     columns: gl.constexpr = SPEC.columns
     tile = ht.query_tile(gl.program_id(0), outputs, lengths, heads, SPEC)
     shared = heads // group
-    query = ht.group_view(query, query_strides, outputs, tile, heads, dim, rows, SPEC.dim, SPEC)
-    grad_out = ht.group_view(
+    query = hc.group_view(query, query_strides, outputs, tile, heads, dim, rows, SPEC.dim, SPEC)
+    grad_out = hc.group_view(
         grad_out, grad_out_strides, outputs, tile, heads, value_dim, rows, SPEC.value_dim, SPEC
     )
-    key = ht.group_view(key, key_strides, lengths, tile, shared, dim, columns, SPEC.dim, SPEC)
-    value = ht.group_view(
+    key = hc.group_view(key, key_strides, lengths, tile, shared, dim, columns, SPEC.dim, SPEC)
+    value = hc.group_view(
         value, value_strides, lengths, tile, shared, value_dim, columns, SPEC.value_dim, SPEC
     )
-    grad_query = ht.group_view(
+    grad_query = hc.group_view(
         grad_query, grad_query_strides, outputs, tile, heads, dim, rows, SPEC.dim, SPEC
     )
     grid = ht.Grid(outputs, lengths, heads, group, tiles)

@@ -4,13 +4,14 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from . import hopper_copies as hc
 from . import hopper_tile as ht
 
 
 @gluon.jit
 def turns():
     """A barrier per warpgroup that says it may multiply; the first may at once."""
-    turn = ht.barriers(2, 1)
+    turn = hc.barriers(2, 1)
     mbarrier.arrive(turn.index(0), count=1)
     return turn
 
@@ -34,7 +35,7 @@ def tickets(readers: gl.constexpr):
     """Room for the numbers of a program's next two tiles, for `readers` partitions."""
     layout: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
     numbers = gl.allocate_shared_memory(gl.int32, [2, 1], layout)
-    return ht.Ring(numbers, ht.barriers(2, 1), ht.barriers(2, readers))
+    return hc.Ring(numbers, hc.barriers(2, 1), hc.barriers(2, readers))
 
 
 @gluon.jit
@@ -88,7 +89,7 @@ def copy_rows(first, second, firsts, seconds, tickets, grid, INVERSE: gl.constex
             plane = tile.planes[0]
         for warpgroup in gl.static_range(2):
             if SPEC.wants_query:
-                ht.copy_row(first, firsts, warpgroup, turn, depth, plane, tile, SPEC)
-            ht.copy_row(second, seconds, warpgroup, turn, SPEC.depth, plane, tile, SPEC)
+                hc.copy_row(first, firsts, warpgroup, turn, depth, plane, tile, SPEC)
+            hc.copy_row(second, seconds, warpgroup, turn, SPEC.depth, plane, tile, SPEC)
         number = drawn(tickets, turn, grid.tiles, SPEC, 1)
         turn += 1

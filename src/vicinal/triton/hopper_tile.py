@@ -1,4 +1,4 @@
-"""Tiles of the Hopper kernels, in Gluon: the rows of a program, the boxes it walks and how they are copied.
+"""Tiles of the Hopper kernels, in Gluon: the rows of a program, and the boxes that it walks.
 
 Rows of a tile are two boxes of 64, one per warpgroup. It walks boxes of columns, the first of which starts
 where the first window of the tile starts. The axis along which the warpgroups split the tile is walked
@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
 from .hopper_window import first_key, first_query, stop_key, stop_query
 
@@ -45,21 +44,6 @@ class Grid(NamedTuple):
     heads: Any
     group: Any
     tiles: Any
-
-
-class View(NamedTuple):
-    """A tensor map, and with dilation groups in one map the tensor's strides, in units of 16 bytes."""
-
-    map: Any
-    strides: Any
-
-
-class Ring(NamedTuple):
-    """Buffers in shared memory that are filled and emptied in turn, with a barrier each for both events."""
-
-    buffers: Any
-    full: Any
-    empty: Any
 
 
 @gluon.jit
@@ -149,7 +133,8 @@ def within(length, residue, SPEC: gl.constexpr, axis: gl.constexpr):
 
 
 @gluon.jit
-def _groups(extents, residue, SPEC: gl.constexpr):
+def groups(extents, residue, SPEC: gl.constexpr):
+    """Extents of a dilation group."""
     return (
         within(extents[0], residue[0], SPEC, 0),
         within(extents[1], residue[1], SPEC, 1),
@@ -186,7 +171,7 @@ def _locate(program, extents, heads, SPEC: gl.constexpr):
     apart: gl.constexpr = SPEC.dilation
     residue = (rest // (apart[1] * apart[2]) % apart[0], rest // apart[2] % apart[1], rest % apart[2])
     rest = rest // (apart[0] * apart[1] * apart[2])
-    rows = _groups(extents, residue, SPEC)
+    rows = groups(extents, residue, SPEC)
     start = (_clamp(t, rows[0], SPEC, 0), _clamp(h, rows[1], SPEC, 1), _clamp(w, rows[2], SPEC, 2))
     return rest // heads, rest % heads, residue, start
 
@@ -217,7 +202,7 @@ def query_tile(program, outputs, lengths, heads, SPEC: gl.constexpr):
     """The tile of a program whose rows are queries and columns keys."""
     batch, head, residue, start = _locate(program, outputs, heads, SPEC)
     planes = _planes(batch, outputs, lengths, SPEC)
-    outputs, lengths = _groups(outputs, residue, SPEC), _groups(lengths, residue, SPEC)
+    outputs, lengths = groups(outputs, residue, SPEC), groups(lengths, residue, SPEC)
     t, boxes_t = _reach(start[0], outputs[0], lengths[0], SPEC, 0)
     h, boxes_h = _reach(start[1], outputs[1], lengths[1], SPEC, 1)
     w, boxes_w = _reach(start[2], outputs[2], lengths[2], SPEC, 2)
@@ -240,7 +225,7 @@ def key_tile(program, outputs, lengths, heads, SPEC: gl.constexpr):
     """The tile of a program whose rows are keys and columns queries; no boxes if no output sees its keys."""
     batch, head, residue, start = _locate(program, lengths, heads, SPEC)
     planes = _planes(batch, outputs, lengths, SPEC)
-    outputs, lengths = _groups(outputs, residue, SPEC), _groups(lengths, residue, SPEC)
+    outputs, lengths = groups(outputs, residue, SPEC), groups(lengths, residue, SPEC)
     t, boxes_t = _seen_from(start[0], lengths[0], SPEC, 0)
     h, boxes_h = _seen_from(start[1], lengths[1], SPEC, 1)
     w, boxes_w = _seen_from(start[2], lengths[2], SPEC, 2)
@@ -265,46 +250,6 @@ def entry(at, tile, extents, heads, SPEC: gl.constexpr):
 
 
 @gluon.jit
-def group_view(
-    tensor, strides, extents, tile, heads, dim, box: gl.constexpr, width: gl.constexpr, SPEC: gl.constexpr
-):
-    """The view of a tensor with dilation, whose `strides` count 16 bytes, up to the heads'.
-
-    `tensor` is a map of all groups, or an address: then the view is of the batch entry and group of `tile`.
-    """
-    if SPEC.described:
-        view = View(_described(tensor, strides, extents, tile, heads, dim, box, width, SPEC), ())
-    else:
-        view = View(tensor, strides)
-    return view
-
-
-@gluon.jit
-def _described(
-    base, strides, extents, tile, heads, dim, box: gl.constexpr, width: gl.constexpr, SPEC: gl.constexpr
-):
-    apart: gl.constexpr = SPEC.dilation
-    swizzle: gl.constexpr = 2 * width if width < 64 else 128
-    layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=swizzle, element_bitwidth=16, rank=5)
-    offset = tile.batch.to(gl.int64) * strides[0] + tile.residue[0].to(gl.int64) * strides[1]
-    offset += tile.residue[1].to(gl.int64) * strides[2] + tile.residue[2].to(gl.int64) * strides[3]
-    group = _groups(extents, tile.residue, SPEC)
-    return tma.make_tensor_descriptor(
-        base + offset * 8,
-        [group[0], group[1], group[2], heads, dim],
-        [
-            gl.to_tensor(strides[1]).to(gl.int64) * (8 * apart[0]),
-            gl.to_tensor(strides[2]).to(gl.int64) * (8 * apart[1]),
-            gl.to_tensor(strides[3]).to(gl.int64) * (8 * apart[2]),
-            gl.to_tensor(strides[4]).to(gl.int64) * 8,
-            1,
-        ],
-        [box[0], box[1], box[2], 1, width],
-        layout,
-    )
-
-
-@gluon.jit
 def corner(start, warpgroup: gl.constexpr, SPEC: gl.constexpr):
     """First row of the box of `warpgroup` in a tile."""
     offset: gl.constexpr = SPEC.offset
@@ -320,109 +265,3 @@ def box_at(first, box, SPEC: gl.constexpr):
     """First column of a visited box."""
     columns: gl.constexpr = SPEC.columns
     return first[0] + box[0] * columns[0], first[1] + box[1] * columns[1], first[2] + box[2] * columns[2]
-
-
-@gluon.jit
-def _place(view, plane, at, tile, head, SPEC: gl.constexpr):
-    """Coordinates in a tensor map: in one of all dilation groups, heads count 16 bytes from its start."""
-    if SPEC.dilated and not SPEC.described:
-        t, h, w = tile.residue
-        batch, by_t, by_h, by_w, by_head = view.strides
-        head = tile.batch * batch + t * by_t + h * by_h + w * by_w + head * by_head
-    return [plane + at[0], at[1], at[2], head, 0]
-
-
-@gluon.jit
-def barriers(count: gl.constexpr, arrivals: gl.constexpr):
-    """Barriers in shared memory that `arrivals` arrivals complete."""
-    bars = gl.allocate_shared_memory(gl.int64, [count, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(count):
-        mbarrier.init(bars.index(i), count=arrivals)
-    return bars
-
-
-@gluon.jit
-def buffers(view, count: gl.constexpr):
-    """Room in shared memory for `count` boxes of a tensor."""
-    shape: gl.constexpr = [count] + view.map.block_type.shape  # noqa: RUF005 no unpacking in kernels
-    return gl.allocate_shared_memory(view.map.dtype, shape, view.map.layout)
-
-
-@gluon.jit
-def ring(view, stages: gl.constexpr, readers: gl.constexpr, arrivals: gl.constexpr = 1):
-    """Buffers for boxes of a tensor that `readers` warpgroups read, full after `arrivals`."""
-    return Ring(buffers(view, stages), barriers(stages, arrivals), barriers(stages, readers))
-
-
-@gluon.jit
-def fill(view, into, stage, plane, at, tile, head, SPEC: gl.constexpr):
-    """Copies a box of one head into a stage of a ring."""
-    place = _place(view, plane, at, tile, head, SPEC)
-    mbarrier.expect(into.full.index(stage), view.map.block_type.nbytes)
-    tma.async_copy_global_to_shared(view.map, place, into.full.index(stage), into.buffers.index(stage))
-
-
-@gluon.jit
-def copy_row(view, into, warpgroup: gl.constexpr, turn, depth: gl.constexpr, plane, tile, SPEC: gl.constexpr):
-    """Copies the rows of a warpgroup in tile number `turn` of a program, of which `depth` have room."""
-    slot = turn % depth * 2 + warpgroup
-    mbarrier.wait(into.empty.index(slot), turn // depth & 1 ^ 1)
-    fill(view, into, slot, plane, corner(tile.start, warpgroup, SPEC), tile, tile.head, SPEC)
-
-
-@gluon.jit
-def copy_boxes(key, value, keys, values, base, tile, head, SPEC: gl.constexpr):
-    """Copies the boxes of keys and values that a tile of queries walks, after `base` of tiles before."""
-    box = box_of(gl.to_tensor(0), SPEC)
-    for i in range(base, base + tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
-        at = box_at(tile.first, box, SPEC)
-        stage = i % SPEC.stages
-        mbarrier.wait(keys.empty.index(stage), i // SPEC.stages & 1 ^ 1)
-        fill(key, keys, stage, tile.planes[1], at, tile, head, SPEC)
-        stage = i % SPEC.value_stages
-        mbarrier.wait(values.empty.index(stage), i // SPEC.value_stages & 1 ^ 1)
-        fill(value, values, stage, tile.planes[1], at, tile, head, SPEC)
-        box = step(box, tile.boxes, SPEC)
-
-
-@gluon.jit
-def factor(rows, layout: gl.constexpr, SPEC: gl.constexpr):
-    """Rows as left factor of products in `layout`: from registers they cost shared memory no bandwidth."""
-    if SPEC.held:
-        rows = rows.load(gl.DotOperandLayout(0, layout, 2))
-    return rows
-
-
-@gluon.jit
-def cut(buffer, START: gl.constexpr, WIDTH: gl.constexpr):
-    """A part of the columns of a buffer."""
-    return buffer.slice(START, WIDTH, dim=1)
-
-
-@gluon.jit
-def factors(rows, layout: gl.constexpr, SPEC: gl.constexpr):
-    """The same of parts of the head dimension."""
-    found = ()
-    for part in gl.static_range(len(SPEC.cuts)):
-        found += (factor(cut(rows, SPEC.cuts[part][0], SPEC.cuts[part][1]), layout, SPEC),)
-    return found
-
-
-@gluon.jit
-def anew(buffers, place, i):
-    """Buffer `place`, addressed in step `i`, which is not negative: kept addresses would take registers."""
-    return buffers.index(place + (i >> 31))
-
-
-@gluon.jit
-def put(view, values, buffer, plane, at, tile, SPEC: gl.constexpr):
-    """Starts writing a warpgroup's box through shared memory; TMA leaves out what lies outside the tensor."""
-    buffer.reshape(values.shape).store(values.to(view.map.dtype))
-    send(view, buffer, plane, at, tile, SPEC)
-
-
-@gluon.jit
-def send(view, buffer, plane, at, tile, SPEC: gl.constexpr):
-    """The same of a box that shared memory holds."""
-    fence_async_shared()
-    tma.async_copy_shared_to_global(view.map, _place(view, plane, at, tile, tile.head, SPEC), buffer)

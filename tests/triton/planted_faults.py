@@ -1,0 +1,202 @@
+"""Faults planted into the Hopper kernels, which the emulator has to find.
+
+python -m tests.triton.planted_faults
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from tests.triton import emulator
+from tests.triton.interpreted_hopper import LONG, cotangents, many_tiles_each, operands, results
+
+with emulator.stand_ins():
+    from vicinal.triton import (
+        hopper_copies,
+        hopper_forward,
+        hopper_key_gradient,
+        hopper_query_gradient,
+        hopper_schedule,
+    )
+
+# The same where rows of one tile fill shared memory.
+WIDE = replace(LONG, dim=128, value_dim=128)
+FAULTS = (
+    # A stage of values is given back while the product that reads it is under way.
+    (
+        hopper_forward,
+        """        acc = _added(adding)
+        mbarrier.arrive(values.empty.index(before), count=1)""",
+        """        mbarrier.arrive(values.empty.index(before), count=1)
+        acc = _added(adding)""",
+        r"race on values.buffers\[\d\]: a write at hopper_copies.py:\d+ fill.* unordered with .* _add",
+    ),
+    (
+        hopper_query_gradient,
+        """        pulled, grad = warpgroup_mma_wait(0, deps=(pulling, adding))
+        mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)""",
+        """        mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)
+        pulled, grad = warpgroup_mma_wait(0, deps=(pulling, adding))""",
+        r"race on keys.buffers\[\d\]: a write at hopper_copies.py:\d+ fill.* unordered with .* _walk",
+    ),
+    (
+        hopper_key_gradient,
+        "mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)",
+        "mbarrier.arrive(queries.empty.index(stage), count=1, pred=i > opening)",
+        "race on queries.buffers|deadlock",
+    ),
+    # A product is used while it is under way.
+    (
+        hopper_forward,
+        "warpgroup_mma_wait(len(adding), deps=(flying,))",
+        "warpgroup_mma_wait(len(adding) + 1, deps=(flying,))",
+        "takes the product of .* _score .* may be under way",
+    ),
+    # Counts of barriers.
+    (
+        hopper_forward,
+        "keys = hc.ring(key, SPEC.stages, 2)",
+        "keys = hc.ring(key, SPEC.stages, 1)",
+        "race on keys.buffers|arrives 1 times at keys.empty|of keys.(full|empty)",
+    ),
+    (
+        hopper_forward,
+        "keys = hc.ring(key, SPEC.stages, 2)",
+        "keys = hc.ring(key, SPEC.stages, 3)",
+        r"deadlock:(.|\n)*_copy\) waits for phase 0 of keys.empty\[\d\], which has 2 of 3 arrivals",
+    ),
+    (
+        hopper_key_gradient,
+        "queries = hc.ring(query, SPEC.stages, 2, 3)",
+        "queries = hc.ring(query, SPEC.stages, 2, 2)",
+        "race on (notes|borders|queries)|arrives 1 times at queries.full",
+    ),
+    # Waits for too little, too much, and the wrong phase.
+    (
+        hopper_copies,
+        "mbarrier.wait(values.empty.index(stage), i // SPEC.value_stages & 1 ^ 1)",
+        "",
+        "race on values.buffers|values.full",
+    ),
+    (
+        hopper_copies,
+        "mbarrier.wait(keys.empty.index(stage), i // SPEC.stages & 1 ^ 1)",
+        "mbarrier.wait(keys.empty.index(stage), i // SPEC.stages & 1)",
+        r"deadlock:(.|\n)*waits for phase 0 of keys.empty\[0\]",
+    ),
+    (
+        hopper_forward,
+        "mbarrier.wait(values.full.index(last), (end - 1) // SPEC.value_stages & 1)",
+        "",
+        "race on values.buffers.* _attend|values.full",
+    ),
+    (
+        hopper_query_gradient,
+        "    mbarrier.wait(grad_outs.full.index(slot), filled)\n    grad_out =",
+        "    grad_out =",
+        "race on grad_outs|reads grad_outs.*nothing",
+    ),
+    # Bytes.
+    (
+        hopper_copies,
+        "block_type.nbytes)\n    tma",
+        "block_type.nbytes - 16)\n    tma",
+        "not all of them expected",
+    ),
+    (hopper_copies, "block_type.nbytes)\n    tma", "block_type.nbytes + 16)\n    tma", "lacks 16 bytes"),
+    # What leaves shared memory.
+    (
+        hopper_forward,
+        "        count += 1\n    tma.store_wait(0)\n",
+        "        count += 1\n",
+        "ends without having waited for its stores",
+    ),
+    # Queries of the next tiles, and outputs in their place.
+    (
+        hopper_forward,
+        "        tma.store_wait(0)\n        before",
+        "        before",
+        "race on queries.buffers.* unordered with .* send",
+    ),
+    (hopper_forward, "(count + 1) % SPEC.depth", "count % SPEC.depth", "race on queries.buffers|deadlock"),
+    # Rows of the next tiles, and gradients in their place.
+    (
+        hopper_query_gradient,
+        "            fence_async_shared()\n            mbarrier.arrive(queries.empty",
+        "            mbarrier.arrive(queries.empty",
+        "no fence between hopper_copies.py:.* factor.* and the proxy of .* fill",
+    ),
+    (
+        hopper_query_gradient,
+        "            mbarrier.arrive(queries.empty.index(warpgroup), count=1)\n        row = ",
+        "        row = ",
+        r"deadlock:(.|\n)*queries.empty",
+    ),
+    (
+        hopper_query_gradient,
+        "            tma.store_wait(0)\n            before",
+        "            before",
+        "race on grad_outs.buffers.* unordered with .* send",
+    ),
+    (
+        hopper_key_gradient,
+        "        tma.store_wait(0)\n        before",
+        "        before",
+        "race on (keys|values).buffers.* unordered with .* send",
+    ),
+    (
+        hopper_key_gradient,
+        "    if SPEC.depth == 1:\n        tma.store_wait(0)\n",
+        "    if SPEC.depth == 1:\n",
+        "race on (keys|values).buffers.* unordered with .* send",
+        WIDE,
+    ),
+    (
+        hopper_copies,
+        "    mbarrier.wait(into.empty.index(slot), turn // depth & 1 ^ 1)\n",
+        "",
+        "race on queries.buffers",
+    ),
+    # Numbers of tiles.
+    (
+        hopper_schedule,
+        "hc.barriers(2, readers)",
+        "hc.barriers(2, readers - 1)",
+        "race on tickets.buffers|tickets.(full|empty)",
+    ),
+    (hopper_copies, "    fence_async_shared()\n", "\n", "no fence between hopper_(copies|forward).py:.*"),
+    # A barrier that lives on where the compiler puts something else.
+    (
+        hopper_forward,
+        "hs.turns() if SPEC.turns else ()",
+        "hs.turns()",
+        "no partition uses",
+    ),
+)
+
+
+def check_fault(module, right, wrong, message, case=LONG):
+    """A planted fault is found, in any schedule."""
+    path = Path(module.__file__)
+    source = path.read_text()
+    assert source.count(right) == 1, right
+
+    def put(text):
+        with emulator.stand_ins():
+            exec(compile(text, path, "exec"), module.__dict__)
+
+    put(source.replace(right, wrong))
+    try:
+        with many_tiles_each():
+            results(case, operands(case), 0.2, cotangents(case))
+        said = "nothing"
+    except emulator.Fault as fault:
+        said = str(fault)
+    finally:
+        put(source)
+    assert re.search(message, said), f"{wrong}: {said}"
+
+
+if __name__ == "__main__":
+    for found in FAULTS:
+        check_fault(*found)
