@@ -22,6 +22,7 @@ with emulator.stand_ins():
     from vicinal.triton import (
         hopper_attention,
         hopper_forward,
+        hopper_plan,
     )
 
 from tests.triton.interpreted import any_axis
@@ -30,6 +31,8 @@ from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.hopper import HOPPER
 
 emulator.ASSEMBLY[hopper_forward.RESCALE] = lambda acc, factor: acc * factor
+# Three warpgroups where tiles walk over few boxes as well.
+hopper_plan.WALK = 0
 hopper_attention.Launch.__call__ = lambda self, *arguments: self.warmup(*arguments)
 
 
@@ -59,6 +62,10 @@ CASES = {
     "groups of one length": problem(Axis(96, 20, 1, 2), batch=2, heads=2, kv_heads=1, value_dim=32),
     "groups of one length, plane": problem(Axis(12, 5, 1, 2), Axis(15, 4, 2, 3), dim=48, value_dim=64),
     "boxes over stages": LONG,
+    # What three warpgroups share.
+    "narrow": problem(Axis(400, 300), dtype="float16", value_dim=32),
+    "narrow plane": problem(Axis(24, 13, 1, 1, True), Axis(24, 17), heads=2, kv_heads=1),
+    "narrow groups": problem(Axis(48, 19, 1, 2), Axis(24, 17), dim=32),
     "float8": problem(Axis(150, 70), key_dtype="float8_e4m3fn", gradients=False),
 }
 

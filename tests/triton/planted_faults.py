@@ -55,14 +55,14 @@ FAULTS = (
     # Counts of barriers.
     (
         hopper_forward,
-        "keys = hc.ring(key, SPEC.stages, 2)",
-        "keys = hc.ring(key, SPEC.stages, 1)",
+        "keys = hc.ring(key, SPEC.stages, SPEC.warpgroups)",
+        "keys = hc.ring(key, SPEC.stages, SPEC.warpgroups - 1)",
         "race on keys.buffers|arrives 1 times at keys.empty|of keys.(full|empty)",
     ),
     (
         hopper_forward,
-        "keys = hc.ring(key, SPEC.stages, 2)",
-        "keys = hc.ring(key, SPEC.stages, 3)",
+        "keys = hc.ring(key, SPEC.stages, SPEC.warpgroups)",
+        "keys = hc.ring(key, SPEC.stages, SPEC.warpgroups + 1)",
         r"deadlock:(.|\n)*_copy\) waits for phase 0 of keys.empty\[\d\], which has 2 of 3 arrivals",
     ),
     (

@@ -151,7 +151,7 @@ def walked(kernels, case, plan, inverse):
     for program in range(programs):
         tile = rows_of(program, *whole, 1, spec)
         extents = tile.lengths if inverse else tile.outputs
-        for warpgroup in range(2):
+        for warpgroup in range(spec.warpgroups):
             start = tile_module.corner(tile.start, warpgroup, spec)
             slow, begin, end = own(start, tile, spec)
             shared = shared_by(start, tile, spec)
@@ -208,11 +208,22 @@ def test_boxes_aligned_with_shared_windows_need_no_mask():
     assert hopper_plan.forward(sliding).spec.masked == (False, True, True)
 
 
+def test_narrow_heads_get_a_third_warpgroup():
+    for dim, warpgroups in ((32, 3), (64, 3), (72, 2), (128, 2)):
+        long = Problem((Axis(8192, 2048),), dim=dim, value_dim=32, dtype="float16")
+        spec = hopper_plan.forward(long).spec
+        assert spec.warpgroups == warpgroups
+        assert spec.tile == (1, 1, 64 * warpgroups)
+    # Not where tiles walk over few boxes.
+    short = Problem((Axis(8192, 500),), dim=64, value_dim=64, dtype="float16")
+    assert hopper_plan.forward(short).spec.warpgroups == 2
+
+
 @pytest.mark.parametrize(("length", "size"), [(16, 15), (32, 31), (64, 61)])
 def test_windows_close_to_the_whole_axis_cost_no_more_pairs_than_dense_attention(length, size):
     case = hopper_plan.three_axes(Problem((Axis(length, size),) * 2, dim=64, dtype="float16"))
     spec = hopper_plan.forward(case).spec
-    visited, _ = hopper_plan.counts(case, spec.tile, spec.split, spec.columns, False)
+    visited, _ = hopper_plan.counts(case, spec.tile, spec.split, spec.columns, False, spec.warpgroups)
     assert visited * hopper_plan.ROWS * spec.width == length**4
 
 

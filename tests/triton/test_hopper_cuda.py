@@ -60,6 +60,14 @@ CASES = (
     problem((6, 7, 8), (2, 3, 4), output_stride=(1, 2, 3), batch=2),
     problem((6, 16, 16), (6, 8, 8), stride=(1, 8, 8), dim=256, heads=1),
 )
+NARROW = (
+    problem((400,), 300),
+    problem((950,), 290, stride=3, causal=True, heads=4, kv_heads=2, dtype="float16"),
+    problem((24, 24), (13, 17), causal=(True, False), batch=2),
+    problem((23, 49), (13, 29), dim=32, value_dim=64, heads=4, kv_heads=2),
+    problem((48, 24), (19, 17), dilation=(2, 1), dim=32),
+    problem((6, 12, 16), (5, 9, 5), output_stride=(1, 2, 1)),
+)
 DILATED = (
     problem((260,), 50, dilation=4),
     problem((261,), 30, dilation=3, causal=True, dim=128, batch=2),
@@ -138,6 +146,14 @@ def test_matches_the_oracle(case):
 
 @pytest.mark.parametrize("case", DILATED, ids=str)
 def test_dilation_matches_the_oracle(case):
+    check(case)
+
+
+@pytest.mark.parametrize("case", NARROW, ids=str)
+def test_three_warpgroups_match_the_oracle(case, monkeypatch):
+    # Otherwise for tiles that walk over many boxes.
+    monkeypatch.setattr(hopper_plan, "WALK", 0)
+    assert hopper_plan.forward(case).spec.warpgroups == 3
     check(case)
 
 

@@ -36,7 +36,7 @@ def _width(problem: Problem) -> float:
 class Work(NamedTuple):
     """What a multiprocessor computes: programs, and boxes of 128 columns, all and those with a mask.
 
-    A box counts whole where either warpgroup needs it, and half for each that masks it.
+    A box counts whole where either of two warpgroups needs it, and half for each that masks it.
     """
 
     programs: float
@@ -48,9 +48,10 @@ def _work(problem: Problem, planned: hopper_plan.Plan, inverse: bool = False) ->
     spec, programs = planned
     axes = hopper_plan.three_axes(problem)
     loaded = tiling.counts(axes, spec.tile, spec.columns, inverse).visited
-    visited, full = hopper_plan.counts(axes, spec.tile, spec.split, spec.columns, inverse)
+    visited, full = hopper_plan.counts(axes, spec.tile, spec.split, spec.columns, inverse, spec.warpgroups)
     walks = problem.batch * problem.heads * spec.width / 128
-    each = programs, walks * loaded, walks * (visited - full) / 2
+    boxes = loaded if spec.warpgroups == 2 else hopper_plan.computed(visited, loaded)
+    each = programs * spec.warpgroups / 2, walks * boxes, walks * (visited - full) / 2
     return Work(*(count / MULTIPROCESSORS for count in each))
 
 

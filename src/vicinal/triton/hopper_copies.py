@@ -107,7 +107,7 @@ def fill(view, into, stage, plane, at, tile, head, SPEC: gl.constexpr):
 @gluon.jit
 def copy_row(view, into, warpgroup: gl.constexpr, turn, depth: gl.constexpr, plane, tile, SPEC: gl.constexpr):
     """Copies the rows of a warpgroup in tile number `turn` of a program, of which `depth` have room."""
-    slot = turn % depth * 2 + warpgroup
+    slot = turn % depth * SPEC.warpgroups + warpgroup
     mbarrier.wait(into.empty.index(slot), turn // depth & 1 ^ 1)
     fill(view, into, slot, plane, ht.corner(tile.start, warpgroup, SPEC), tile, tile.head, SPEC)
 

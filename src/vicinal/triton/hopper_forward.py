@@ -1,4 +1,4 @@
-"""Forward for Hopper in Gluon: one warp copies boxes with TMA, two warpgroups of 64 queries each run wgmma.
+"""Forward for Hopper in Gluon: one warp copies boxes with TMA, warpgroups of 64 queries each run wgmma.
 
 A program computes tile after tile, and the copies for one begin while the one before is computed. Within a
 warpgroup the product with the values of a box runs beside the product with the keys of the next, and no
@@ -52,13 +52,14 @@ RESCALE, CONSTRAINTS = map(gl.constexpr, _rescaling(16))
 
 @gluon.jit
 def _copy(query, key, value, queries, keys, values, tickets, counter, grid, SPEC: gl.constexpr):
-    """The producer: of tile after tile the queries of both warpgroups, then boxes of keys and values."""
+    """The producer: of tile after tile the queries of all warpgroups, then boxes of keys and values."""
     turn = gl.to_tensor(0)
     base = gl.to_tensor(0)
     number = gl.program_id(0)
     while number < grid.tiles:
         tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
-        for warpgroup in gl.static_range(2):
+        warpgroups: gl.constexpr = SPEC.warpgroups
+        for warpgroup in gl.static_range(warpgroups):
             hc.copy_row(query, queries, warpgroup, turn, SPEC.depth, tile.planes[0], tile, SPEC)
         number = hs.draw(tickets, counter, turn, grid.tiles, SPEC)
         turn += 1
@@ -146,7 +147,7 @@ def _rescale(parts, shrink):
 
 @gluon.jit
 def _pass(keys, values, turn, i, warpgroup: gl.constexpr, SPEC: gl.constexpr):
-    """Leaves a box to the other warpgroup."""
+    """Leaves a box to the other warpgroups."""
     stage = i % SPEC.stages
     mbarrier.wait(keys.full.index(stage), i // SPEC.stages & 1)
     hs.take(turn, i, warpgroup, SPEC)
@@ -198,7 +199,7 @@ def _attend_tile(
     sizes: gl.constexpr = SPEC.sizes
     column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, score_layout))
 
-    slot = count % SPEC.depth * 2 + warpgroup
+    slot = count % SPEC.depth * SPEC.warpgroups + warpgroup
     filled = count // SPEC.depth & 1
     query = queries.buffers.index(slot).reshape([64, SPEC.dim])
     top = gl.full([64], HIDDEN, gl.float32, layout=row_layout)
@@ -227,7 +228,7 @@ def _attend_tile(
     if SPEC.depth > 1:
         # By now the outputs of the tile before have left shared memory.
         tma.store_wait(0)
-        before = (count + 1) % SPEC.depth * 2 + warpgroup
+        before = (count + 1) % SPEC.depth * SPEC.warpgroups + warpgroup
         mbarrier.arrive(queries.empty.index(before), count=1, pred=count > 0)
 
     for i in range(begin + 1, end):
@@ -279,26 +280,38 @@ def _attend_tile(
 
 @gluon.jit
 def _run(query, key, value, out, lse, counter, scale2, grid, SPEC: gl.constexpr):
-    queries = hc.ring(query, 2 * SPEC.depth, 1)
+    queries = hc.ring(query, SPEC.warpgroups * SPEC.depth, 1)
     if SPEC.in_place:  # noqa: SIM108 kernels have no conditional expressions of buffers
         outs = queries.buffers
     else:
-        outs = hc.buffers(out, 2)
+        outs = hc.buffers(out, SPEC.warpgroups)
     # Triton lays barriers that no partition uses over buffers of others.
     turn = hs.turns() if SPEC.turns else ()
-    tickets = hs.tickets(2) if SPEC.persistent else ()
-    keys = hc.ring(key, SPEC.stages, 2)
-    values = hc.ring(value, SPEC.value_stages, 2)
+    tickets = hs.tickets(SPEC.warpgroups) if SPEC.persistent else ()
+    keys = hc.ring(key, SPEC.stages, SPEC.warpgroups)
+    values = hc.ring(value, SPEC.value_stages, SPEC.warpgroups)
     # A tuple with a name of its own would turn its constexprs into tensors.
-    gl.warp_specialize(
-        [
-            (_attend, (0, out, lse, queries, outs, keys, values, turn, tickets, scale2, grid, SPEC)),
-            (_attend, (1, out, lse, queries, outs, keys, values, turn, tickets, scale2, grid, SPEC)),
-            (_copy, (query, key, value, queries, keys, values, tickets, counter, grid, SPEC)),
-        ],
-        [4, 1],
-        [240, 24],
-    )
+    if SPEC.warpgroups == 2:
+        gl.warp_specialize(
+            [
+                (_attend, (0, out, lse, queries, outs, keys, values, turn, tickets, scale2, grid, SPEC)),
+                (_attend, (1, out, lse, queries, outs, keys, values, turn, tickets, scale2, grid, SPEC)),
+                (_copy, (query, key, value, queries, keys, values, tickets, counter, grid, SPEC)),
+            ],
+            [4, 1],
+            [240, 24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_attend, (0, out, lse, queries, outs, keys, values, turn, tickets, scale2, grid, SPEC)),
+                (_attend, (1, out, lse, queries, outs, keys, values, turn, tickets, scale2, grid, SPEC)),
+                (_attend, (2, out, lse, queries, outs, keys, values, turn, tickets, scale2, grid, SPEC)),
+                (_copy, (query, key, value, queries, keys, values, tickets, counter, grid, SPEC)),
+            ],
+            [4, 4, 1],
+            [160, 160, 24],
+        )
 
 
 @gluon.jit(do_not_specialize=["scale2", "t", "h", "w", "key_t", "key_h", "key_w", "heads", "group", "tiles"])

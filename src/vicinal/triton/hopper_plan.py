@@ -14,7 +14,7 @@ from ..window import Axis
 Triple = tuple[int, ...]
 Cuts = tuple[tuple[int, int], ...]
 
-# Rows of a warpgroup: the M of wgmma. A tile is two of them.
+# Rows of a warpgroup: the M of wgmma.
 ROWS = 64
 BYTES = 2
 # What a Hopper program can have, less room for barriers.
@@ -23,6 +23,10 @@ SHARED = 232448 - 1024
 RESIDENT = 132
 # Largest head dimension at which the warpgroups of the forward multiply when they like.
 FREE = 64
+# Time of a box that one of two warpgroups leaves to the other, over that of one both compute.
+ALONE = 0.6
+# Boxes of a tile from which on a third warpgroup gains: measured with 15 and more, and lost with 8 and fewer.
+WALK = 12
 # Widest rows that are multiplied from registers, where these hold one sum: wider ones leave it no room.
 HELD = 128
 # Boxes of a tile up to which the gradients of keys and values gain more by early rows than by a fourth box in
@@ -37,8 +41,9 @@ class Spec:
     Args:
         rules: window rule per axis; its length is 1 on an axis of one token, and elsewhere 0 without meaning.
         rows, columns: box of one warpgroup's rows, and of the columns that are visited together.
-        tile: box of a program's rows: twice `rows`.
+        tile: box of a program's rows: `rows` for each warpgroup.
         split: axis along which the warpgroups share the tile.
+        warpgroups: how many there are.
         masked: axes on which a visited box holds columns that a row does not see.
         dim, value_dim: head dimensions, padded to a power of two.
         cuts, value_cuts: start and width of the parts of the two that the products of the forward take.
@@ -67,6 +72,7 @@ class Spec:
     order: Triple = (2, 1, 0)
     value_stages: int = 0
     depth: int = 1
+    warpgroups: int = 2
     turns: bool = False
     persistent: bool = False
     held: bool = False
@@ -84,7 +90,7 @@ class Spec:
 
     @property
     def offset(self) -> Triple:
-        """Where in the tile the second warpgroup's rows start."""
+        """How far apart in the tile the rows of warpgroups start."""
         return tuple(rows if axis == self.split else 0 for axis, rows in enumerate(self.rows))
 
     @property
@@ -193,36 +199,51 @@ class Kernel(NamedTuple):
         width: columns of a box.
         fixed, stage: bytes of shared memory for rows, and for a box of columns.
         stages: boxes in flight, at most.
-        alone: time of a box that one warpgroup leaves to the other, over that of one both compute.
         held: widest rows that are multiplied from registers.
         masked: what a mask adds to the time of a box that both compute.
         mask: bytes for each masked axis.
+        warpgroups: that share a tile.
     """
 
     width: int
     fixed: int
     stage: int
     stages: int
-    alone: float
     held: int = HELD
     masked: float = 0.35
     mask: int = 0
+    warpgroups: int = 2
 
 
 @lru_cache(1024)
 def _forward(problem: Problem) -> Plan:
+    cost, plan = _shared_by(2, problem)
+    if max(plan.spec.dim, plan.spec.value_dim) <= FREE:
+        # Exponentials of narrow heads take as long as products: a third warpgroup fills what two leave open.
+        other_cost, other = _shared_by(3, problem)
+        counts = tiling.counts(problem, other.spec.tile, other.spec.columns)
+        if counts.visited >= WALK * counts.tiles and other_cost < cost:
+            return other
+    return plan
+
+
+def _shared_by(warpgroups: int, problem: Problem) -> tuple[float, Plan]:
+    """Boxes of the forward for so many warpgroups, and their cost."""
     dim, value_dim = padded(problem.dim), padded(problem.value_dim)
     width = 128 if max(dim, value_dim) <= 128 else 64
     row, out = dim * key_bytes(problem), value_dim * BYTES
     stage = width * (row + out)
     # Outputs take the place of queries where they fit.
-    outputs = 0 if row == out and dim == value_dim else 2 * ROWS * out
-    single = 2 * ROWS * row
+    outputs = 0 if row == out and dim == value_dim else warpgroups * ROWS * out
+    single = warpgroups * ROWS * row
     # The queries of the next tile are copied early where two boxes of keys and values fit beside them.
     persistent = not _described(problem)
     depth = 2 if persistent and SHARED - outputs - 2 * single >= 2 * stage else 1
     fixed = outputs + depth * single
-    spec, programs = _best(problem, Kernel(width, fixed, stage, 4, 0.6, masked=0.06), problem.heads)
+    held = HELD if warpgroups == 2 else 0
+    kernel = Kernel(width, fixed, stage, 4, held, masked=0.06, warpgroups=warpgroups)
+    spec, programs = _best(problem, kernel, problem.heads)
+    cost = _cost(problem, kernel, spec.tile, spec.split, spec.columns, False)
     more = SHARED - fixed - spec.stages * stage >= width * row
     spec = replace(
         spec,
@@ -233,7 +254,7 @@ def _forward(problem: Problem) -> Plan:
         cuts=_cuts(problem.dim),
         value_cuts=_cuts(problem.value_dim),
     )
-    return Plan(spec, programs)
+    return cost, Plan(spec, programs)
 
 
 def _order(problem: Problem, tile: Triple, inverse: bool) -> Triple:
@@ -263,7 +284,7 @@ def _query_gradient(problem: Problem) -> Plan:
     persistent = not _described(problem)
     depth = 2 if persistent and dim == value_dim <= HELD else 1
     fixed = 2 * ROWS * (dim + depth * value_dim) * BYTES
-    kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 4, 0.6)
+    kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 4)
     spec, programs = _best(problem, kernel, problem.heads)
     spec = replace(spec, value_stages=spec.stages, depth=depth)
     return Plan(spec, programs)
@@ -277,7 +298,7 @@ def _key_gradient(problem: Problem) -> Plan:
     # Two floats of each query come with it.
     stage = width * (dim + value_dim) * BYTES + 8 * width
     # Two numbers for each key.
-    kernel = Kernel(width, fixed, stage, 4, 0.6, held=64, mask=2 * ROWS * 8)
+    kernel = Kernel(width, fixed, stage, 4, held=64, mask=2 * ROWS * 8)
     spec, programs = _best(problem, kernel, problem.kv_heads, inverse=True)
     # Keys and values of the next tile are copied early where boxes of queries still fit beside them.
     stages = min((SHARED - 2 * fixed - kernel.mask * spec.mask_count) // stage, kernel.stages)
@@ -292,17 +313,16 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
     """The cheapest boxes, with as many stages as shared memory holds."""
     extents = (problem.outputs, problem.lengths)
     rows, columns = extents[::-1] if inverse else extents
-    stays = lambda tile: _stays(problem, tile[0], rows[0])  # noqa: E731
-    tiles = list(filter(stays, tiling.boxes(2 * ROWS, 3, rows))) or filter(stays, tiling.boxes(2 * ROWS, 3))
-    halves = [(tile, split) for tile in tiles for split in range(3) if tile[split] > 1]
-    candidates = list(product(halves, tiling.boxes(kernel.width, 3, columns)))
+    tiles = _tiles(problem, kernel.warpgroups, rows)
+    candidates = list(product(tiles, tiling.boxes(kernel.width, 3, columns)))
     if len(candidates) > 1:
         candidates.sort(key=lambda found: _cost(problem, kernel, *found[0], found[1], inverse))
     (tile, split), box = candidates[0]
-    masked = tuple(full < visited for visited, full in _axes_counts(problem, tile, split, box, inverse))
+    per_axis = _axes_counts(problem, tile, split, box, inverse, kernel.warpgroups)
+    masked = tuple(full < visited for visited, full in per_axis)
     spec = Spec(
         rules=tuple(replace(axis, length=int(axis.length == 1)) for axis in problem.axes),
-        rows=tuple(side // 2 if axis == split else side for axis, side in enumerate(tile)),
+        rows=tuple(side // kernel.warpgroups if axis == split else side for axis, side in enumerate(tile)),
         columns=box,
         tile=tile,
         split=split,
@@ -312,6 +332,7 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
         value_dim=padded(problem.value_dim),
         stages=min((SHARED - kernel.fixed - kernel.mask * sum(masked)) // kernel.stage, kernel.stages),
         key_bytes=key_bytes(problem),
+        warpgroups=kernel.warpgroups,
         persistent=not _described(problem),
         held=max(padded(problem.dim), padded(problem.value_dim)) <= kernel.held
         and key_bytes(problem) == BYTES,
@@ -323,25 +344,31 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
 
 
 def _cost(problem: Problem, kernel: Kernel, tile: Triple, split: int, box: Triple, inverse: bool) -> float:
-    """Time of a head, in boxes that both warpgroups compute."""
-    visited, full = counts(problem, tile, split, box, inverse)
+    """Time of a head, in boxes that two warpgroups compute."""
+    visited, full = counts(problem, tile, split, box, inverse, kernel.warpgroups)
     loaded = tiling.counts(problem, tile, box, inverse).visited
-    shared = visited - loaded
-    return shared + kernel.alone * (loaded - shared) + kernel.masked / 2 * (visited - full)
+    return computed(visited, loaded) + kernel.masked / 2 * (visited - full)
 
 
-def counts(problem: Problem, tile: Triple, split: int, box: Triple, inverse: bool) -> tuple[int, int]:
+def computed(visited: float, loaded: float) -> float:
+    """The same without masks: a box takes some for being loaded, and some for each visit."""
+    return (1 - ALONE) * visited + (2 * ALONE - 1) * loaded
+
+
+def counts(
+    problem: Problem, tile: Triple, split: int, box: Triple, inverse: bool, warpgroups: int = 2
+) -> tuple[int, int]:
     """Boxes that the warpgroups of one head visit, and those of them that need no mask."""
-    per_axis = _axes_counts(problem, tile, split, box, inverse)
+    per_axis = _axes_counts(problem, tile, split, box, inverse, warpgroups)
     return prod(visited for visited, _ in per_axis), prod(full for _, full in per_axis)
 
 
 def _axes_counts(
-    problem: Problem, tile: Triple, split: int, box: Triple, inverse: bool
+    problem: Problem, tile: Triple, split: int, box: Triple, inverse: bool, warpgroups: int
 ) -> list[tuple[int, int]]:
     """The same per axis: the counts of a head are products of them."""
     return [
-        _axis_counts(axis, side, 2 if number == split else 1, columns, inverse)
+        _axis_counts(axis, side, warpgroups if number == split else 1, columns, inverse)
         for number, (axis, side, columns) in enumerate(zip(problem.axes, tile, box, strict=True))
     ]
 
@@ -368,10 +395,17 @@ def _walked_counts(axis: Axis, tile: int, parts: int, columns: int, inverse: boo
     return visited, full
 
 
-def _stays(problem: Problem, side: int, extent: int) -> bool:
-    """Whether no tile runs over the first axis, behind which the next batch entry lies."""
-    dilated = any(axis.dilation > 1 for axis in problem.axes)
-    return problem.batch == 1 or extent % side == 0 or dilated
+def _tiles(problem: Problem, warpgroups: int, extents: tuple[int, ...]) -> list[tuple[Triple, int]]:
+    """Tiles with the axis along which warpgroups share them; under twice their extents where some are."""
+    found = []
+    for box, split in product(tiling.boxes(ROWS, 3), range(3)):
+        tile = tuple(side * warpgroups if axis == split else side for axis, side in enumerate(box))
+        # Behind the first axis lies the next batch entry, unless dilation groups have places of their own.
+        dilated = any(axis.dilation > 1 for axis in problem.axes)
+        if problem.batch == 1 or extents[0] % tile[0] == 0 or dilated:
+            found.append((tile, split))
+    fits = lambda tile: all(side < 2 * extent for side, extent in zip(tile, extents, strict=True))  # noqa: E731
+    return sorted(one for one in found if fits(one[0])) or sorted(found)
 
 
 def _described(problem: Problem) -> bool:

@@ -1,8 +1,8 @@
 """Tiles of the Hopper kernels, in Gluon: the rows of a program, and the boxes that it walks.
 
-Rows of a tile are two boxes of 64, one per warpgroup. It walks boxes of columns, the first of which starts
+Rows of a tile are boxes of 64, one per warpgroup. It walks boxes of columns, the first of which starts
 where the first window of the tile starts. The axis along which the warpgroups split the tile is walked
-slowest, so what one of them leaves to the other lies at the ends of the walk.
+slowest, so what one of them leaves to others lies at the ends of the walk.
 """
 
 from typing import Any, NamedTuple
