@@ -74,6 +74,18 @@ def test_an_import_of_triton_that_fails_is_a_refusal():
 
 
 @needs_triton
+def test_compilers_get_the_options_they_take():
+    from vicinal.triton.launch import taken
+
+    given = {"num_warps": 4, "num_stages": 2, "hopper_stages": 3, "maxnreg": 128}
+    plain = {"num_warps": 4, "num_stages": 2}
+    assert taken(given, "cuda", 90) == plain | {"num_stages": 3, "maxnreg": 128}
+    assert taken(given, "cuda", 80) == plain | {"maxnreg": 128}
+    assert taken(given, "hip", "gfx942") == plain
+    assert taken(plain, "cuda", 90) == plain
+
+
+@needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [NAMES[first::5] for first in range(5)], ids=" ".join)
 def test_kernels_match_the_oracle(names):

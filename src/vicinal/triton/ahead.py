@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .launch import Launch
+from .launch import Launch, taken
 
 ELEMENTS = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16", "int32": "*i32"}
 # Tensors of rows, which are read and written in vectors: they begin at multiples of 16 bytes.
@@ -58,15 +58,18 @@ class _Source(ASTSource):
 @lru_cache(4096)
 def compiled(launch: Launch, dtypes: tuple[str | None, ...], capability: int) -> Code:
     """`launch` for tensors of `dtypes`, None for no tensor, on GPUs of a compute capability (90 is 9.0)."""
-    source, numbers = _specialized(launch, dtypes)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    options = taken(launch.options, "cuda", capability)
+    source, numbers = _specialized(launch, dtypes, options)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     metadata: Any = made.metadata
     assert metadata.name == source.name
     assert not metadata.global_scratch_size
     return Code(source.name, made.asm["cubin"], (*numbers, 0, 0), 32 * metadata.num_warps, metadata.shared)
 
 
-def _specialized(launch: Launch, dtypes: tuple[str | None, ...]) -> tuple[_Source, list[int | float]]:
+def _specialized(
+    launch: Launch, dtypes: tuple[str | None, ...], options: dict[str, Any]
+) -> tuple[_Source, list[int | float]]:
     """The source, and the numbers that stay parameters."""
     elements = [None if dtype is None else ELEMENTS[dtype] for dtype in dtypes]
     signature: dict[str, Any] = {}
@@ -87,7 +90,7 @@ def _specialized(launch: Launch, dtypes: tuple[str | None, ...]) -> tuple[_Sourc
             numbers.append(c_float(value).value if isinstance(value, float) else value)
         if name in ROWS if is_tensor else may_be_known and isinstance(value, int) and value % 16 == 0:
             attributes[(place,)] = [["tt.divisibility", 16]]
-    return _Source(launch.kernel, signature, constants, attributes, options=launch.options), numbers
+    return _Source(launch.kernel, signature, constants, attributes, options=options), numbers
 
 
 def _is_compiled_in(value: Any, may_be_known: bool) -> bool:

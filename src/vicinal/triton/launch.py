@@ -13,6 +13,23 @@ from triton.runtime import driver
 
 from .support import GLUON, installed
 
+HOPPER = 90
+
+
+def taken(options: dict[str, Any], backend: str, capability: Any) -> dict[str, Any]:
+    """`options` for the compiler of a device: `num_warps`, `num_stages` and whatever else it takes.
+
+    AMD's does not bound registers by `maxnreg`. `hopper_stages` are the stages on a Hopper GPU, whose shared
+    memory is large.
+    """
+    found = dict(options)
+    stages = found.pop("hopper_stages", None)
+    if backend != "cuda":
+        found.pop("maxnreg", None)
+    elif stages is not None and capability == HOPPER:
+        found["num_stages"] = stages
+    return found
+
 
 class Started(NamedTuple):
     """What starts a compiled kernel, and what it takes between the kernel's function and its metadata."""
@@ -30,7 +47,7 @@ class Launch:
         grid: programs.
         numbers: runtime numbers.
         constants: values of the last parameters, which are constexpr.
-        options: `num_warps`, `num_stages`, `maxnreg` and whatever else the compiler takes.
+        options: the compiler's, and those that `taken` knows.
     """
 
     __slots__ = ("arguments", "compiled", "grid", "kernel", "options")
@@ -82,13 +99,12 @@ class Launch:
         return self.kernel.warmup(*tensors, *self.arguments, grid=(1,), **self._taken())
 
     def _taken(self) -> dict[str, Any]:
-        """Options that the compiler of the active device takes: AMD's bounds no registers."""
-        if "maxnreg" not in self.options or knobs.runtime.interpret:
-            return self.options
+        """Options for the active device."""
+        if knobs.runtime.interpret:
+            return taken(self.options, "", None)
         active: Any = driver.active
-        if active.get_current_target().backend == "cuda":
-            return self.options
-        return {name: value for name, value in self.options.items() if name != "maxnreg"}
+        target = active.get_current_target()
+        return taken(self.options, target.backend, target.arch)
 
 
 def _started(compiled: Any) -> Started:

@@ -103,12 +103,21 @@ def _options(shape: plan.Shape) -> dict[str, int]:
     return {"num_warps": shape.warps, "num_stages": shape.stages}
 
 
-def _bounds(problem: Problem, shape: plan.Shape) -> dict[str, int]:
-    """The registers that let four programs share a multiprocessor, where the compiler takes a few more."""
+def _is_small(problem: Problem, shape: plan.Shape) -> bool:
+    """Whether several programs, four of attention, share a multiprocessor."""
     is_narrow = max(_dims(problem)) <= 64 and problem.dtype != "float32"
     is_plain = not problem.bias and not problem.extra
-    fits = is_narrow and is_plain and (shape.row_count, shape.column_count, shape.warps) == (64, 64, 4)
-    return {"maxnreg": 128} if fits else {}
+    return is_narrow and is_plain and (shape.row_count, shape.column_count, shape.warps) == (64, 64, 4)
+
+
+def _bounds(problem: Problem, shape: plan.Shape) -> dict[str, int]:
+    """The registers that let four programs share a multiprocessor, where the compiler takes a few more."""
+    return {"maxnreg": 128} if _is_small(problem, shape) else {}
+
+
+def _ahead(problem: Problem, shape: plan.Shape) -> dict[str, int]:
+    """Loads run two boxes ahead of products where as many programs then still fit."""
+    return {"hopper_stages": 3} if _is_small(problem, shape) else {}
 
 
 def _extra_strides(stride: tuple[int, ...]) -> tuple[int, ...]:
@@ -137,7 +146,8 @@ def forward_launch(problem: Problem, scale: float, given: Strides) -> Launch:
     common = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem))
     constants = (*constants, shape.heads_first, _scaled(problem, scale), *common)
-    return Launch(forward.attend, grid, numbers, constants, **_options(shape), **_bounds(problem, shape))
+    options = {**_options(shape), **_bounds(problem, shape), **_ahead(problem, shape)}
+    return Launch(forward.attend, grid, numbers, constants, **options)
 
 
 @lru_cache(4096)
@@ -185,7 +195,8 @@ def query_gradient_launch(problem: Problem, scale: float, given: Strides) -> Lau
     common = (*_attention_layout(problem, given), _precision(problem), _placing(problem))
     flags = (shape.heads_first, _scaled(problem, scale), *common)
     constants = (*_rules(problem), *_boxes(shape), *_dims(problem), *flags)
-    return Launch(backward.query_gradient, grid, numbers, constants, **_options(shape))
+    options = {**_options(shape), **_ahead(problem, shape)}
+    return Launch(backward.query_gradient, grid, numbers, constants, **options)
 
 
 @lru_cache(4096)
