@@ -123,8 +123,11 @@ def threads():
     torch.set_num_threads(before)
 
 
-# One head, and rows and keys that are no whole vectors.
+# Few heads, and rows and keys that are no whole vectors.
 ODD = (
+    Problem((Axis(15, 5),), 1, 2, 2, 32, 32, "float64"),
+    Problem((Axis(34, 3),), 1, 6, 2, 8, 8, "float64"),
+    Problem((Axis(14, 5), Axis(7, 3)), 1, 1, 1, 5, 5, "float64"),
     Problem((Axis(17, 5),), heads=1, kv_heads=1, dim=32, value_dim=32),
     Problem((Axis(45, 5),), heads=1, kv_heads=1, dim=32, value_dim=32),
     Problem((Axis(17, 5),), 2, 3, 3, 32, 32),
@@ -159,15 +162,19 @@ def test_bits_do_not_depend_on_run_or_threads(problem, path, threads, monkeypatc
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize("size", [(31, 33, 97), (64, 32, 196), (97, 24, 33)], ids=str)
-def test_bits_of_products_do_not_depend_on_threads(count, size, threads):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("size", [(31, 33, 97), (64, 32, 196), (97, 24, 33), (15, 32, 15)], ids=str)
+def test_bits_of_products_do_not_depend_on_threads(count, size, flat, dtype, threads):
     """Sizes that a BLAS for AVX2, or one for AVX-512, rounds otherwise where threads share a matrix."""
     rows, inner, columns = size
     generator = torch.Generator().manual_seed(0)
     start, left, right = (
-        torch.randn(count, *shape, generator=generator)
+        torch.randn(count, *shape, generator=generator, dtype=dtype)
         for shape in ((rows, columns), (rows, inner), (inner, columns))
     )
+    if not flat:
+        left, right = left.repeat(1, 1, 2)[:, :, :inner], right.mT.contiguous().mT
     found = []
     for workers in (1, 2, 3, 8):
         threads(workers)

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+LINE = 64
+"""Bytes of a cache line."""
+
 
 def fewest(device: torch.device) -> int:
     """Matrices of a product at least: a BLAS shares one among threads that have none of their own, and what
@@ -17,15 +20,23 @@ def turns(rows: int, device: torch.device) -> bool:
 
 
 def multiply(out: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0, beta: float = 1.0) -> None:
-    """`out = beta * out + alpha * left @ right`. Fewer matrices than threads are computed several times, by
-    threads that would idle."""
+    """`out = beta * out + alpha * left @ right`. Fewer matrices than threads are computed one after another,
+    each by all threads."""
     if out.stride(-1) > 1:
         # A result that lies turned is the product of turned matrices.
         out, left, right = out.mT, right.mT, left.mT
-    count, least = len(out), fewest(out.device)
-    if count >= least:
+    least = fewest(out.device)
+    if len(out) >= least:
         out.baddbmm_(left, right, alpha=alpha, beta=beta)
         return
-    copies = -(-least // count)
-    many = (x.expand(copies, *x.shape).reshape(-1, *x.shape[1:]) for x in (out, left, right))
-    out.copy_(torch.baddbmm(*many, alpha=alpha, beta=beta)[:count])
+    for one, *factors in zip(out, left, right, strict=True):
+        same = _alike(one, least).copy_(one)
+        same.baddbmm_(*(x.expand(least, *x.shape) for x in factors), alpha=alpha, beta=beta)
+        one.copy_(same[0])
+
+
+def _alike(x: Tensor, count: int) -> Tensor:
+    """Uninitialised matrices, of which the first starts where `x` does in a line: a BLAS rounds otherwise
+    elsewhere."""
+    first = x.data_ptr() % LINE // x.itemsize
+    return x.new_empty(first + count * x.numel())[first:].view(count, *x.shape)
