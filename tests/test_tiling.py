@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.strategies import axes
 from vicinal import spans, tiling
 from vicinal.catalog import CASES, named
-from vicinal.triton import hopper_plan
+from vicinal.triton import hopper_counts
 from vicinal.window import Axis
 
 
@@ -38,8 +38,8 @@ def test_counts_of_a_long_axis(axis, rows, columns, inverse, more):
     counted = tiling.axis_counts(axis, rows, columns, inverse)
     assert counted == tiling._walked_counts(axis, rows, columns, inverse)
     # Two warpgroups share a tile, whose boxes start where the windows of its first rows do.
-    shared = hopper_plan._axis_counts(axis, 2 * rows, 2, columns, inverse)
-    assert shared == hopper_plan._walked_counts(axis, 2 * rows, 2, columns, inverse)
+    shared = hopper_counts.axis_counts(axis, 2 * rows, 2, columns, inverse)
+    assert shared == hopper_counts.walked_counts(axis, 2 * rows, 2, columns, inverse)
 
 
 def test_millions_of_tokens_are_planned_at_once():

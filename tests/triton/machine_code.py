@@ -6,6 +6,7 @@ Both read code in the order that it stands in, of which loops and the products i
 import re
 
 INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+ )?(.*?) ;", re.MULTILINE)
+JUMP = re.compile(r"BRA (?:U?P\w+, |!U?P\w+, )?(0x[0-9a-f]+)")
 PRODUCT = re.compile(r"[HQ]GMMA\.64x(\d+)x\d+\S* R(\d+), (\S+), ")
 WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([0-9a-f]+)")
 # What these name first they do not write.
@@ -46,7 +47,13 @@ def _registers(text):
     first = re.match(r"R(\d+)", operands)
     if first is None or operation.startswith(READERS):
         return used, set()
-    width = 4 if ".128" in operation else 2 if ".64" in operation or "WIDE" in operation else 1
+    width = (
+        4
+        if ".128" in operation or ".M88.4" in operation
+        else 2
+        if ".64" in operation or "WIDE" in operation or operation == "CS2R"
+        else 1
+    )
     written = set(range(int(first[1]), int(first[1]) + width))
     return used | written, written
 
@@ -77,4 +84,32 @@ def overtaken(source):
             loading = ""
         elif "mbarrier.arrive.shared" in line and loading:
             found.append(f"{line} after {loading}")
+    return found
+
+
+def overwritten(code):
+    """Instructions of SASS in a loop that write rows which its products still read in the next round.
+
+    Rows that are loaded before a loop are the left factors of its products from registers (ptxas of CUDA 12.8
+    gave some of them to other values).
+    """
+    # What follows the end waits for barriers, out of line.
+    lines = [(int(at, 16), text) for at, text in INSTRUCTION.findall(code.rpartition("EXIT")[0])]
+    found = []
+    for last, (at, text) in enumerate(lines):
+        jump = JUMP.match(text)
+        if jump is None or int(jump[1], 16) >= at:
+            continue
+        first = next(place for place, line in enumerate(lines) if line[0] >= int(jump[1], 16))
+        written, held = set(), set()
+        for _, one in lines[first:last]:
+            product = PRODUCT.match(one)
+            if product and re.match(r"R\d", product[3]):
+                left = int(product[3][1:])
+                held |= set(range(left, left + 4)) - written
+            written |= _registers(one)[1]
+        for register in held & written:
+            before = next((one for _, one in lines[first - 1 :: -1] if register in _registers(one)[1]), "")
+            if before.startswith("LDSM"):
+                found.append(f"{at:04x}: R{register} of {before}")
     return found

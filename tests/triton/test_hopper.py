@@ -17,7 +17,7 @@ import vicinal
 from vicinal import Axis, Problem
 from vicinal.torch.backends import hopper
 from vicinal.torch.backends.hopper import HOPPER
-from vicinal.triton import crossover, hopper_plan
+from vicinal.triton import crossover, hopper_counts, hopper_plan
 
 FOLDER = Path(vicinal.__file__).parent / "triton"
 
@@ -223,7 +223,7 @@ def test_narrow_heads_get_a_third_warpgroup():
 def test_windows_close_to_the_whole_axis_cost_no_more_pairs_than_dense_attention(length, size):
     case = hopper_plan.three_axes(Problem((Axis(length, size),) * 2, dim=64, dtype="float16"))
     spec = hopper_plan.forward(case).spec
-    visited, _ = hopper_plan.counts(case, spec.tile, spec.split, spec.columns, False, spec.warpgroups)
+    visited, _ = hopper_counts.counts(case, spec.tile, spec.split, spec.columns, False, spec.warpgroups)
     assert visited * hopper_plan.ROWS * spec.width == length**4
 
 

@@ -83,6 +83,7 @@ CASES = (
     problem((256, 256), 40, dilation=2),
     problem((64, 64), 16, output_stride=2, dim=32, value_dim=32),
     problem((128, 128), 31, dim=48, value_dim=80),
+    problem((96, 96), 21, dim=32, value_dim=64),
     problem((128, 128), 31, dim=256, value_dim=256),
     problem((128, 128), 31, dim=192, value_dim=96),
     problem((30, 48, 80), (18, 24, 24), causal=(True, False, False)),
@@ -185,6 +186,7 @@ def checked(compiled, folder):
     # A warp that copied boxes of 32-bit elements hit an illegal instruction; `test_defects` tries it.
     assert all(one["elem_size"] <= 2 for one in compiled.metadata.tensordesc_meta or ()), compiled.name
     assert not machine_code.touched(code), compiled.name
+    assert not machine_code.overwritten(code), compiled.name
     assert not machine_code.early_arrivals(compiled.asm["ptx"]), compiled.name
     assert not machine_code.overtaken(compiled.asm["ptx"]), compiled.name
     assert "UTMALDG" in code, compiled.name

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.triton.machine_code import early_arrivals, overtaken, touched
+from tests.triton.machine_code import early_arrivals, overtaken, overwritten, touched
 
 LINES = (
     "HGMMA.64x64x16.F32.BF16 R88, R148, gdesc[UR16].tnspB, R88",
@@ -67,3 +67,16 @@ def test_copies_may_not_overtake_loads():
     assert overtaken(f"{load}\nbar.sync 0, 128;\n@%p1 {arrive}")
     for between in ("fence.proxy.async.shared::cta;", "wgmma.wait_group.sync.aligned 0;"):
         assert not overtaken(f"{load}\n{between}\nbar.sync 0, 128;\n{arrive}")
+
+
+def test_rows_are_kept_for_the_next_round():
+    before = ("LDSM.16.M88.4 R4, [R2]", "CS2R R6, SRZ", "CS2R R8, SRZ", "CS2R R10, SRZ")
+    body = (
+        "HGMMA.64x64x16.F32.BF16 R24, R4, gdesc[UR16], RZ, !UPT",
+        "HGMMA.64x32x16.F32.BF16 R64, R8, gdesc[UR16], R64",
+    )
+    kept = ("F2FP.BF16.F32.PACK_AB R8, R3, R2", "@P0 BRA 0x40", "EXIT")
+    assert not overwritten(code(*before, *body, *kept))
+    assert overwritten(code(*before, *body, "F2FP.BF16.F32.PACK_AB R5, R3, R2", *kept))
+    # Loaded anew in each round.
+    assert not overwritten(code(*before, "LDSM.16.M88.4 R4, [R2]", *body, "FADD R4, R3, R2", *kept))

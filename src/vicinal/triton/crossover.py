@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from .. import tiling
 from ..problem import Problem
-from . import hopper_plan, plan, ring_plan
+from . import hopper_counts, hopper_plan, plan, ring_plan
 
 MULTIPROCESSORS = 132
 
@@ -48,7 +48,7 @@ def _work(problem: Problem, planned: hopper_plan.Plan, inverse: bool = False) ->
     spec, programs = planned
     axes = hopper_plan.three_axes(problem)
     loaded = tiling.counts(axes, spec.tile, spec.columns, inverse).visited
-    visited, full = hopper_plan.counts(axes, spec.tile, spec.split, spec.columns, inverse, spec.warpgroups)
+    visited, full = hopper_counts.counts(axes, spec.tile, spec.split, spec.columns, inverse, spec.warpgroups)
     walks = problem.batch * problem.heads * spec.width / 128
     boxes = loaded if spec.warpgroups == 2 else hopper_plan.computed(visited, loaded)
     each = programs * spec.warpgroups / 2, walks * boxes, walks * (visited - full) / 2

@@ -6,12 +6,11 @@ from itertools import permutations, product
 from math import prod
 from typing import NamedTuple
 
-from .. import spans, tiling
+from .. import tiling
 from ..problem import Problem
 from ..window import Axis
+from .hopper_counts import Triple, axes_counts, counts
 
-# One entry per axis of a problem with three axes.
-Triple = tuple[int, ...]
 Cuts = tuple[tuple[int, int], ...]
 
 # Rows of a warpgroup: the M of wgmma.
@@ -183,7 +182,9 @@ def key_gradients(problem: Problem, wants_key: bool, wants_value: bool) -> list[
         wanted = ((True, False), (False, True))
     else:
         wanted = ((wants_key, wants_value),)
-    return [(replace(spec, wants_key=key, wants_value=value), programs) for key, value in wanted]
+    # In others ptxas of CUDA 12.8 gives registers of rows to weights, and the next round reads those.
+    held = spec.held and both and spec.dim == spec.value_dim
+    return [(replace(spec, wants_key=key, wants_value=value, held=held), programs) for key, value in wanted]
 
 
 @lru_cache(1024)
@@ -318,7 +319,7 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
     if len(candidates) > 1:
         candidates.sort(key=lambda found: _cost(problem, kernel, *found[0], found[1], inverse))
     (tile, split), box = candidates[0]
-    per_axis = _axes_counts(problem, tile, split, box, inverse, kernel.warpgroups)
+    per_axis = axes_counts(problem, tile, split, box, inverse, kernel.warpgroups)
     masked = tuple(full < visited for visited, full in per_axis)
     spec = Spec(
         rules=tuple(replace(axis, length=int(axis.length == 1)) for axis in problem.axes),
@@ -353,46 +354,6 @@ def _cost(problem: Problem, kernel: Kernel, tile: Triple, split: int, box: Tripl
 def computed(visited: float, loaded: float) -> float:
     """The same without masks: a box takes some for being loaded, and some for each visit."""
     return (1 - ALONE) * visited + (2 * ALONE - 1) * loaded
-
-
-def counts(
-    problem: Problem, tile: Triple, split: int, box: Triple, inverse: bool, warpgroups: int = 2
-) -> tuple[int, int]:
-    """Boxes that the warpgroups of one head visit, and those of them that need no mask."""
-    per_axis = _axes_counts(problem, tile, split, box, inverse, warpgroups)
-    return prod(visited for visited, _ in per_axis), prod(full for _, full in per_axis)
-
-
-def _axes_counts(
-    problem: Problem, tile: Triple, split: int, box: Triple, inverse: bool, warpgroups: int
-) -> list[tuple[int, int]]:
-    """The same per axis: the counts of a head are products of them."""
-    return [
-        _axis_counts(axis, side, warpgroups if number == split else 1, columns, inverse)
-        for number, (axis, side, columns) in enumerate(zip(problem.axes, tile, box, strict=True))
-    ]
-
-
-@lru_cache(65536)
-def _axis_counts(axis: Axis, tile: int, parts: int, columns: int, inverse: bool) -> tuple[int, int]:
-    """The same along one axis, for tiles in `parts` whose boxes all start at the first column of the tile."""
-    short, longer, repeats = tiling.shortened(axis, tile)
-    both = (_walked_counts(found, tile, parts, columns, inverse) for found in (short, longer))
-    visited, full = (few + repeats * (more - few) for few, more in zip(*both, strict=True))
-    return visited, full
-
-
-def _walked_counts(axis: Axis, tile: int, parts: int, columns: int, inverse: bool) -> tuple[int, int]:
-    visited = full = 0
-    rows = tile // parts
-    for span in (spans.inverse if inverse else spans.forward)(axis):
-        for first in range(0, len(span.rows), rows):
-            last = min(first + rows, len(span.rows)) - 1
-            origin = span.starts[first // tile * tile]
-            visited += -(-(span.stops[last] - origin) // columns) - (span.starts[first] - origin) // columns
-            skipped = -(-(span.starts[last] - origin) // columns)
-            full += max((span.stops[first] - origin) // columns - skipped, 0)
-    return visited, full
 
 
 def _tiles(problem: Problem, warpgroups: int, extents: tuple[int, ...]) -> list[tuple[Triple, int]]:
