@@ -2,7 +2,7 @@
 
 Times follow from exact counts of what each plan computes, with constants fitted to times on an H200 of
 windows from 7 to close to the whole axis, of 196 to 4096 tokens and head dimensions 32, 64 and 128: they are
-off by 4 to 9 % (root mean square), and the family chosen took at most 13 % longer than the other. Sweeps over
+off by 4 to 9 % (root mean square), and the family chosen took at most 14 % longer than the other. Sweeps over
 rings, which small windows get, took less time wherever they were tried.
 """
 
