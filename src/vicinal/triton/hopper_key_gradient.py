@@ -314,12 +314,8 @@ def differentiate_keys(
 ):  # fmt: skip
     """Gradients from `statistics` `[2, batch * heads, t, h, w]`; its second half starts at `plane`."""
     grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
-    key, value, query, grad_out = (
-        hc.View(key, ()),
-        hc.View(value, ()),
-        hc.View(query, ()),
-        hc.View(grad_out, ()),
-    )
+    key, value = hc.View(key, ()), hc.View(value, ())
+    query, grad_out = hc.View(query, ()), hc.View(grad_out, ())
     grad_key, grad_value = hc.View(grad_key, ()), hc.View(grad_value, ())
     _run(
         key, value, query, grad_out, grad_key, grad_value, statistics, counter, scale, scale2, grid, plane,
