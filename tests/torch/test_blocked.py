@@ -89,27 +89,26 @@ def check(problem, scale=0.4, seed=0, with_lse=True):
         budget.check(f"gradient of {name}", array(grad), expected, problem.dtype)
 
 
-def check_walks(problem, fill=-np.inf, seed=0):
+def walk(problem, operands, fill=-np.inf):
     """`dot`, `mix` and `mix_back`; slots without a key hold NaN when they are read."""
+    dotted = replace(problem, operation="dot", value_dim=problem.dim)
+    weights = BLOCKED.dot(dotted, operands.query, operands.key, operands.bias, 0.3, fill)
+    read = torch.where(torch.isinf(weights), float("nan"), weights)
+    mixed = BLOCKED.mix(replace(problem, operation="mix", dim=problem.value_dim), read, operands.value)
+    back = replace(problem, operation="mix_back", value_dim=problem.dim)
+    return weights, mixed, BLOCKED.mix_back(back, read, operands.query)
+
+
+def check_walks(problem, fill=-np.inf, seed=0):
     win = oracle.window(problem.rank, **window(problem))
     _, operands = make(problem, seed)
-    dotted = replace(problem, operation="dot", value_dim=problem.dim)
-    bias = operands.bias
-    weights = BLOCKED.dot(dotted, operands.query, operands.key, bias, 0.3, fill)
-    expected = oracle.dot(
-        array(operands.query), array(operands.key), win, 0.3, None if bias is None else array(bias), fill
-    )
-    budget.check("dot", array(weights), expected, problem.dtype)
-    if np.isinf(fill):
-        weights = torch.where(torch.isinf(weights), float("nan"), weights)
-    kept = array(torch.nan_to_num(weights))
-    mixed = replace(problem, operation="mix", dim=problem.value_dim)
-    out = BLOCKED.mix(mixed, weights, operands.value)
-    budget.check("mix", array(out), oracle.mix(kept, array(operands.value), win), problem.dtype)
-    back = replace(problem, operation="mix_back", value_dim=problem.dim)
-    out = BLOCKED.mix_back(back, weights, operands.query)
-    expected = oracle.mix_back(kept, array(operands.query), problem.lengths, problem.kv_heads, win)
-    budget.check("mix_back", array(out), expected, problem.dtype)
+    weights, mixed, back = walk(problem, operands, fill)
+    query, key, value, bias = (None if x is None else array(x) for x in operands[:4])
+    budget.check("dot", array(weights), oracle.dot(query, key, win, 0.3, bias, fill), problem.dtype)
+    kept = array(torch.where(torch.isinf(weights), 0, weights))
+    budget.check("mix", array(mixed), oracle.mix(kept, value, win), problem.dtype)
+    expected = oracle.mix_back(kept, query, problem.lengths, problem.kv_heads, win)
+    budget.check("mix_back", array(back), expected, problem.dtype)
 
 
 @pytest.mark.parametrize("case", catalog.SMALL, ids=lambda case: case.name)

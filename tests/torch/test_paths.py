@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from tests import budget, oracle
 from tests.torch.problems import array, problems, window
-from tests.torch.test_blocked import BITWISE, check, equal, flat, make, prefer, restrided, run
+from tests.torch.test_blocked import BITWISE, check, equal, flat, make, prefer, restrided, run, walk
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.blocked import BLOCKED
@@ -134,9 +134,11 @@ ODD = (
     Problem((Axis(5, 3), Axis(5, 5)), heads=4, kv_heads=4, dim=16, value_dim=16),
     Problem((Axis(21, 7),), 2, 4, 2, 7, 7),
 )
+# The last columns of some boxes lie between whole cache lines.
+GAPS = (Problem((Axis(14, 6), Axis(7, 7, causal=True), Axis(9, 3)), 2, 2, 2, 5, 8, "float64"),)
 PATHS = [
     (problem, path)
-    for path, some in ((None, BITWISE + ODD), (band, BANDS), (direct, ODD))
+    for path, some in ((None, BITWISE + ODD + GAPS), (band, BANDS), (direct, ODD))
     for problem in some
 ]
 
@@ -154,10 +156,22 @@ def test_bits_do_not_depend_on_run_or_threads(problem, path, threads, monkeypatc
     prefer(monkeypatch, path)
     _, operands = make(problem)
     results = []
-    for count in (1, 1, 3, 8):
+    for count in (1, 1, 2, 3, 8):
         threads(count)
         gradients = () if path is band else run(problem, operands, with_lse=path is None)[2]
         results.append(flat(*BLOCKED.attend(problem, operands, 0.4), gradients))
+    assert all(equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("problem", BITWISE + ODD + GAPS, ids=str)
+def test_bits_of_walks_do_not_depend_on_threads(problem, threads, monkeypatch):
+    monkeypatch.setattr(plan, "CHUNK", 5_000)
+    prefer(monkeypatch, None)
+    _, operands = make(problem)
+    results = []
+    for count in (1, 2, 3, 8):
+        threads(count)
+        results.append(walk(problem, operands, 0.0))
     assert all(equal(results[0], other) for other in results[1:])
 
 

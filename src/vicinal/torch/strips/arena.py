@@ -64,18 +64,24 @@ def keep(key: Hashable, device: torch.device, make: Callable[[], T]) -> T:
     return found
 
 
-def sheet(name: str, shape: tuple[int, ...], like: Like, turned: bool = False) -> tuple[Tensor, Tensor]:
-    """A tensor like `take`'s, and the flat buffer that it is the start of, for exp2 and log2. A `turned`
-    one has its last two axes the other way round in memory.
+def sheet(
+    name: str, shape: tuple[int, ...], like: Like, turned: bool = False, first: int = 0
+) -> tuple[Tensor, Tensor]:
+    """A tensor like `take`'s, and the flat buffer that it lies in, for exp2 and log2. A `turned` one has its
+    last two axes the other way round in memory.
+
+    `first` is the number of its first matrix among those of a longer tensor: each lies in its cache lines as
+    it would there, because a BLAS rounds otherwise elsewhere.
 
     PyTorch computes what a thread's share has left over after whole vectors by another routine, which rounds
     differently. The buffer is so long that every share is whole vectors: bits do not depend on threads.
     """
-    size = prod(shape)
-    buffer = take(name, (_whole(size, torch.get_num_threads()),), like)
+    start, size = first * prod(shape[1:]) % VECTOR, prod(shape)
+    buffer = take(name, (_whole(start + size, torch.get_num_threads()),), like)
+    made = buffer[start : start + size]
     if not turned:
-        return buffer[:size].view(shape), buffer
-    return buffer[:size].view(*shape[:-2], shape[-1], shape[-2]).mT, buffer
+        return made.view(shape), buffer
+    return made.view(*shape[:-2], shape[-1], shape[-2]).mT, buffer
 
 
 def _whole(size: int, workers: int) -> int:

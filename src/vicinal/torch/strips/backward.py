@@ -207,10 +207,11 @@ def _chunks(
         for some in chunks(work, chunk(part.rows, span, like, 2), fewest(like.device)):
             key = keys.boxes(some)
             size = (len(key), part.rows, span)
-            weights, whole = sheet("scores", size, like, mask.turned)
-            slopes = sheet("slopes", size, like, mask.turned)[0] if with_slopes else None
+            lie = like, mask.turned, some.all.start
+            weights, whole = sheet("scores", size, *lie)
+            slopes = sheet("slopes", size, *lie)[0] if with_slopes else None
             to_key, to_value = (
-                [] if slots is None or x is None else segments(part, work, slots, some.slot, x)
+                [] if slots is None or x is None else segments(part, work, slots, some, x)
                 for slots, x in zip(sums, (slopes, weights), strict=True)
             )
             boxes = key, key.mT, values.boxes(some).mT

@@ -196,7 +196,8 @@ def _chunks(
         for some in chunks(work, chunk(part.rows, span, like), fewest(like.device)):
             key, value = keys.boxes(some).mT, values.boxes(some)
             mine = _State(*(x[some.all] for x in (state.out, state.top, state.total)))
-            held = sheet("scores", (len(value), part.rows, span), like, mask.turned)
+            size = (len(value), part.rows, span)
+            held = sheet("scores", size, like, mask.turned, some.all.start)
             found.append(_Chunk(kinds[some.all], queries[some.all], key, value, mine, *held))
         return found
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arena import Like, keep, take
+from .arena import Like, keep, sheet, take
 from .bundle import Bundle
 from .moves import Held, Move, Place, Step, blank, hold, play, record, run
 from .plan import Part, Pass
@@ -329,8 +329,8 @@ class Segment(NamedTuple):
     made: Tensor | None
 
 
-def segments(part: Part, work: Pass, slots: Tensor, first: int, weights: Tensor) -> list[Segment]:
-    """The boxes of strips of which the first starts at slot `first`, for `weights` `[boxes, rows, keys]`.
+def segments(part: Part, work: Pass, slots: Tensor, some: Chunk, weights: Tensor) -> list[Segment]:
+    """The boxes of a chunk, for `weights` `[boxes, rows, keys]`.
 
     Boxes overlap, segments of one pitch do not. Far segments go first: then a slot takes its tiles
     in order, whether or not they come in one chunk.
@@ -340,11 +340,12 @@ def segments(part: Part, work: Pass, slots: Tensor, first: int, weights: Tensor)
     for at in range((span - 1) // work.pitch * work.pitch, -1, -work.pitch):
         length = min(work.pitch, span - at) * part.width
         size = (len(weights), length, dim)
-        sink = slots.as_strided(size, (work.pitch * row, dim, 1), (first + at) * row)
+        sink = slots.as_strided(size, (work.pitch * row, dim, 1), (some.slot + at) * row)
         mine = weights[:, :, at * part.width : at * part.width + length].mT
         # A product written with gaps runs matrix by matrix.
         gaps = length < work.pitch * part.width
-        found.append(Segment(sink, mine, take("segment", size, like) if gaps else None))
+        made = sheet("segment", size, like, first=some.all.start)[0] if gaps else None
+        found.append(Segment(sink, mine, made))
     return found
 
 

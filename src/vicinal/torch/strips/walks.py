@@ -11,7 +11,7 @@ from torch import Tensor
 from ...problem import Problem
 from ..composite import accumulating
 from . import fresh
-from .arena import Like, take, trim
+from .arena import Like, sheet, trim
 from .call import chunk, columns_of, rows_of
 from .layout import Chunk, accumulate, chunks, cut, fold, segments, strips
 from .plan import TABLE, Part, Pass, parts
@@ -39,7 +39,8 @@ class _Stage(NamedTuple):
 
     def scores(self, some: slice, width: int) -> Tensor:
         """`[boxes, rows, width]`, uninitialised."""
-        return take("scores", (some.stop - some.start, self.part.rows, width), self.like)
+        size = (some.stop - some.start, self.part.rows, width)
+        return sheet("scores", size, self.like, first=some.start)[0]
 
     def places(self, some: slice) -> Tensor:
         """`[boxes, rows, window]` slot of the box that each key of a window has; the number of keys where
@@ -146,6 +147,6 @@ def mix_back(problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
         rows = gather(part, work, rows_of(part, x, stage.batch), "query", like)
         made = strips(part, work, x.shape[-1], "key", like).slots.zero_()
         for some, scores in _spread(stage, weights):
-            accumulate(segments(part, work, made, some.slot, scores), rows[some.all], 1.0)
+            accumulate(segments(part, work, made, some, scores), rows[some.all], 1.0)
         fold(part, work, made, columns_of(part, total, stage.batch), like)
     return total.to(x.dtype)
