@@ -29,18 +29,21 @@ def _write(source, held, full, empty, rounds):
 
 
 @gluon.jit
-def _read(out, held, full, empty, rounds):
+def _read(out, held, full, empty, rounds, EARLY: gl.constexpr):
     at = gl.arange(0, WORDS, layout=NARROW)
     for i in range(rounds):
         stage = i % STAGES
         mbarrier.wait(full.index(stage), i // STAGES & 1)
+        if EARLY:
+            mbarrier.arrive(empty.index(stage), count=1)
         words = held.index(stage).load(NARROW)
-        mbarrier.arrive(empty.index(stage), count=1)
+        if not EARLY:
+            mbarrier.arrive(empty.index(stage), count=1)
         gl.store(out + i * WORDS + at, words)
 
 
 @gluon.jit
-def copy(source, out, rounds):
+def copy(source, out, rounds, EARLY: gl.constexpr = False):
     held = gl.allocate_shared_memory(gl.int32, [STAGES, WORDS], PLAIN)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -48,12 +51,16 @@ def copy(source, out, rounds):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=1)
     gl.warp_specialize(
-        [(_write, (source, held, full, empty, rounds)), (_read, (out, held, full, empty, rounds))], [1], [24]
+        [(_write, (source, held, full, empty, rounds)), (_read, (out, held, full, empty, rounds, EARLY))],
+        [1],
+        [24],
     )
 
 
-def main():
+def main(early=False):
+    """With `early` words are given free before they are read: a race."""
     source = torch.arange(ROUNDS * WORDS.value, dtype=torch.int32, device="cuda")
     out = torch.zeros_like(source)
-    copy[(1,)](source, out, ROUNDS, num_warps=4)
-    assert torch.equal(out, source), "partitions handed over something else"
+    copy[(1,)](source, out, ROUNDS, early, num_warps=4)
+    torch.cuda.synchronize()
+    assert early or torch.equal(out, source), "partitions handed over something else"

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import torch
 
@@ -49,6 +50,10 @@ PROBLEMS = {
         problem(Axis(67, 40, 1, 1, True), dtype="float32", extra=3, dim=40),
         problem(Axis(40, 33), dim=256, dtype="bfloat16"),
         problem(Axis(19, 5, 2), Axis(13, 4, 1, 2), dtype="float32", bias=True, value_dim=12),
+        problem(Axis(300, 270), dim=64),
+        problem(Axis(9, 7), Axis(11, 7), Axis(10, 6), dim=48, kv_heads=1, dtype="bfloat16"),
+        problem(Axis(35, 17, 1, 2), Axis(18, 17, 1, 1, True), dim=40, value_dim=24),
+        problem(Axis(23, 17), Axis(19, 15, 4), dim=24),
     ),
     "rings": (
         problem(Axis(9, 3), Axis(7, 3)),
@@ -56,6 +61,8 @@ PROBLEMS = {
         problem(Axis(19, 5, 2, 2), Axis(13, 4, 1, 2), dim=64, dtype="bfloat16", kv_heads=1, batch=2),
         problem(HARD, Axis(7, 4), dim=16, value_dim=32),
         problem(Axis(150, 33, 4), dim=64),
+        problem(Axis(19, 3), Axis(20, 7)),
+        problem(Axis(5, 3), Axis(5, 3), Axis(20, 7), dim=16, dtype="bfloat16"),
     ),
     "hopper": (
         problem(Axis(150, 70), dim=64),
@@ -67,6 +74,10 @@ PROBLEMS = {
         problem(Axis(140, 50, 1, 1, False, 3), dim=32),
         problem(Axis(19, 8), Axis(18, 9), dim=256),
         problem(Axis(150, 70), dim=64, key_dtype="float8_e4m3fn", gradients=False),
+        problem(Axis(1601, 1550), heads=1, dim=64),
+        problem(Axis(50, 40), Axis(49, 41, 5), dim=24, value_dim=40, dtype="bfloat16"),
+        problem(Axis(17, 9), Axis(19, 8), dim=96),
+        problem(Axis(150, 70), dim=160, value_dim=80, dtype="bfloat16"),
     ),
 }
 
@@ -111,25 +122,38 @@ def swept(p):
     return ring_plan.forward(p) is not None and support.installed() == support.GLUON
 
 
-# Documents of different shapes, with every option.
-DOCUMENTS = case(
-    ((14, 9), (15, 23), (31, 9)), (3, 2), (2, 1), (4, 3), (True, False), (2, 6),
-    bias=True, extra=5, heads=2, kv_heads=1, dim=20, value_dim=24, dtype="float16",
+# Documents of different shapes: with every option, and with none, whose loops load two boxes ahead.
+DOCUMENTS = (
+    case(
+        ((14, 9), (15, 23), (31, 9)), (3, 2), (2, 1), (4, 3), (True, False), (2, 6),
+        bias=True, extra=5, heads=2, kv_heads=1, dim=20, value_dim=24, dtype="float16",
+    ),
+    case(((20, 33), (41, 18)), 17, heads=2, kv_heads=1, dim=40, value_dim=40, dtype="float16"),
 )  # fmt: skip
 
 
 def cases():
     fixed = [(name, p) for name, problems in PROBLEMS.items() for p in problems]
-    return [*fixed, ("documents", Packed), ("documents", Padded)]
+    return [*fixed, *(("documents", each) for each in product((Packed, Padded), DOCUMENTS))]
+
+
+def keep_few():
+    """Few programs, each of which computes tile after tile."""
+    ring_plan.MULTIPROCESSORS = ring_plan.PLACES = 1
+    if support.installed() == support.GLUON:
+        from vicinal.triton import hopper_launch
+
+        hopper_launch._multiprocessors = lambda _: 2
 
 
 def run_share(first, step, *without):
     """Every `step`-th problem from `first` on, families `without` left out."""
+    keep_few()
     for name, p in cases()[int(first) :: int(step)]:
         if name in without:
             continue
         if name == "documents":
-            check(p, DOCUMENTS, rounded=True, device="cuda")
+            check(*p, rounded=True, device="cuda")
             continue
         backend = next(found for found in BACKENDS if found.name == name.replace("rings", "triton"))
         reason = backend.refusal(p)
@@ -207,7 +231,7 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["partitions"]:
         from tests.triton import partitions
 
-        partitions.main()
+        partitions.main("early" in sys.argv)
     elif sys.argv[1:2] == ["planted"]:
         run_planted(sys.argv[2])
     else:

@@ -1,0 +1,99 @@
+"""What compute-sanitizer runs where there is a GPU has every form that kernels come in; needs no GPU."""
+
+from dataclasses import replace
+
+import pytest
+
+from vicinal.triton import hopper_plan, plan, ring_plan
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from tests.triton import sanitize
+from vicinal.triton import launches
+
+
+def loops(p):
+    """Kernels of `triton`: how they read columns."""
+    for name, shape in (("forward", plan.forward(p)), ("query gradient", plan.query_gradient(p))):
+        ahead = " ahead" if launches._ahead(p, shape) else ""
+        yield f"{name}: one box" if shape.single else f"{name}: loop{ahead}"
+    yield f"{'exact' if p.dtype == 'float32' else 'short'} products"
+
+
+def sweeps(p):
+    """Kernels of rings: whether programs go on from tile to tile, and columns share lanes."""
+    dot = replace(p, operation="dot", extra=0)
+    mix = replace(dot, operation="mix", bias=False, dim=p.value_dim)
+    found = {
+        "forward": ring_plan.forward(p),
+        "query gradient": ring_plan.query_gradient(p),
+        "key gradient": ring_plan.key_gradient(p),
+        **{walk.operation: ring_plan.walk(walk) for walk in (dot, mix, replace(mix, operation="mix_back"))},
+    }
+    for name, sweep in found.items():
+        if sweep is not None:
+            spec = sweep.spec
+            yield f"{name}: {'several tiles' if spec.steps > 1 else 'one tile'}"
+            if spec.lanes < spec.width:
+                yield f"{name}: shared lanes"
+            if spec.group > 1:
+                yield f"{name}: groups"
+
+
+def tiles(p):
+    """Kernels of `hopper`: who shares a tile, and what is multiplied in parts."""
+    spec, programs = hopper_plan.forward(p)
+    yield f"forward: {spec.warpgroups} warpgroups"
+    yield f"forward: {'parts' if len(spec.cuts) > 1 else 'whole'}"
+    yield f"forward: {'groups' if spec.described else 'several tiles' if programs > 2 else 'one tile'}"
+    yield f"forward: {'in turns' if spec.turns else 'as they like'}"
+    yield f"forward: queries {'in registers' if spec.held else 'in shared memory'}"
+    spec, _ = hopper_plan.query_gradient(p, True, True)
+    yield f"query gradient: {'next tile early' if spec.depth > 1 else 'tile by tile'}"
+    key_specs = [spec for spec, _ in hopper_plan.key_gradients(p, True, True)]
+    yield f"key gradient: {len(key_specs)} kernels"
+    yield f"key gradient: {'next tile early' if key_specs[0].depth > 1 else 'tile by tile'}"
+    yield f"key gradient: rows {'in registers' if key_specs[0].held else 'in shared memory'}"
+
+
+WALKS = ("dot", "mix", "mix_back")
+GRADIENTS = ("query gradient", "key gradient")
+
+
+def each(names, *forms):
+    return {f"{name}: {form}" for name in names for form in forms}
+
+
+FORMS = {
+    "triton": (
+        loops,
+        {"exact products", "short products"}
+        | each(("forward", "query gradient"), "loop", "loop ahead")
+        | each(("forward",), "one box"),
+    ),
+    "rings": (
+        sweeps,
+        each(("forward", *GRADIENTS, *WALKS), "one tile", "several tiles")
+        | each(WALKS, "groups")
+        | each(WALKS[:2], "shared lanes"),
+    ),
+    "hopper": (
+        tiles,
+        each(("forward",), "2 warpgroups", "3 warpgroups", "parts", "whole", "groups", "several tiles")
+        | each(("forward",), "in turns", "as they like", "queries in registers", "queries in shared memory")
+        | each(GRADIENTS, "next tile early", "tile by tile")
+        | each(GRADIENTS[1:], "1 kernels", "2 kernels", "rows in registers", "rows in shared memory"),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FORMS)
+def test_every_form_of_kernel_is_there(family, monkeypatch):
+    # As `sanitize.keep_few` does.
+    monkeypatch.setattr(ring_plan, "MULTIPROCESSORS", 1)
+    monkeypatch.setattr(ring_plan, "PLACES", 1)
+    for planned in (ring_plan.forward, ring_plan.query_gradient, ring_plan.key_gradient, ring_plan.walk):
+        monkeypatch.setattr(ring_plan, planned.__name__, planned.__wrapped__)
+    forms, wanted = FORMS[family]
+    found = {form for p in sanitize.PROBLEMS[family] for form in forms(p)}
+    assert found >= wanted, wanted - found
