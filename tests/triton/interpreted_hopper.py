@@ -174,12 +174,18 @@ def check_needs(case):
 
 
 def check_control(order):
-    """The kernel that racecheck is tried on is right."""
+    """The kernel that racecheck is tried on is right, and races where it is to race."""
     source = torch.arange(partitions.ROUNDS * 128, dtype=torch.int32)
     out = torch.zeros_like(source)
     with emulator.schedule(order=order, restless=0.0):
-        partitions.copy.warmup(source, out, partitions.ROUNDS, grid=(1,))
-    assert torch.equal(out, source)
+        partitions.copy.warmup(source, out, partitions.ROUNDS, False, grid=(1,))
+        assert torch.equal(out, source)
+        said = ""
+        try:
+            partitions.copy.warmup(source, out, partitions.ROUNDS, True, grid=(1,))
+        except emulator.Fault as fault:
+            said = str(fault)
+    assert "race on held" in said, said
 
 
 @st.composite

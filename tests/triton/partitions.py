@@ -43,7 +43,7 @@ def _read(out, held, full, empty, rounds, EARLY: gl.constexpr):
 
 
 @gluon.jit
-def copy(source, out, rounds, EARLY: gl.constexpr = False):
+def copy(source, out, rounds, EARLY: gl.constexpr):
     held = gl.allocate_shared_memory(gl.int32, [STAGES, WORDS], PLAIN)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
