@@ -1,13 +1,12 @@
 """Which of two kernel families is predicted to be faster: the tiles of Hopper, or those of `triton`.
 
 Times follow from exact counts of what each plan computes, with constants fitted to times on an H200 of
-windows from 7 to close to the whole axis, of 196 to 4096 tokens and head dimensions 32, 64 and 128: they are
-off by 4 to 9 % (root mean square), and the family chosen took at most 14 % longer than the other. Sweeps over
-rings, which small windows get, took less time wherever they were tried.
+windows from 7 to close to the whole axis, of 196 to 4096 tokens and head dimensions 32, 64 and 128: their
+ratio is off by 12 % forward and 5 % with gradients (root mean square), and the family chosen took at most 8 %
+longer than the other. So did sweeps over rings, which small windows get.
 """
 
 from functools import lru_cache
-from math import prod
 from typing import NamedTuple
 
 from .. import tiling
@@ -58,7 +57,7 @@ def _work(problem: Problem, planned: hopper_plan.Plan, inverse: bool = False) ->
 def _hopper_forward(problem: Problem) -> float:
     """Microseconds."""
     work, width = _work(problem, hopper_plan.forward(problem)), _width(problem)
-    return work.programs * 2.2 + work.boxes * (0.78 + 0.59 * width) + work.masked * 0.36
+    return work.programs * 2.15 + work.boxes * (0.78 + 0.71 * width) + work.masked * 0.29
 
 
 def _hopper_backward(problem: Problem) -> float:
@@ -66,37 +65,51 @@ def _hopper_backward(problem: Problem) -> float:
     launches += [(hopper_plan.Plan(*one), True) for one in hopper_plan.key_gradients(problem, True, True)]
     each = [_work(problem, planned, inverse) for planned, inverse in launches]
     work, width = Work(*map(sum, zip(*each, strict=True))), _width(problem)
-    return work.programs * (1.4 + 2.3 * width) + work.boxes * (0.94 + 1.22 * width) + work.masked * 0.25
+    return work.programs * (1.66 + 1.78 * width) + work.boxes * (0.89 + 1.47 * width) + work.masked * 0.18
 
 
-# Microseconds of a thousand tiles, and of 2**20 scores by head dimension.
-SINGLE = 4.6, {32: 0.86, 64: 2.34, 128: 2.81, 256: 5.6}
-LOOP = 3.2, {32: 0.74, 64: 0.86, 128: 2.0, 256: 4.0}
-BACKWARD = 10.6, {32: 0.81, 64: 1.15, 128: 2.31, 256: 4.6}
+class Costs(NamedTuple):
+    """Microseconds of a thousand tiles, of 2**20 scores by head dimension, and of masks on as many scores.
+
+    A tile of a loop counts by the elements of its rows, as one of 64 rows of 64.
+    """
+
+    tile: float
+    score: dict[int, float]
+    mask: float = 0.0
 
 
-def _portable(problem: Problem, tiles: int, scores: int, costs: tuple[float, dict[int, float]]) -> float:
-    """Microseconds of tiles and scores of one head."""
-    heads = problem.batch * problem.heads
-    width = max(plan.padded(problem.dim), plan.padded(problem.value_dim))
-    a_score = next(cost for most, cost in costs[1].items() if width <= most)
-    return heads * (tiles / 1e3 * costs[0] + scores / 2**20 * a_score)
-
-
-def _scores(problem: Problem, shape: plan.Shape, inverse: bool = False) -> int:
-    sides = zip(plan.three_axes(problem.axes), shape.rows, shape.columns, strict=True)
-    visited = prod(tiling.axis_counts(*numbers, inverse).visited for numbers in sides)
-    return visited * shape.row_count * shape.column_count
+SINGLE = Costs(4.6, {32: 0.85, 64: 2.34, 128: 2.83, 256: 5.6})
+LOOP = Costs(4.9, {32: 0.72, 64: 0.79, 128: 1.6, 256: 3.2})
+BACKWARD = Costs(9.8, {32: 0.87, 64: 1.07, 128: 1.99, 256: 4.0}, 0.135)
 
 
 def _portable_forward(problem: Problem) -> float:
+    """Microseconds."""
     shape = plan.forward(problem)
     if shape.single:
-        return _portable(problem, shape.tiles, shape.tiles * shape.row_count * shape.column_count, SINGLE)
-    return _portable(problem, shape.tiles, _scores(problem, shape), LOOP)
+        return _time(problem, SINGLE, shape.tiles, shape.tiles * shape.row_count * shape.column_count)
+    return _loop(problem, LOOP, shape)
 
 
 def _portable_backward(problem: Problem) -> float:
     queries, keys = plan.query_gradient(problem), plan.key_gradient(problem)
-    scores = _scores(problem, queries) + _scores(problem, keys, inverse=True)
-    return _portable(problem, queries.tiles + keys.tiles, scores, BACKWARD)
+    return _loop(problem, BACKWARD, queries) + _loop(problem, BACKWARD, keys, inverse=True)
+
+
+def _loop(problem: Problem, costs: Costs, shape: plan.Shape, inverse: bool = False) -> float:
+    counts = tiling.counts(hopper_plan.three_axes(problem), shape.rows, shape.columns, inverse)
+    tiles = shape.tiles * shape.row_count * _head_dim(problem) / 4096
+    box = shape.row_count * shape.column_count
+    return _time(problem, costs, tiles, counts.visited * box, counts.partial * box)
+
+
+def _time(problem: Problem, costs: Costs, tiles: float, scores: int, masked: int = 0) -> float:
+    """Microseconds of all heads, of each of which there are so many."""
+    a_score = next(cost for most, cost in costs.score.items() if _head_dim(problem) <= most)
+    each = tiles / 1e3 * costs.tile + (scores * a_score + masked * costs.mask) / 2**20
+    return problem.batch * problem.heads * each
+
+
+def _head_dim(problem: Problem) -> int:
+    return max(plan.padded(problem.dim), plan.padded(problem.value_dim))
