@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from functorch.compile import make_boxed_func
-from hypothesis import Phase, given, seed, settings
+from hypothesis import Phase, assume, given, seed, settings
 from torch._dynamo.backends.common import aot_autograd
 
 import vicinal.torch as na
@@ -45,9 +45,11 @@ def test_every_combination(share):
     """In shares for the processes of a test run, as every problem compiles its own kernels."""
 
     @seed(share)
-    @settings(max_examples=3, deadline=None, database=None, phases=[Phase.generate])
+    @settings(max_examples=2, deadline=None, database=None, phases=[Phase.generate])
     @given(problem=problems.problems(dtypes=("float32", *HALF)))
     def check(problem):
+        # Whatever the seed, the smallest problem comes first.
+        assume(problem.pairs > 8)
         problems.check(problem, rounded_weights=problem.dtype in HALF, device="cuda")
 
     check()

@@ -3,11 +3,14 @@
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from math import prod
 
 import numpy as np
 import pytest
 import torch
 from functorch.compile import make_boxed_func
+from hypothesis import HealthCheck, Phase, assume, given, seed, settings
+from hypothesis import strategies as st
 from torch._dynamo.backends.common import aot_autograd
 
 from tests import budget, oracle
@@ -157,6 +160,49 @@ def test_three_warpgroups_match_the_oracle(case, monkeypatch):
     monkeypatch.setattr(hopper_plan, "WALK", 0)
     assert hopper_plan.forward(case).spec.warpgroups == 3
     check(case)
+
+
+@st.composite
+def any_problem(draw):
+    rank = draw(st.integers(1, 3))
+    longest = (400, 30, 10)[rank - 1]
+    lengths = [draw(st.integers(longest // 2, longest)) for _ in range(rank)]
+    dilations = [draw(st.integers(1, 2)) for _ in lengths]
+    sizes = [draw(st.integers(2, length // apart)) for length, apart in zip(lengths, dilations, strict=True)]
+    many = lambda one: tuple(draw(one) for _ in lengths)  # noqa: E731
+    strides = tuple(draw(st.integers(1, size)) for size in sizes)
+    # No output stride on a dilated axis.
+    steps = tuple(1 if apart > 1 else draw(st.integers(1, 3)) for apart in dilations)
+    dims = st.sampled_from((8, 32, 48, 64, 96, 128, 160, 256))
+    kv_heads = draw(st.integers(1, 2))
+    return problem(
+        lengths,
+        tuple(sizes),
+        strides,
+        tuple(dilations),
+        many(st.booleans()),
+        steps,
+        batch=draw(st.integers(1, 2)),
+        heads=kv_heads * draw(st.integers(1, 2)),
+        kv_heads=kv_heads,
+        dim=draw(dims),
+        value_dim=draw(dims),
+        dtype=draw(st.sampled_from(("float16", "bfloat16"))),
+    )
+
+
+@pytest.mark.parametrize("shard", range(6))
+def test_any_options(shard):
+    # Shrinking would compile kernels for minutes; the error names the problem.
+    @seed(shard)
+    @settings(max_examples=2, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(any_problem())
+    def check_any(case):
+        # Whatever the seed, the smallest problem comes first.
+        assume(prod(case.window) > 8)
+        check(case)
+
+    check_any()
 
 
 @pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])

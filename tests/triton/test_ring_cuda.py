@@ -1,10 +1,13 @@
 """Sweeps over rings on a GPU, against float64 arithmetic."""
 
 from dataclasses import replace
+from itertools import cycle
 from math import prod
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, assume, given, seed, settings
+from hypothesis import strategies as st
 
 from tests.triton.test_cuda import NEEDS, assert_near, check_by_reference, noise, run
 from vicinal import Axis, Problem
@@ -74,6 +77,60 @@ def test_repeats_are_bitwise_equal(name):
             assert torch.equal(x, first[result]), result
 
 
+@pytest.fixture
+def few_programs(monkeypatch):
+    """As where there are many more tiles than programs, which go on from one to the next."""
+    from vicinal.triton import ring_plan
+
+    monkeypatch.setattr(ring_plan, "MULTIPROCESSORS", 1)
+    monkeypatch.setattr(ring_plan, "PLACES", 1)
+
+
+@pytest.mark.usefixtures("few_programs")
+@pytest.mark.parametrize(("name", "dim"), zip(WINDOWS, cycle((32, 64, 16)), strict=False))
+def test_programs_go_on_to_other_tiles(name, dim):
+    # Of another batch than elsewhere: plans are kept.
+    found = problem(WINDOWS[name], dim, batch=4)
+    assert any(sweep.spec.steps > 1 for sweep in sweeps(found) if sweep is not None)
+    check_by_reference(found)
+    check_walks(found)
+
+
+@st.composite
+def any_problem(draw):
+    rank = draw(st.integers(1, 3))
+    longest, largest = ((200, 40), (28, 9), (9, 4))[rank - 1]
+    axes = []
+    for _ in range(rank):
+        length, size = draw(st.integers(longest // 3, longest)), draw(st.integers(1, largest))
+        size = min(size, length)
+        stride, dilation = draw(st.integers(1, size)), draw(st.integers(1, min(3, length // size)))
+        axes.append(Axis(length, size, stride, dilation, draw(st.booleans()), draw(st.integers(1, 2))))
+    dims = st.sampled_from((16, 32, 64))
+    kv_heads = draw(st.integers(1, 2))
+    heads = kv_heads * draw(st.integers(1, 2))
+    dtype = draw(st.sampled_from(("float16", "bfloat16")))
+    return problem(tuple(axes), draw(dims), draw(dims), dtype, draw(st.sampled_from((5, 6))), heads, kv_heads)
+
+
+@pytest.mark.parametrize("shard", range(6))
+def test_any_options(shard, request):
+    if shard % 2:
+        request.getfixturevalue("few_programs")
+
+    # Shrinking would compile kernels for minutes; the error names the problem.
+    @seed(shard)
+    @settings(max_examples=2, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(any_problem())
+    def check(found):
+        # Whatever the seed, the smallest problem comes first.
+        assume(prod(found.window) > 1 and all(sweeps(found)[:2]))
+        check_by_reference(found, shard)
+        check_walks(found)
+
+    check()
+
+
 @pytest.mark.usefixtures("returned_memory")
 @pytest.mark.xdist_group("large")
 def test_more_than_two_to_the_31_elements():
@@ -126,6 +183,20 @@ def test_only_what_is_needed():
         assert torch.allclose(some[index].float(), whole[index].float(), atol=2e-2)
 
 
+def check_walks(found):
+    """Split operations against float64, and twice the same; values are as wide as keys."""
+    found = replace(found, value_dim=found.dim)
+    x = noise((found.batch, *found.outputs, found.heads, found.dim), seed=0)
+    y = noise((found.batch, *found.lengths, found.kv_heads, found.dim), seed=1)
+    weights = noise((found.batch, *found.outputs, found.heads, prod(found.window)), seed=2)
+    rows = [x.to(getattr(torch, found.dtype)) for x in (x, y, weights)]
+    exact = walks(replace(found, dtype="float64"), REFERENCE, *(x.double() for x in rows))
+    first = walks(found, TRITON, *rows)
+    assert_near(first, exact, found.dtype)
+    for result, x in walks(found, TRITON, *rows).items():
+        assert torch.equal(x, first[result]), result
+
+
 def walks(found, backend, x, y, weights):
     """`dot`, `mix` and `mix_back` of a backend."""
     each = {name: replace(found, operation=name) for name in ("dot", "mix", "mix_back")}
@@ -145,22 +216,11 @@ def test_walks(name, dim, dtype):
     found = problem(WINDOWS[name], dim, dtype=dtype)
     kinds = ("dot", "mix", "mix_back")
     assert any(ring_plan.walk(replace(found, operation=kind)) for kind in kinds)
-    given = [noise((2, *extents, 3, dim), seed=i) for i, extents in enumerate((found.outputs, found.lengths))]
-    given += [noise((2, *found.outputs, 3, prod(found.window)), seed=2)]
-    rows = [x.to(getattr(torch, dtype)) for x in given]
-    exact = walks(replace(found, dtype="float64"), REFERENCE, *(x.double() for x in rows))
-    first = walks(found, TRITON, *rows)
-    assert_near(first, exact, dtype)
-    for result, x in walks(found, TRITON, *rows).items():
-        assert torch.equal(x, first[result]), result
+    check_walks(found)
 
 
 def test_walks_of_grouped_heads():
-    found = problem(WINDOWS["plane"], heads=4, kv_heads=2)
-    rows = [noise((2, *found.lengths, heads, 32), torch.bfloat16, heads) for heads in (4, 2)]
-    rows += [noise((2, *found.lengths, 4, 49), torch.bfloat16)]
-    exact = walks(replace(found, dtype="float64"), REFERENCE, *(x.double() for x in rows))
-    assert_near(walks(found, TRITON, *rows), exact, "bfloat16")
+    check_walks(problem(WINDOWS["plane"], heads=4, kv_heads=2))
 
 
 @pytest.mark.parametrize("name", ["plane", "cube", "dilation", "causal", "output_stride", "stride"])
