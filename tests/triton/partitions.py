@@ -1,7 +1,8 @@
-"""A control for racecheck: a kernel of two partitions, in Gluon, that is right.
+"""A control for racecheck: a kernel of partitions, in Gluon, that is right, or races where it is asked to.
 
 Triton starts partitions through shared memory: warps of the first write which function the others run, and
-its arguments, between barriers of all warps. Here they then hand over words as the kernels of `hopper` do.
+its arguments, between barriers of all warps. Here they then hand over words, and a warp tells which come
+next, as the kernels of `hopper` do.
 """
 
 import torch
@@ -18,11 +19,23 @@ ROUNDS = 6
 
 
 @gluon.jit
-def _write(source, held, full, empty, rounds):
+def _number(numbers, told, heard, rounds):
+    for i in range(rounds):
+        stage = i % STAGES
+        mbarrier.wait(heard.index(stage), (i // STAGES & 1) ^ 1)
+        numbers.index(stage).store(gl.full([1], i, gl.int32, layout=NARROW))
+        mbarrier.arrive(told.index(stage), count=1)
+
+
+@gluon.jit
+def _write(source, held, full, empty, numbers, told, heard, rounds):
     at = gl.arange(0, WORDS, layout=WIDE)
     for i in range(rounds):
         stage = i % STAGES
-        words = gl.load(source + i * WORDS + at)
+        mbarrier.wait(told.index(stage), i // STAGES & 1)
+        number = gl.max(numbers.index(stage).load(WIDE), 0)
+        mbarrier.arrive(heard.index(stage), count=1)
+        words = gl.load(source + number * WORDS + at)
         mbarrier.wait(empty.index(stage), (i // STAGES & 1) ^ 1)
         held.index(stage).store(words)
         mbarrier.arrive(full.index(stage), count=1)
@@ -43,17 +56,26 @@ def _read(out, held, full, empty, rounds, EARLY: gl.constexpr):
 
 
 @gluon.jit
+def _barriers():
+    bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(bars.index(i), count=1)
+    return bars
+
+
+@gluon.jit
 def copy(source, out, rounds, EARLY: gl.constexpr):
     held = gl.allocate_shared_memory(gl.int32, [STAGES, WORDS], PLAIN)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(STAGES):
-        mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=1)
+    numbers = gl.allocate_shared_memory(gl.int32, [STAGES, 1], PLAIN)
+    full, empty, told, heard = _barriers(), _barriers(), _barriers(), _barriers()
     gl.warp_specialize(
-        [(_write, (source, held, full, empty, rounds)), (_read, (out, held, full, empty, rounds, EARLY))],
-        [1],
-        [24],
+        [
+            (_write, (source, held, full, empty, numbers, told, heard, rounds)),
+            (_read, (out, held, full, empty, rounds, EARLY)),
+            (_number, (numbers, told, heard, rounds)),
+        ],
+        [1, 1],
+        [24, 24],
     )
 
 
