@@ -17,7 +17,7 @@ from tests.torch.problems import array, problems, window
 from tests.torch.test_blocked import BITWISE, FIELDS, check, equal, flat, make, prefer, run
 from vicinal import Axis, Problem, catalog, tiling
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import arena, band, direct, forward, fresh, plan, ring, rows
+from vicinal.torch.strips import arena, band, direct, forward, fresh, plan, ring, rows, sums
 from vicinal.torch.strips.residues import residues
 
 
@@ -296,12 +296,12 @@ def resident(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
-def step(lengths, size, heads, dim, extra):
+def step(lengths, size, heads, dim, extra, dtype):
     shape = (1, *lengths, heads, dim)
-    leaves = [torch.randn(shape, requires_grad=True) for _ in range(3)]
-    grad, options = torch.randn(shape), {}
+    leaves = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
+    grad, options = torch.randn(shape, dtype=dtype), {}
     if extra:
-        more = [torch.randn(1, extra, heads, dim, requires_grad=True) for _ in range(2)]
+        more = [torch.randn(1, extra, heads, dim, dtype=dtype, requires_grad=True) for _ in range(2)]
         bias = torch.randn(heads, *(2 * size - 1 for _ in lengths), requires_grad=True)
         options = {"additional_keys": more[0], "additional_values": more[1], "bias": bias}
         leaves += [*more, bias]
@@ -312,9 +312,10 @@ def step(lengths, size, heads, dim, extra):
     return resident("VmHWM") - before, sum(x.nbytes for x in (out, *found)) >> 10
 
 torch.set_num_threads(1)
-lengths, size, heads, dim, extra = eval(sys.argv[1])
-step([16 for _ in lengths], 3, heads, dim, min(extra, 1))
-print(*step(lengths, size, heads, dim, extra))
+lengths, size, heads, dim, extra, dtype = eval(sys.argv[1])
+dtype = getattr(torch, dtype)
+step([16 for _ in lengths], 3, heads, dim, min(extra, 1), dtype)
+print(*step(lengths, size, heads, dim, extra, dtype))
 """
 
 
@@ -327,22 +328,52 @@ def peak(*case):
 
 @LINUX
 def test_training_on_128x128_takes_under_300_mib():
-    most, results = peak((128, 128), 13, 8, 64, 0)
+    most, results = peak((128, 128), 13, 8, 64, 0, "float32")
     assert 128 << 10 <= results <= most <= 300 << 10
 
 
+SLABS = (
+    Problem((Axis(120, 17),), 1, 4, 2, 8, 12),
+    Problem((Axis(150, 9, stride=3, dilation=2, causal=True),), 1, 2, 1, 8, 8),
+    Problem((Axis(9, 3), Axis(40, 5)), 1, 2, 2, 8, 5, bias=True, extra=3),
+    Problem((Axis(100, 7), Axis(8, 3)), 1, 2, 2, 8, 8),
+    Problem((Axis(40, 3, output_stride=9), Axis(30, 3, output_stride=7)), 1, 2, 1, 8, 8),
+    Problem((Axis(4, 3), Axis(13, 3), Axis(5, 3)), 1, 2, 1, 8, 12),
+    Problem((Axis(30, 5), Axis(6, 3, dilation=2), Axis(4, 3, causal=True)), 1, 1, 1, 8, 8),
+)
+
+
+@pytest.mark.parametrize("problem", SLABS, ids=str)
+def test_sums_that_move_with_slabs_are_the_whole_ones(monkeypatch, problem):
+    """They hold few columns at a time, and are rounded once."""
+    problem = replace(problem, dtype="bfloat16")
+    _, operands = make(problem)
+    monkeypatch.setattr(plan, "PASS", 20_000)
+    plan.parts.cache_clear()
+    whole = flat(*run(problem, operands)[:3])
+    moves, move = [], sums.Sums._move
+    monkeypatch.setattr(sums.Sums, "_move", lambda *given: moves.append(given) or move(*given))
+    monkeypatch.setattr(sums, "ROOM", 0)
+    assert equal(whole, flat(*run(problem, operands)[:3]))
+    assert moves
+    check(problem)
+
+
 WIDE = (
-    ((8192,), 4095, 1, 8, 0),
-    ((8192,), 4095, 1, 8, 5),
-    ((64, 64), 63, 1, 16, 0),
-    ((16, 16), 5, 1, 2048, 1500),
+    ((8192,), 4095, 1, 8, 0, "float32"),
+    ((8192,), 4095, 1, 8, 5, "float32"),
+    ((64, 64), 63, 1, 16, 0, "float32"),
+    ((16, 16), 5, 1, 2048, 1500, "float32"),
+    ((262144,), 15, 1, 64, 0, "bfloat16"),
+    ((512, 512), 7, 1, 32, 0, "float16"),
 )
 
 
 @LINUX
 @pytest.mark.parametrize("case", WIDE, ids=str)
-def test_wide_windows_and_heads_take_at_most_64_mib_of_scratch(case):
-    """Masks of tiles of which no two are alike, of all pairs, and what tiles add to additional tokens."""
+def test_scratch_is_at_most_64_mib(case):
+    """Masks of tiles of which no two are alike, of all pairs, what tiles add to additional tokens, and sums
+    of gradients in narrow dtypes."""
     most, results = peak(*case)
     assert most - results <= 64 << 10
 

@@ -46,10 +46,8 @@ def attend_back(
     for part in found:
         call = Call(part, operands, scale)
         for batch in range(len(part.batches)):
-            columns = grads.columns(part, batch)
-            for slab in range(len(part.slabs)):
+            for slab, columns in enumerate(grads.columns(part, batch)):
                 run_pass(call, batch, slab, saved, grads, columns)
-            grads.leave(part, batch, columns)
         grads.finish(part)
     return grads.result()
 

@@ -1,6 +1,6 @@
 """Gradients of one call while its passes add to them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import torch
@@ -9,11 +9,13 @@ from torch import Tensor
 from ..backends.base import Grads, Needs, Operands
 from ..composite import accumulating
 from . import fresh
+from .arena import Like
 from .call import columns_of
 from .layout import covers
-from .moves import Place, placed
+from .moves import Place
 from .plan import Part
 from .scores import Additive, Tally
+from .sums import Sums
 
 
 def gradients(
@@ -44,8 +46,8 @@ def _blank(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, wri
 
 
 class Gradients:
-    """Only what is needed exists. Keys and values are summed in the accumulating dtype, one batch at a
-    time; where they are not `fresh`, memory was zero before."""
+    """Only what is needed exists. Keys and values are summed in the accumulating dtype; where they are not
+    `fresh`, memory was zero before."""
 
     def __init__(self, operands: Operands, into: Grads, fresh: bool) -> None:
         self.operands, self.dtype, self.fresh = operands, accumulating(operands.query.dtype), fresh
@@ -57,22 +59,21 @@ class Gradients:
         """Whether the gradient of the scores is wanted, and not only the weights."""
         return any(x is not None for x in (self.query, self.key, self.bias, self.extra_key))
 
-    def columns(self, part: Part, batch: int) -> list[Place | None]:
-        """Where the gradients of keys and values are summed."""
-        return [None if x is None else self._sums(columns_of(part, x, batch)) for x in (self.key, self.value)]
+    def columns(self, part: Part, batch: int) -> Iterator[list[Place | None]]:
+        """Where each slab adds the gradients of keys and values; what is summed is rounded between slabs."""
+        found = [None if x is None else columns_of(part, x, batch) for x in (self.key, self.value)]
+        sums = [
+            None if x is None or x.tensor.dtype == self.dtype else self._sums(part, x, name)
+            for x, name in zip(found, ("sums of keys", "sums of values"), strict=True)
+        ]
+        for slab in range(len(part.slabs)):
+            yield [x if one is None else one.reach(slab) for x, one in zip(found, sums, strict=True)]
+        for one in sums:
+            if one is not None:
+                one.leave()
 
-    def _sums(self, found: Place) -> Place:
-        """`found`, or where its dtype is too narrow for sums, memory of its own."""
-        x = found.tensor
-        if x.dtype == self.dtype:
-            return found
-        return placed(_blank(found.shape, self.dtype, x.device, self.fresh))
-
-    def leave(self, part: Part, batch: int, columns: list[Place | None]) -> None:
-        """Round the sums of a batch to the dtype of the gradients."""
-        for x, sums in zip((self.key, self.value), columns, strict=True):
-            if x is not None and sums is not None and x.dtype != self.dtype:
-                columns_of(part, x, batch).view().copy_(sums.tensor)
+    def _sums(self, part: Part, target: Place, name: str) -> Sums:
+        return Sums(part, target, name, Like(self.dtype, target.tensor.device), self.fresh)
 
     def count(self, part: Part, mask: Additive, slopes: Tensor, kinds: Tensor) -> None:
         """Count gradients of scores towards the bias."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .arena import Like, keep, sheet, take
 from .bundle import Bundle
-from .moves import Held, Move, Place, Step, blank, hold, play, record, run
+from .moves import Held, Move, Place, Step, blank, hold, placed, play, record, run
 from .plan import Part, Pass
 from .products import multiply
 from .ring import Ring, held
@@ -43,22 +43,11 @@ def runs(ring: Ring, slots: range) -> list[Run]:
 
 def _read(part: Part, work: Pass, axis: int) -> range:
     """Slots of an axis that the tiles of a pass read."""
-    ring, tiles = part.rings[axis], work.slab[axis]
-    low = tiles[0] * ring.step - ring.shift
-    if axis == 0:
-        low += work.slots.start
-        return range(low, low + work.length)
-    return range(low, low + (len(tiles) - 1) * ring.step + ring.width)
-
-
-def _hull(ring: Ring, slots: range) -> range:
-    """`slots` with the slots that those past an end of the axis repeat."""
-    low, high = slots.start, slots.stop
-    if slots.start < 0:
-        high = max(high, min(ring.width, ring.columns))
-    if slots.stop > ring.columns:
-        low = min(low, max(ring.columns - ring.width, 0))
-    return range(low, high)
+    slots = part.rings[axis].read(work.slab[axis])
+    if axis:
+        return slots
+    first = slots.start + work.slots.start
+    return range(first, first + work.length)
 
 
 class Strips(NamedTuple):
@@ -182,7 +171,7 @@ def batch_starts(x: Tensor, ndim: int, batch: int) -> list[Tensor]:
 
 
 def _padded_shape(part: Part, work: Pass, x: Tensor) -> tuple[int, ...]:
-    hulls = (len(_hull(ring, _read(part, work, axis))) for axis, ring in list(enumerate(part.rings))[1:])
+    hulls = (len(ring.hull(_read(part, work, axis))) for axis, ring in list(enumerate(part.rings))[1:])
     return (*x.shape[: -part.rank - 1], work.length, *hulls, x.shape[-1])
 
 
@@ -196,7 +185,7 @@ def _windows(part: Part, work: Pass, padded: Tensor) -> Tensor:
     offset, hops = padded.storage_offset(), []
     for axis in range(1, rank):
         slots = _read(part, work, axis)
-        offset += (slots.start - _hull(part.rings[axis], slots).start) * steps[axis]
+        offset += (slots.start - part.rings[axis].hull(slots).start) * steps[axis]
         hops.append(part.rings[axis].step * steps[axis])
     volume = prod(padded.shape[-rank - 1 :])
     shape = (work.volumes, *_strip_shape(part, work, padded.shape[-1]))
@@ -209,7 +198,7 @@ def _axis_runs(part: Part, work: Pass) -> list[list[Run]]:
     found = [runs(part.rings[0], _read(part, work, 0)[:length])]
     for axis in range(1, part.rank):
         ring = part.rings[axis]
-        found.append(runs(ring, _hull(ring, _read(part, work, axis))))
+        found.append(runs(ring, ring.hull(_read(part, work, axis))))
     return found
 
 
@@ -243,24 +232,25 @@ def fold(part: Part, work: Pass, made: Tensor, target: Place, like: Like, first:
 
     Strips are spent. Every sum has one order, whatever the number of threads.
     """
-    x = target.view()
+    meta = blank(target.shape, target.strides)
     if isinstance(part, Bundle):
-        _fold_all(part, work, made, x, like)
+        _fold_all(part, work, made, target, meta, like)
         return
-    shape = _padded_shape(part, work, x)
+    shape = _padded_shape(part, work, meta)
     key = ("fold", first, work, target.shape, target.strides)
-    meta, body = blank(x.shape, x.stride()), blank((_body(work), part.width, x.shape[-1]))
+    body = blank((_body(work), part.width, target.shape[-1]))
     moves = part.remember(key, lambda: record(_folding(part, work, meta, body, first)))
-    run(moves, x, made, made if part.rank == 1 else take("padded", shape, like))
+    strips = placed(made)
+    run(moves, target, strips, strips if part.rank == 1 else placed(take("padded", shape, like)))
 
 
-def _fold_all(part: Bundle, work: Pass, made: Tensor, x: Tensor, like: Like) -> None:
+def _fold_all(part: Bundle, work: Pass, made: Tensor, target: Place, meta: Tensor, like: Like) -> None:
     """Where a dtype is too narrow for sums, they are made beside (0), and then rounded (3)."""
-    key = ("fold", work, x.shape, x.stride(), x.dtype, made.shape)
-    meta = blank(x.shape, x.stride())
-    sums, padded, moves = part.remember(key, lambda: _folding_all(part, made, meta, x.dtype != like.dtype))
-    target = take("sums", (sums,), like) if sums else x
-    run(moves, target, made, made if part.rank == 1 else take("padded", (padded,), like), x)
+    dtype = target.tensor.dtype
+    key = ("fold", work, target.shape, target.strides, dtype, made.shape)
+    sums, padded, moves = part.remember(key, lambda: _folding_all(part, made, meta, dtype != like.dtype))
+    beside, strips = placed(take("sums", (sums,), like)) if sums else target, placed(made)
+    run(moves, beside, strips, strips if part.rank == 1 else placed(take("padded", (padded,), like)), target)
 
 
 def _folding_all(part: Bundle, made: Tensor, like: Tensor, rounds: bool) -> tuple[int, int, tuple[Move, ...]]:

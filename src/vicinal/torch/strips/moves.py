@@ -114,12 +114,17 @@ def play(held: list[Held], other: Place) -> None:
             mine.copy_(there)
 
 
-def run(moves: tuple[Move, ...], *tensors: Tensor) -> None:
+def run(moves: tuple[Move, ...], *places: Place) -> None:
     for action, sink, into, source, outof in moves:
-        target = view(tensors[sink], into)
+        target = _inside(places[sink], into)
         if outof is None:
             target.zero_()
         elif action == "copy_":
-            target.copy_(view(tensors[source], outof))
+            target.copy_(_inside(places[source], outof))
         else:
-            target.add_(view(tensors[source], outof))
+            target.add_(_inside(places[source], outof))
+
+
+def _inside(place: Place, where: Geometry) -> Tensor:
+    size, strides, offset = where
+    return place.tensor.as_strided(size, strides, place.offset + offset)

@@ -1,7 +1,7 @@
 """Which tiles a problem is cut into, and in which passes they are computed so that scratch memory stays
 bounded."""
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import product
@@ -140,6 +140,15 @@ class Part:
         axes = zip(self.residues, self.rings, self.sizes, strict=True)
         return tuple(table(residue, ring, size, device) for residue, ring, size in axes)
 
+    @cached_property
+    def walk(self) -> int:
+        """The axis along which slabs follow one another."""
+        return _walk(self.rings, self.slabs)
+
+    def reach(self, slab: int) -> range:
+        """Columns of that axis, from the first to the last that a slab reads, by number."""
+        return self.rings[self.walk].reach(self.slabs[slab][self.walk])
+
     def passes(self) -> Iterator[tuple[int, int]]:
         """Batches and slabs, by number."""
         return product(range(len(self.batches)), range(len(self.slabs)))
@@ -254,14 +263,31 @@ def _passes(
         return tuple(_boxes(grid, room // prod(strips))), (whole,), (box,)
     alone = tuple(_boxes(grid, 1))
     if room:
-        return alone, tuple((range(first.tiles), *_ranges(part)) for part in _boxes(strips, room)), (box,)
+        found = [(range(first.tiles), *_ranges(part)) for part in _boxes(strips, room)]
+        return alone, _ordered(ring, found), (box,)
     one, more = need(1, first.width), need(2, first.width) - need(1, first.width)
     tiles = max(1 + (limit - one) // more, 1)
-    slabs = tuple((last, *others) for *others, last in map(_ranges, _boxes((*strips, first.tiles), tiles)))
+    found = [(last, *others) for *others, last in map(_ranges, _boxes((*strips, first.tiles), tiles))]
+    slabs = _ordered(ring, found)
     if tiles > 1 or one <= limit or problem.operation != "attend":
         return alone, slabs, (box,)
     slots = max((limit - rows) // slot, 1)
     return alone, slabs, tuple(box[start : start + slots] for start in range(0, first.width, slots))
+
+
+def _ordered(ring: tuple[Ring, ...], slabs: Sequence[Slab]) -> tuple[Slab, ...]:
+    walk = _walk(ring, slabs)
+    return tuple(sorted(slabs, key=lambda slab: slab[walk].start))
+
+
+def _walk(ring: tuple[Ring, ...], slabs: Sequence[Slab]) -> int:
+    """The axis of which slabs read the least share at a time."""
+
+    def share(axis: int) -> float:
+        ranges = {slab[axis] for slab in slabs}
+        return max(map(len, map(ring[axis].reach, ranges))) / ring[axis].columns
+
+    return min(range(len(ring)), key=share)
 
 
 def _boxes(shape: tuple[int, ...], limit: int) -> Iterator[tuple[slice, ...]]:

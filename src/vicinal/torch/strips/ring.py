@@ -52,7 +52,26 @@ class Ring(NamedTuple):
     @property
     def slots(self) -> range:
         """Slots that some box reads, gaps between boxes included."""
-        return range(-self.shift, (self.tiles - 1) * self.step - self.shift + self.width)
+        return self.read(range(self.tiles))
+
+    def read(self, tiles: range) -> range:
+        """Slots that the boxes of some tiles read."""
+        return range(tiles[0] * self.step - self.shift, tiles[-1] * self.step - self.shift + self.width)
+
+    def hull(self, slots: range) -> range:
+        """`slots` with the slots that those past an end of the axis repeat."""
+        low, high = slots.start, slots.stop
+        if slots.start < 0:
+            high = max(high, min(self.width, self.columns))
+        if slots.stop > self.columns:
+            low = min(low, max(self.columns - self.width, 0))
+        return range(low, high)
+
+    def reach(self, tiles: range) -> range:
+        """Columns from the first to the last that the boxes of some tiles hold; neither comes before that of
+        earlier tiles."""
+        hull = self.hull(self.read(tiles))
+        return range(max(hull.start, 0), min(hull.stop, self.columns))
 
 
 @lru_cache(4096)

@@ -1,0 +1,63 @@
+"""Sums of the gradients of keys or values whose dtype is too narrow to add up in."""
+
+from torch import Tensor
+
+from .arena import Like, take
+from .moves import Place
+from .plan import Part
+
+ROOM = 6 << 20
+"""Bytes of sums that may stay without need."""
+
+
+class Sums:
+    """The columns that a slab adds to, in the dtype of `like`: a window that moves along the axis that slabs
+    walk. No later slab adds to what it leaves, which is rounded to `target` `[*batch, *columns, dim]`.
+
+    Where they are not `fresh`, sums start from zero.
+    """
+
+    def __init__(self, part: Part, target: Place, name: str, like: Like, fresh: bool) -> None:
+        self.part, self.target, self.fresh = part, target.view(), fresh
+        self.axis = part.walk - part.rank - 1
+        shape = list(target.shape)
+        columns, least = shape[self.axis], max(map(len, map(part.reach, range(len(part.slabs)))))
+        room = ROOM * columns // (self.target.numel() * like.dtype.itemsize)
+        shape[self.axis] = min(max(room, least), columns)
+        self.first, self.count, self.sums = 0, shape[self.axis], take(name, tuple(shape), like)
+        self._zero(self.sums)
+
+    def reach(self, slab: int) -> Place:
+        """All columns, of which those that a slab adds to have memory."""
+        wanted = self.part.reach(slab)
+        if wanted.stop > self.first + self.count:
+            self._move(wanted.start)
+        steps = self.sums.stride()
+        offset = self.sums.storage_offset() - self.first * steps[self.axis]
+        return Place(self.sums, tuple(self.target.shape), steps, int(offset))
+
+    def leave(self) -> None:
+        """Round all sums."""
+        self._round(min(self.count, self.target.shape[self.axis] - self.first))
+
+    def _move(self, first: int) -> None:
+        hop = first - self.first
+        kept = max(self.count - hop, 0)
+        self._round(self.count - kept)
+        for at in range(0, kept, hop):
+            # What is read and what is written have no column in common.
+            size = min(hop, kept - at)
+            self._some(at, size).copy_(self._some(at + hop, size))
+        self._zero(self._some(kept, self.count - kept))
+        self.first = first
+
+    def _round(self, count: int) -> None:
+        """Round the first columns."""
+        self.target.narrow(self.axis, self.first, count).copy_(self._some(0, count))
+
+    def _some(self, start: int, count: int) -> Tensor:
+        return self.sums.narrow(self.axis, start, count)
+
+    def _zero(self, sums: Tensor) -> None:
+        if not self.fresh:
+            sums.zero_()
