@@ -1,0 +1,135 @@
+"""What `blocked` takes of memory besides its results, and that nothing depends on what was in it."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.torch.test_blocked import check, equal, flat, make, run
+from tests.torch.test_strips import LINUX, _tiles  # noqa: F401  (a fixture)
+from vicinal import Axis, Problem, catalog
+from vicinal.torch.strips import arena, plan, sums
+
+PEAK = """
+import sys, torch
+from pathlib import Path
+from vicinal.torch import neighborhood_attention
+
+def resident(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+def step(lengths, size, heads, dim, extra, dtype):
+    shape = (1, *lengths, heads, dim)
+    leaves = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
+    grad, options = torch.randn(shape, dtype=dtype), {}
+    if extra:
+        more = [torch.randn(1, extra, heads, dim, dtype=dtype, requires_grad=True) for _ in range(2)]
+        bias = torch.randn(heads, *(2 * size - 1 for _ in lengths), requires_grad=True)
+        options = {"additional_keys": more[0], "additional_values": more[1], "bias": bias}
+        leaves += [*more, bias]
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    out = neighborhood_attention(*leaves[:3], size, backend="blocked", **options)
+    found = torch.autograd.grad(out, leaves, grad)
+    return resident("VmHWM") - before, sum(x.nbytes for x in (out, *found)) >> 10
+
+torch.set_num_threads(1)
+lengths, size, heads, dim, extra, dtype = eval(sys.argv[1])
+dtype = getattr(torch, dtype)
+step([16 for _ in lengths], 3, heads, dim, min(extra, 1), dtype)
+print(*step(lengths, size, heads, dim, extra, dtype))
+"""
+
+
+def peak(*case):
+    """KiB of memory that a forward and backward pass takes besides operands, and those that are results."""
+    command = [sys.executable, "-c", PEAK, repr(case)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return map(int, done.stdout.split())
+
+
+@LINUX
+def test_training_on_128x128_takes_under_300_mib():
+    most, results = peak((128, 128), 13, 8, 64, 0, "float32")
+    assert 128 << 10 <= results <= most <= 300 << 10
+
+
+SLABS = (
+    Problem((Axis(120, 17),), 1, 4, 2, 8, 12),
+    Problem((Axis(150, 9, stride=3, dilation=2, causal=True),), 1, 2, 1, 8, 8),
+    Problem((Axis(9, 3), Axis(40, 5)), 1, 2, 2, 8, 5, bias=True, extra=3),
+    Problem((Axis(100, 7), Axis(8, 3)), 1, 2, 2, 8, 8),
+    Problem((Axis(40, 3, output_stride=9), Axis(30, 3, output_stride=7)), 1, 2, 1, 8, 8),
+    Problem((Axis(4, 3), Axis(13, 3), Axis(5, 3)), 1, 2, 1, 8, 12),
+    Problem((Axis(30, 5), Axis(6, 3, dilation=2), Axis(4, 3, causal=True)), 1, 1, 1, 8, 8),
+)
+
+
+@pytest.mark.parametrize("problem", SLABS, ids=str)
+def test_sums_that_move_with_slabs_are_the_whole_ones(monkeypatch, problem):
+    """They hold few columns at a time, and are rounded once."""
+    problem = replace(problem, dtype="bfloat16")
+    _, operands = make(problem)
+    monkeypatch.setattr(plan, "PASS", 20_000)
+    plan.parts.cache_clear()
+    whole = flat(*run(problem, operands)[:3])
+    moves, move = [], sums.Sums._move
+    monkeypatch.setattr(sums.Sums, "_move", lambda *given: moves.append(given) or move(*given))
+    monkeypatch.setattr(sums, "ROOM", 0)
+    assert equal(whole, flat(*run(problem, operands)[:3]))
+    assert moves
+    check(problem)
+
+
+WIDE = (
+    ((8192,), 4095, 1, 8, 0, "float32"),
+    ((8192,), 4095, 1, 8, 5, "float32"),
+    ((64, 64), 63, 1, 16, 0, "float32"),
+    ((16, 16), 5, 1, 2048, 1500, "float32"),
+    ((262144,), 15, 1, 64, 0, "bfloat16"),
+    ((512, 512), 7, 1, 32, 0, "float16"),
+)
+
+
+@LINUX
+@pytest.mark.parametrize("case", WIDE, ids=str)
+def test_scratch_is_at_most_64_mib(case):
+    """Masks of tiles of which no two are alike, of all pairs, what tiles add to additional tokens, and sums
+    of gradients in narrow dtypes."""
+    most, results = peak(*case)
+    assert most - results <= 64 << 10
+
+
+@pytest.mark.parametrize("case", catalog.SMALL, ids=lambda case: case.name)
+def test_scratch_may_hold_anything_before(case):
+    """What is not written is not read, not even to be hidden: nothing hides a NaN."""
+    arena.clear()
+    _, operands = make(case.problem)
+    before = flat(*run(case.problem, operands)[:3])
+    for buffer in arena._arena.buffers.values():
+        buffer.fill_(float("nan") if buffer.is_floating_point() else 0)
+    assert arena._arena.buffers
+    assert equal(before, flat(*run(case.problem, operands)[:3]))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("size", [1, 1001, 32769, 100_003])
+def test_shares_of_a_sheet_are_whole_vectors(monkeypatch, workers, size):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: workers)
+    part, whole = arena.sheet("sheet", (size,), arena.Like(torch.float32, torch.device("cpu")))
+    shares = min(workers, -(-whole.numel() // arena.SHARE))
+    assert whole.numel() % (shares * arena.VECTOR) == 0
+    assert part.data_ptr() == whole.data_ptr()
+    assert size <= whole.numel() < size + 2 * workers * arena.VECTOR
+
+
+def test_what_a_thread_holds_over_its_limit_is_given_back():
+    arena.clear()
+    arena.take("large", (arena.HELD // 4 + 1,), arena.Like(torch.float32, torch.device("cpu")))
+    assert arena.held() > arena.HELD
+    problem = Problem((Axis(30, 5),), 1, 1, 1, 4, 4)
+    run(problem, make(problem)[1])
+    assert 0 < arena.held() < arena.HELD
