@@ -222,6 +222,22 @@ def test_cuda_graph(path):
     assert problems.same(captured, step())
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second GPU")
+@pytest.mark.parametrize("path", PATHS)
+def test_tensors_of_another_device_than_the_current(path):
+    make, problem = of_path(path)
+    attend, found = make(problem), []
+    for device in ("cuda:1", "cuda:0"):
+        tensors = {n: x.detach().to(device).requires_grad_() for n, x in problems.operands(problem).items()}
+        # The second time on a geometry seen before.
+        for _ in range(2):
+            results = attend(**tensors)
+            loss = sum(x.float().square().sum() for x in results)
+            found.append([x.cpu() for x in (*results, *torch.autograd.grad(loss, tuple(tensors.values())))])
+    assert torch.cuda.current_device() == 0
+    assert all(problems.same(one, found[0]) for one in found[1:])
+
+
 OPERATORS = {
     "documents": (["attend_varlen"], ["attend_varlen_back"]),
     # Scores and values, each with two gradients, and that of the bias.
