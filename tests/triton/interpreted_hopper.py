@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 
 from tests import budget, oracle
 from tests.triton import emulator
+from tests.triton.emulator import arrays
 
 with emulator.stand_ins():
     from tests.triton import partitions
     from vicinal.triton import (
         hopper_attention,
-        hopper_forward,
         hopper_plan,
+        hopper_softmax,
     )
 
 from tests.triton.interpreted import any_axis
@@ -30,7 +31,19 @@ from vicinal import Axis, Problem
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.hopper import HOPPER
 
-emulator.ASSEMBLY[hopper_forward.RESCALE] = lambda acc, factor: acc * factor
+
+def raise_units(peaks, units):
+    """What the warps of a warpgroup do: a row's unit follows a score that is 8 ahead of it."""
+    highest = arrays.highest(peaks, 1)[:, None]
+    raised = arrays.where(highest - units > 8.0, highest, units)
+    return raised, arrays.exp2(units - raised)
+
+
+emulator.ASSEMBLY |= {
+    hopper_softmax.RAISE: raise_units,
+    hopper_softmax.HOLD: lambda sums: sums,
+    hopper_softmax.RESCALE: lambda acc, factor: acc * factor,
+}
 # Three warpgroups where tiles walk over few boxes as well.
 hopper_plan.WALK = 0
 hopper_attention.Launch.__call__ = lambda self, *arguments: self.warmup(*arguments)
@@ -231,6 +244,8 @@ if __name__ == "__main__":
         check_any(int(sys.argv[2]), int(sys.argv[3]))
     elif sys.argv[1:] == ["orders"]:
         check(LONG, [{"order": order, "restless": 0.0} for order in ORDERS])
+        # Units of rows move from box to box.
+        check(LONG, [{"seed": 0}], scale=2.0)
         for order in (("partition 0", "partition 1"), ("partition 1", "partition 0")):
             check_control(order)
     elif sys.argv[1:] == ["needs"]:

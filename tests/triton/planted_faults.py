@@ -26,8 +26,11 @@ FAULTS = (
     (
         hopper_forward,
         """        acc = _added(adding)
+        # Together: a barrier of threads comes before each, and before the first wait after them.
+        mbarrier.arrive(keys.empty.index(stage), count=1)
         mbarrier.arrive(values.empty.index(before), count=1)""",
-        """        mbarrier.arrive(values.empty.index(before), count=1)
+        """        mbarrier.arrive(keys.empty.index(stage), count=1)
+        mbarrier.arrive(values.empty.index(before), count=1)
         acc = _added(adding)""",
         r"race on values.buffers\[\d\]: a write at hopper_copies.py:\d+ fill.* unordered with .* _add",
     ),

@@ -3,9 +3,6 @@
 A program computes tile after tile, and the copies for one begin while the one before is computed. Within a
 warpgroup the product with the values of a box runs beside the product with the keys of the next, and no
 product stays in flight over a loop's back edge, where ptxas would serialize them.
-
-Sums are in units of a row's maximum, but one that has grown by little is left alone: weights then reach
-2**SLACK, which every dtype holds, and most boxes spare the sums a product with 1.
 """
 
 import triton.language as tl
@@ -20,34 +17,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from . import hopper_copies as hc
 from . import hopper_schedule as hs
+from . import hopper_softmax as hx
 from . import hopper_tile as ht
 from . import hopper_window as hw
 
-# Finite, so that a row whose first boxes hold no key of its window stays free of NaN; a power of two, so that
-# its product with the scale is exact and what a fused multiply-add leaves of the two is zero.
-HIDDEN = gl.constexpr(-(2.0**100))
 LN2 = gl.constexpr(0.6931471805599453)
-SLACK = gl.constexpr(8.0)
-
-
-def _rescaling(count: int) -> tuple[str, str]:
-    """PTX, and its operands' constraints, that multiplies `count` sums of a thread by their rows' factors.
-
-    A warp whose factors are all 1 skips the products. A thread holds sums of two rows, two by two.
-    """
-    factor = 2 * count
-    moves = "".join(f"mov.f32 ${i}, ${i + count};" for i in range(count))
-    products = "".join(f"mul.f32 ${i}, ${i}, ${i + factor};" for i in range(count))
-    source = (
-        f"{{ .reg .pred p, q; setp.neu.f32 p, ${factor}, 0f3F800000;"
-        f"setp.neu.f32 q, ${factor + 2}, 0f3F800000; or.pred p, p, q;"
-        f"vote.sync.any.pred p, p, 0xffffffff; {moves} @!p bra DONE; {products} DONE: }}"
-    )
-    return source, ",".join(["=f"] * count + ["f"] * factor)
-
-
-RESCALED = gl.constexpr(16)
-RESCALE, CONSTRAINTS = map(gl.constexpr, _rescaling(16))
 
 
 @gluon.jit
@@ -116,33 +90,9 @@ def _zeros(SPEC: gl.constexpr):
 
 
 @gluon.jit
-def _softmax(scores, top, scale2):
-    """Weights of one box in units of a new row maximum, that maximum, and what the old sums shrink by."""
-    highest = gl.maximum(top, gl.max(scores, 1))
-    highest = gl.where((highest - top) * scale2 > SLACK, highest, top)
-    shift = highest * scale2
-    # A difference of equal maxima is zero, and its power exactly 1.
-    shrink = gl.exp2((top - highest) * scale2)
-    return gl.exp2(scores * scale2 - shift[:, None]), highest, shrink
-
-
-@gluon.jit
 def _of_rows(numbers, acc):
     """Numbers of rows beside the sums of a part."""
     return gl.convert_layout(numbers, gl.SliceLayout(1, acc.type.layout))[:, None]
-
-
-@gluon.jit
-def _rescale(parts, shrink):
-    found = ()
-    for part in gl.static_range(len(parts)):
-        factor, acc = gl.broadcast(_of_rows(shrink, parts[part]), parts[part])
-        found += (
-            gl.inline_asm_elementwise(
-                RESCALE, CONSTRAINTS, [acc, factor], dtype=gl.float32, is_pure=True, pack=RESCALED
-            ),
-        )
-    return found
 
 
 @gluon.jit
@@ -202,7 +152,6 @@ def _attend_tile(
     slot = count % SPEC.depth * SPEC.warpgroups + warpgroup
     filled = count // SPEC.depth & 1
     query = queries.buffers.index(slot).reshape([64, SPEC.dim])
-    top = gl.full([64], HIDDEN, gl.float32, layout=row_layout)
     acc = _zeros(SPEC)
     empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
     slow, begin, end = ht.own_keys(start, tile, SPEC)
@@ -221,9 +170,8 @@ def _attend_tile(
     scores = warpgroup_mma_wait(0, deps=(flying,))
     hs.give(turn, 1 - warpgroup, SPEC)
     mbarrier.arrive(keys.empty.index(stage), count=1)
-    scores = hw.hide(scores, HIDDEN, at, column, first, stop, shared, sizes, SPEC)
-    weights, top, shrink = _softmax(scores, top, scale2)
-    total = gl.sum(weights, 1)
+    scores = hw.hide(scores, hx.HIDDEN, at, column, first, stop, shared, sizes, SPEC)
+    weights, units, _, total = hx.softmax(scores, hx.lowest(scores, scale2), scale2)
     operand = gl.convert_layout(weights.to(out.map.dtype), weight_layout)
     if SPEC.depth > 1:
         # By now the outputs of the tile before have left shared memory.
@@ -242,17 +190,18 @@ def _attend_tile(
         adding = _add(operand, values, before, acc, SPEC)
         hs.give(turn, 1 - warpgroup, SPEC)
         scores = warpgroup_mma_wait(len(adding), deps=(flying,))
-        mbarrier.arrive(keys.empty.index(stage), count=1)
         at = ht.box_at(tile.first, box, SPEC)
-        scores = hw.hide(scores, HIDDEN, at, column, first, stop, shared, sizes, SPEC)
-        weights, top, shrink = _softmax(scores, top, scale2)
-        total = total * shrink + gl.sum(weights, 1)
+        scores = hw.hide(scores, hx.HIDDEN, at, column, first, stop, shared, sizes, SPEC)
+        weights, units, shrink, sums = hx.softmax(scores, units, scale2)
+        total = total * shrink + sums
         rounded = weights.to(out.map.dtype)
         # Long past, but it keeps ptxas from moving the next wait before the weights.
         mbarrier.wait(queries.full.index(slot), filled)
         acc = _added(adding)
+        # Together: a barrier of threads comes before each, and before the first wait after them.
+        mbarrier.arrive(keys.empty.index(stage), count=1)
         mbarrier.arrive(values.empty.index(before), count=1)
-        acc = _rescale(acc, shrink)
+        acc = hx.rescale(acc, shrink)
         operand = gl.convert_layout(rounded, weight_layout)
     last = (end - 1) % SPEC.value_stages
     mbarrier.wait(values.full.index(last), (end - 1) // SPEC.value_stages & 1)
@@ -261,6 +210,7 @@ def _attend_tile(
     for i in range(end, base + tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
         _pass(keys, values, turn, i, warpgroup, SPEC)
 
+    total = gl.convert_layout(gl.sum(total, 1), row_layout)
     if SPEC.in_place:  # noqa: SIM108 kernels have no conditional expressions of buffers
         room = outs.index(slot)
     else:
@@ -270,7 +220,7 @@ def _attend_tile(
         means = acc[part] * _of_rows(1.0 / total, acc[part])
         hc.cut(whole, SPEC.value_cuts[part][0], SPEC.value_cuts[part][1]).store(means.to(out.map.dtype))
     hc.send(out, room, tile.planes[0], start, tile, SPEC)
-    found = (top * scale2 + gl.log2(total)) * LN2
+    found = (gl.convert_layout(gl.max(units, 1), row_layout) + gl.log2(total)) * LN2
     at = ht.entry(row, tile, grid.outputs, grid.heads, SPEC)
     gl.store(lse + at, found, mask=hw.inside(row, tile.outputs))
     if SPEC.depth == 1:

@@ -121,7 +121,9 @@ def jit(function=None, **_):
 
 def assembly(source, constraints, arguments, dtype, is_pure, pack):
     found = ASSEMBLY[source](*arguments)
-    assert found.dtype is dtype
+    several = isinstance(dtype, tuple)
+    dtypes = tuple(one.dtype for one in found) if several else found.dtype
+    assert dtypes == dtype
     return found
 
 

@@ -128,6 +128,9 @@ class Block:
             return Block(self.held.view(dtype.held), dtype)
         return self if dtype is self.dtype else Block(rounded(self.held, dtype), dtype)
 
+    def reshape(self, shape):
+        return Block(self.held.reshape(shape), self.dtype)
+
     def __getitem__(self, where):
         return Block(self.held[where], self.dtype)
 

@@ -1,0 +1,116 @@
+"""Online softmax of the Hopper forward, in Gluon: weights of a box of scores, and what older sums shrink by.
+
+Weights are powers of two in units of a row's maximum, but one that has grown by little leaves the unit as it
+is: weights then reach 2**8, which every dtype holds, and most boxes spare the sums a product with 1.
+
+A thread holds every fourth pair of columns of two rows. Its maxima and sums are its own, `[64, 4]`: they meet
+those of other threads where a unit moves, and at the end of a tile. A warp decides that for its 16 rows, in
+PTX, since Gluon's branches are those of all warps.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+# Finite, so that a row whose first boxes hold no key of its window stays free of NaN; a power of two, so that
+# its product with the scale is exact and what a fused multiply-add leaves of the two is zero.
+HIDDEN = gl.constexpr(-(2.0**100))
+# As PTX writes 8 and 1.
+_SLACK, _ONE = "0f41000000", "0f3F800000"
+
+
+def _raising() -> str:
+    """PTX that takes maxima and units of a thread's two rows, and gives units and what sums shrink by."""
+    rows = range(2)
+    ahead = "".join(f"sub.f32 c, ${4 + i}, ${i}; setp.gt.f32 p{i}, c, {_SLACK};" for i in rows)
+    stay = "".join(f"mov.f32 a{i}, ${4 + i}; mov.f32 ${2 + i}, {_ONE};" for i in rows)
+    meet = "".join(
+        f"shfl.sync.bfly.b32 c, a{i}, {lane}, 31, 0xffffffff; max.f32 a{i}, a{i}, c;"
+        for lane in (1, 2)
+        for i in rows
+    )
+    # A difference of equal units is zero, and its power exactly 1.
+    move = "".join(
+        f"sub.f32 c, a{i}, ${i}; setp.gt.f32 p{i}, c, {_SLACK}; selp.f32 a{i}, a{i}, ${i}, p{i};"
+        f"sub.f32 c, ${i}, a{i}; mov.f32 ${i}, a{i}; ex2.approx.ftz.f32 ${2 + i}, c;"
+        for i in rows
+    )
+    return (
+        f"{{ .reg .pred p0, p1; .reg .f32 a0, a1, c; {ahead} {stay} or.pred p0, p0, p1;"
+        f"vote.sync.any.pred p0, p0, 0xffffffff; @!p0 bra DONE; {meet} {move} DONE: }}"
+    )
+
+
+def _rescaling(count: int) -> tuple[str, str]:
+    """PTX, and its operands' constraints, that multiplies `count` sums of a thread by their rows' factors.
+
+    A warp whose factors are all 1 skips the products. A thread holds sums of two rows, two by two.
+    """
+    factor = 2 * count
+    moves = "".join(f"mov.f32 ${i}, ${i + count};" for i in range(count))
+    products = "".join(f"mul.f32 ${i}, ${i}, ${i + factor};" for i in range(count))
+    source = (
+        f"{{ .reg .pred p, q; setp.neu.f32 p, ${factor}, {_ONE};"
+        f"setp.neu.f32 q, ${factor + 2}, {_ONE}; or.pred p, p, q;"
+        f"vote.sync.any.pred p, p, 0xffffffff; {moves} @!p bra DONE; {products} DONE: }}"
+    )
+    return source, ",".join(["=f"] * count + ["f"] * factor)
+
+
+RAISE = gl.constexpr(_raising())
+RAISED = gl.constexpr("=&f,=&f,=&f,=&f,f,f,0,1")
+# No sum is negative, but ptxas does not know: it leaves the weights before a vote on that, and so before the
+# wait that follows.
+HOLD = gl.constexpr(
+    "{ .reg .pred p; .reg .b32 signs; or.b32 signs, $2, $3; setp.lt.s32 p, signs, 0;"
+    "vote.sync.any.pred p, p, 0xffffffff; selp.f32 $0, 0f00000000, $0, p; }"
+)
+HELD = gl.constexpr("=f,=f,0,1")
+RESCALED = gl.constexpr(16)
+RESCALE, CONSTRAINTS = map(gl.constexpr, _rescaling(16))
+
+
+@gluon.jit
+def _by_thread(x):
+    """`[64, columns]` with what a thread holds apart: the third axis counts the threads of a row."""
+    return x.reshape([64, x.shape[1] // 8, 4, 2])
+
+
+@gluon.jit
+def _beside(numbers, x):
+    """Numbers of threads beside what they hold."""
+    return gl.convert_layout(numbers, gl.SliceLayout(1, gl.SliceLayout(3, x.type.layout)))[:, None, :, None]
+
+
+@gluon.jit
+def lowest(scores, scale2):
+    """Units of rows that no box has been seen of."""
+    highest = gl.max(gl.max(_by_thread(scores), 3), 1)
+    return gl.full(highest.shape, HIDDEN, gl.float32, layout=highest.type.layout) * scale2
+
+
+@gluon.jit
+def softmax(scores, units, scale2):
+    """Weights of a box and units that they are in, what old sums shrink by, and sums of the weights."""
+    held = _by_thread(scores)
+    highest = gl.max(gl.max(held, 3), 1) * scale2
+    units, shrink = gl.inline_asm_elementwise(
+        RAISE, RAISED, [highest, units], dtype=(gl.float32, gl.float32), is_pure=False, pack=2
+    )
+    weights = gl.exp2(held * scale2 - _beside(units, held))
+    sums = gl.sum(gl.sum(weights, 3), 1)
+    sums = gl.inline_asm_elementwise(HOLD, HELD, [sums], dtype=gl.float32, is_pure=False, pack=2)
+    return weights.reshape(scores.shape), units, shrink, sums
+
+
+@gluon.jit
+def rescale(parts, shrink):
+    """Sums, part by part, in new units."""
+    found = ()
+    for part in gl.static_range(len(parts)):
+        held = _by_thread(parts[part])
+        factor, held = gl.broadcast(_beside(shrink, held), held)
+        held = gl.inline_asm_elementwise(
+            RESCALE, CONSTRAINTS, [held, factor], dtype=gl.float32, is_pure=True, pack=RESCALED
+        )
+        found += (gl.convert_layout(held.reshape(parts[part].shape), parts[part].type.layout),)
+    return found
