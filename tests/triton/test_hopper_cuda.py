@@ -354,9 +354,10 @@ def test_a_graph_captures_forward_and_backward():
 
 @pytest.mark.usefixtures("returned_memory")
 @pytest.mark.xdist_group("large")
-def test_more_than_65535_batches_and_2_31_elements():
+@pytest.mark.parametrize(("size", "dilation"), [(128, 1), (128, 2), (64, 7)])
+def test_more_than_65535_batches_and_2_31_elements(size, dilation):
     # 70,000 x 480 x 64 is over 2**31; the last entry is checked.
-    case = problem((480,), 128, heads=1, dim=64, batch=70_000)
+    case = problem((480,), size, dilation=dilation, heads=1, dim=64, batch=70_000)
     given = Operands(
         *(torch.randn(70_000, 480, 1, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
     )
