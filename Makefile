@@ -79,6 +79,8 @@ gpu-sanitize: $(READY)
 gpu-bench: $(READY)
 	$(PY) benchmarks/run.py --backend triton --flex --out benchmarks/results/triton.json
 	$(PY) benchmarks/hopper.py --flex --out benchmarks/results/hopper.json
+	$(PY) benchmarks/hopper.py --float8 --out benchmarks/results/float8.json
+	$(PY) benchmarks/hopper.py --between --out benchmarks/results/between.json
 	$(PY) benchmarks/documents.py --out benchmarks/results/documents.json
 	$(PY) benchmarks/host.py --out benchmarks/results/host.json
 
