@@ -68,7 +68,9 @@ CASES = {
     "wide plane": problem(Axis(17, 9), Axis(19, 8, 4), dim=128),
     "ragged dims": problem(Axis(17, 9), Axis(19, 8, 4), dim=48, value_dim=40),
     "wide": problem(Axis(9, 8), Axis(17, 7), dim=256),
-    "three quarters of dims": problem(Axis(100, 65), dim=192, value_dim=72),
+    "three quarters of dims": problem(Axis(100, 65), heads=2, kv_heads=1, dim=96),
+    "three quarters of wide dims": problem(Axis(9, 8), Axis(17, 7), dim=160),
+    "three quarters of two dims": problem(Axis(100, 65), dim=192, value_dim=72),
     "volume": problem(Axis(3, 2), Axis(6, 4), Axis(9, 5)),
     "dilated": problem(Axis(200, 30, 1, 3, True)),
     "dilated plane": problem(Axis(11, 5, 1, 2), Axis(19, 5, 2, 2), dim=96),
@@ -214,7 +216,7 @@ def any_problem(draw):
         heads=kv_heads * draw(st.integers(1, 2)),
         kv_heads=kv_heads,
         dim=draw(st.sampled_from((32, 64, 72, 128))),
-        value_dim=draw(st.sampled_from((32, 64, 128))),
+        value_dim=draw(st.sampled_from((32, 64, 72, 128))),
         dtype=draw(st.sampled_from(("float16", "bfloat16"))),
     )
 

@@ -25,22 +25,24 @@ FAULTS = (
     # A stage of values is given back while the product that reads it is under way.
     (
         hopper_forward,
-        """        acc = _added(adding)
+        """        acc = hp.landed(adding, 0)
         # Together: a barrier of threads comes before each, and before the first wait after them.
         mbarrier.arrive(keys.empty.index(stage), count=1)
         mbarrier.arrive(values.empty.index(before), count=1)""",
         """        mbarrier.arrive(keys.empty.index(stage), count=1)
         mbarrier.arrive(values.empty.index(before), count=1)
-        acc = _added(adding)""",
-        r"race on values.buffers\[\d\]: a write at hopper_copies.py:\d+ fill.* unordered with .* _add",
+        acc = hp.landed(adding, 0)""",
+        r"race on values.buffers\[\d\]: a write at hopper_copies.py:\d+ fill.* unordered with .* add",
     ),
     (
         hopper_query_gradient,
-        """        pulled, grad = warpgroup_mma_wait(0, deps=(pulling, adding))
+        """        found = hp.landed(pulling + adding, 0)
+        pulled, grad = found[0], found[1:]
         mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)""",
         """        mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)
-        pulled, grad = warpgroup_mma_wait(0, deps=(pulling, adding))""",
-        r"race on keys.buffers\[\d\]: a write at hopper_copies.py:\d+ fill.* unordered with .* _walk",
+        found = hp.landed(pulling + adding, 0)
+        pulled, grad = found[0], found[1:]""",
+        r"race on keys.buffers\[\d\]: a write at hopper_copies.py:\d+ fill.* unordered with .* add",
     ),
     (
         hopper_key_gradient,
@@ -51,9 +53,9 @@ FAULTS = (
     # A product is used while it is under way.
     (
         hopper_forward,
-        "warpgroup_mma_wait(len(adding), deps=(flying,))",
-        "warpgroup_mma_wait(len(adding) + 1, deps=(flying,))",
-        "takes the product of .* _score .* may be under way",
+        "hp.landed(flying, len(adding))",
+        "hp.landed(flying, len(adding) + 1)",
+        "takes the product of .* multiply .* may be under way",
     ),
     # Counts of barriers.
     (
@@ -119,7 +121,7 @@ FAULTS = (
         hopper_forward,
         "        tma.store_wait(0)\n        before",
         "        before",
-        "race on queries.buffers.* unordered with .* send",
+        "race on queries.buffers.* unordered with .* put",
     ),
     (hopper_forward, "(count + 1) % SPEC.depth", "count % SPEC.depth", "race on queries.buffers|deadlock"),
     # Rows of the next tiles, and gradients in their place.
@@ -127,7 +129,7 @@ FAULTS = (
         hopper_query_gradient,
         "            fence_async_shared()\n            mbarrier.arrive(queries.empty",
         "            mbarrier.arrive(queries.empty",
-        "no fence between hopper_copies.py:.* factor.* and the proxy of .* fill",
+        "no fence between hopper_parts.py:.* factors.* and the proxy of .* fill",
     ),
     (
         hopper_query_gradient,
@@ -139,19 +141,19 @@ FAULTS = (
         hopper_query_gradient,
         "            tma.store_wait(0)\n            before",
         "            before",
-        "race on grad_outs.buffers.* unordered with .* send",
+        "race on grad_outs.buffers.* unordered with .* put",
     ),
     (
         hopper_key_gradient,
         "        tma.store_wait(0)\n        before",
         "        before",
-        "race on (keys|values).buffers.* unordered with .* send",
+        "race on (keys|values).buffers.* unordered with .* put",
     ),
     (
         hopper_key_gradient,
         "    if SPEC.depth == 1:\n        tma.store_wait(0)\n",
         "    if SPEC.depth == 1:\n",
-        "race on (keys|values).buffers.* unordered with .* send",
+        "race on (keys|values).buffers.* unordered with .* put",
         WIDE,
     ),
     (
@@ -167,7 +169,7 @@ FAULTS = (
         "hc.barriers(2, readers - 1)",
         "race on tickets.buffers|tickets.(full|empty)",
     ),
-    (hopper_copies, "    fence_async_shared()\n", "\n", "no fence between hopper_(copies|forward).py:.*"),
+    (hopper_copies, "    fence_async_shared()\n", "\n", "no fence between hopper_parts.py:.* store"),
     # A barrier that lives on where the compiler puts something else.
     (
         hopper_forward,

@@ -43,8 +43,9 @@ def sweeps(p):
 def tiles(p):
     """Kernels of `hopper`: who shares a tile, and what is multiplied in parts."""
     spec, programs = hopper_plan.forward(p)
+    for name in ("forward", *GRADIENTS):
+        yield f"{name}: {'parts' if len(spec.cuts) > 1 else 'whole'}"
     yield f"forward: {spec.warpgroups} warpgroups"
-    yield f"forward: {'parts' if len(spec.cuts) > 1 else 'whole'}"
     yield f"forward: {'groups' if spec.described else 'several tiles' if programs > 2 else 'one tile'}"
     yield f"forward: {'in turns' if spec.turns else 'as they like'}"
     yield f"forward: queries {'in registers' if spec.held else 'in shared memory'}"
@@ -53,7 +54,8 @@ def tiles(p):
     key_specs = [spec for spec, _ in hopper_plan.key_gradients(p, True, True)]
     yield f"key gradient: {len(key_specs)} kernels"
     yield f"key gradient: {'next tile early' if key_specs[0].depth > 1 else 'tile by tile'}"
-    yield f"key gradient: rows {'in registers' if key_specs[0].held else 'in shared memory'}"
+    for name, held in (("keys", key_specs[0].held), ("values", key_specs[0].value_held)):
+        yield f"key gradient: {name} {'in registers' if held else 'in shared memory'}"
 
 
 WALKS = ("dot", "mix", "mix_back")
@@ -79,10 +81,12 @@ FORMS = {
     ),
     "hopper": (
         tiles,
-        each(("forward",), "2 warpgroups", "3 warpgroups", "parts", "whole", "groups", "several tiles")
+        each(("forward",), "2 warpgroups", "3 warpgroups", "groups", "several tiles")
+        | each(("forward", *GRADIENTS), "parts", "whole")
         | each(("forward",), "in turns", "as they like", "queries in registers", "queries in shared memory")
         | each(GRADIENTS, "next tile early", "tile by tile")
-        | each(GRADIENTS[1:], "1 kernels", "2 kernels", "rows in registers", "rows in shared memory"),
+        | each(GRADIENTS[1:], "1 kernels", "2 kernels", "keys in registers", "keys in shared memory")
+        | each(GRADIENTS[1:], "values in registers", "values in shared memory"),
     ),
 }
 

@@ -6,6 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from . import hopper_parts as hp
 from . import hopper_tile as ht
 
 
@@ -128,43 +129,9 @@ def copy_boxes(key, value, keys, values, base, tile, head, SPEC: gl.constexpr):
 
 
 @gluon.jit
-def factor(rows, layout: gl.constexpr, SPEC: gl.constexpr):
-    """Rows as left factor of products in `layout`: from registers they cost shared memory no bandwidth."""
-    if SPEC.held:
-        rows = rows.load(gl.DotOperandLayout(0, layout, 2))
-    return rows
-
-
-@gluon.jit
-def cut(buffer, START: gl.constexpr, WIDTH: gl.constexpr):
-    """A part of the columns of a buffer."""
-    return buffer.slice(START, WIDTH, dim=1)
-
-
-@gluon.jit
-def factors(rows, layout: gl.constexpr, SPEC: gl.constexpr):
-    """The same of parts of the head dimension."""
-    found = ()
-    for part in gl.static_range(len(SPEC.cuts)):
-        found += (factor(cut(rows, SPEC.cuts[part][0], SPEC.cuts[part][1]), layout, SPEC),)
-    return found
-
-
-@gluon.jit
-def anew(buffers, place, i):
-    """Buffer `place`, addressed in step `i`, which is not negative: kept addresses would take registers."""
-    return buffers.index(place + (i >> 31))
-
-
-@gluon.jit
-def put(view, values, buffer, plane, at, tile, SPEC: gl.constexpr):
+def put(view, sums, buffer, plane, at, tile, CUTS: gl.constexpr, SPEC: gl.constexpr):
     """Starts writing a warpgroup's box through shared memory; TMA leaves out what lies outside the tensor."""
-    buffer.reshape(values.shape).store(values.to(view.map.dtype))
-    send(view, buffer, plane, at, tile, SPEC)
-
-
-@gluon.jit
-def send(view, buffer, plane, at, tile, SPEC: gl.constexpr):
-    """The same of a box that shared memory holds."""
+    width: gl.constexpr = view.map.block_type.shape[4]
+    hp.store(sums, buffer.reshape([64, width]), CUTS)
     fence_async_shared()
     tma.async_copy_shared_to_global(view.map, place(view, plane, at, tile, tile.head, SPEC), buffer)

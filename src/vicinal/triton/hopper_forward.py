@@ -8,14 +8,10 @@ product stays in flight over a loop's back edge, where ptxas would serialize the
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from . import hopper_copies as hc
+from . import hopper_parts as hp
 from . import hopper_schedule as hs
 from . import hopper_softmax as hx
 from . import hopper_tile as ht
@@ -39,54 +35,6 @@ def _copy(query, key, value, queries, keys, values, tickets, counter, grid, SPEC
         turn += 1
         hc.copy_boxes(key, value, keys, values, base, tile, tile.head // grid.group, SPEC)
         base += tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
-
-
-@gluon.jit
-def _score(query, keys, stage, empty, SPEC: gl.constexpr):
-    """Starts the product of the queries with a box of keys."""
-    key = keys.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
-    flying = empty
-    for part in gl.static_range(len(SPEC.cuts)):
-        columns = hc.cut(key, SPEC.cuts[part][0], SPEC.cuts[part][1]).permute((1, 0))
-        flying = warpgroup_mma(query[part], columns, flying, use_acc=part > 0, is_async=True)
-    return flying
-
-
-@gluon.jit
-def _add(weights, values, stage, acc, SPEC: gl.constexpr):
-    """Starts adding a box of values to the sums, part by part."""
-    value = values.buffers.index(stage).reshape([SPEC.width, SPEC.value_dim])
-    adding = ()
-    for part in gl.static_range(len(SPEC.value_cuts)):
-        columns = hc.cut(value, SPEC.value_cuts[part][0], SPEC.value_cuts[part][1])
-        adding += (warpgroup_mma(weights, columns, acc[part], is_async=True),)
-    return adding
-
-
-@gluon.jit
-def _added(adding):
-    """Waits for all sums."""
-    acc = warpgroup_mma_wait(0, deps=adding)
-    return acc if len(adding) > 1 else (acc,)
-
-
-@gluon.constexpr_function
-def _sum_layout(width):
-    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, width, 16])
-
-
-@gluon.jit
-def _zeros_of(WIDTH: gl.constexpr):
-    return gl.full([64, WIDTH], 0.0, gl.float32, layout=_sum_layout(WIDTH))
-
-
-@gluon.jit
-def _zeros(SPEC: gl.constexpr):
-    """Sums of every part of the values' head dimension."""
-    acc = ()
-    for part in gl.static_range(len(SPEC.value_cuts)):
-        acc += (_zeros_of(SPEC.value_cuts[part][1]),)
-    return acc
 
 
 @gluon.jit
@@ -138,7 +86,9 @@ def _attend_tile(
     score_layout: gl.constexpr = gl.NVMMADistributedLayout(
         [3, 0], [4, 1], [16, SPEC.width, 32 // SPEC.key_bytes]
     )
-    weight_layout: gl.constexpr = gl.DotOperandLayout(0, _sum_layout(SPEC.value_cuts[0][1]), 2)
+    cuts: gl.constexpr = SPEC.cuts
+    value_cuts: gl.constexpr = SPEC.value_cuts
+    weight_layout: gl.constexpr = hp.weight_layout(value_cuts)
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
 
     box_of_rows: gl.constexpr = SPEC.rows
@@ -151,8 +101,7 @@ def _attend_tile(
 
     slot = count % SPEC.depth * SPEC.warpgroups + warpgroup
     filled = count // SPEC.depth & 1
-    query = queries.buffers.index(slot).reshape([64, SPEC.dim])
-    acc = _zeros(SPEC)
+    acc = hp.zeros(value_cuts)
     empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
     slow, begin, end = ht.own_keys(start, tile, SPEC)
     begin += base
@@ -163,11 +112,11 @@ def _attend_tile(
     at = ht.box_at(tile.first, box, SPEC)
     stage = begin % SPEC.stages
     mbarrier.wait(queries.full.index(slot), filled)
-    query = hc.factors(query, score_layout, SPEC)
+    query = hp.factors(hp.matrix(queries.buffers, slot), score_layout, cuts, SPEC.held)
     mbarrier.wait(keys.full.index(stage), begin // SPEC.stages & 1)
     hs.take(turn, begin, warpgroup, SPEC)
-    flying = _score(query, keys, stage, empty, SPEC)
-    scores = warpgroup_mma_wait(0, deps=(flying,))
+    flying = hp.multiply(query, hp.matrix(keys.buffers, stage), empty, cuts)
+    scores = hp.landed(flying, 0)[0]
     hs.give(turn, 1 - warpgroup, SPEC)
     mbarrier.arrive(keys.empty.index(stage), count=1)
     scores = hw.hide(scores, hx.HIDDEN, at, column, first, stop, shared, sizes, SPEC)
@@ -185,11 +134,11 @@ def _attend_tile(
         before = (i - 1) % SPEC.value_stages
         mbarrier.wait(keys.full.index(stage), i // SPEC.stages & 1)
         hs.take(turn, i, warpgroup, SPEC)
-        flying = _score(query, keys, stage, empty, SPEC)
+        flying = hp.multiply(query, hp.matrix(keys.buffers, stage), empty, cuts)
         mbarrier.wait(values.full.index(before), (i - 1) // SPEC.value_stages & 1)
-        adding = _add(operand, values, before, acc, SPEC)
+        adding = hp.add(operand, hp.matrix(values.buffers, before), acc, value_cuts)
         hs.give(turn, 1 - warpgroup, SPEC)
-        scores = warpgroup_mma_wait(len(adding), deps=(flying,))
+        scores = hp.landed(flying, len(adding))[0]
         at = ht.box_at(tile.first, box, SPEC)
         scores = hw.hide(scores, hx.HIDDEN, at, column, first, stop, shared, sizes, SPEC)
         weights, units, shrink, sums = hx.softmax(scores, units, scale2)
@@ -197,7 +146,7 @@ def _attend_tile(
         rounded = weights.to(out.map.dtype)
         # Long past, but it keeps ptxas from moving the next wait before the weights.
         mbarrier.wait(queries.full.index(slot), filled)
-        acc = _added(adding)
+        acc = hp.landed(adding, 0)
         # Together: a barrier of threads comes before each, and before the first wait after them.
         mbarrier.arrive(keys.empty.index(stage), count=1)
         mbarrier.arrive(values.empty.index(before), count=1)
@@ -205,7 +154,7 @@ def _attend_tile(
         operand = gl.convert_layout(rounded, weight_layout)
     last = (end - 1) % SPEC.value_stages
     mbarrier.wait(values.full.index(last), (end - 1) // SPEC.value_stages & 1)
-    acc = _added(_add(operand, values, last, acc, SPEC))
+    acc = hp.landed(hp.add(operand, hp.matrix(values.buffers, last), acc, value_cuts), 0)
     mbarrier.arrive(values.empty.index(last), count=1)
     for i in range(end, base + tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
         _pass(keys, values, turn, i, warpgroup, SPEC)
@@ -215,11 +164,10 @@ def _attend_tile(
         room = outs.index(slot)
     else:
         room = outs.index(warpgroup)
-    whole = room.reshape([64, SPEC.value_dim])
+    means = ()
     for part in gl.static_range(len(acc)):
-        means = acc[part] * _of_rows(1.0 / total, acc[part])
-        hc.cut(whole, SPEC.value_cuts[part][0], SPEC.value_cuts[part][1]).store(means.to(out.map.dtype))
-    hc.send(out, room, tile.planes[0], start, tile, SPEC)
+        means += (acc[part] * _of_rows(1.0 / total, acc[part]),)
+    hc.put(out, means, room, tile.planes[0], start, tile, value_cuts, SPEC)
     found = (gl.convert_layout(gl.max(units, 1), row_layout) + gl.log2(total)) * LN2
     at = ht.entry(row, tile, grid.outputs, grid.heads, SPEC)
     gl.store(lse + at, found, mask=hw.inside(row, tile.outputs))

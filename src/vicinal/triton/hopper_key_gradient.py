@@ -11,14 +11,10 @@ pass. As in the forward, a program computes tile after tile. One warp copies box
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from . import hopper_copies as hc
+from . import hopper_parts as hp
 from . import hopper_schedule as hs
 from . import hopper_tile as ht
 from . import hopper_window as hw
@@ -143,12 +139,13 @@ def _walk(
 ):  # fmt: skip
     """Adds what steps [opening, closing) of the walk, over boxes of one query head, give."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
-    key_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.dim, 16])
-    value_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.value_dim, 16])
-    slope_layout: gl.constexpr = gl.DotOperandLayout(0, key_layout, 2)
+    cuts: gl.constexpr = SPEC.cuts
+    value_cuts: gl.constexpr = SPEC.value_cuts
+    slope_layout: gl.constexpr = hp.weight_layout(cuts)
+    weight_layout: gl.constexpr = hp.weight_layout(value_cuts)
     note_layout: gl.constexpr = gl.SliceLayout(0, score_layout)
-    held_key = hc.factor(keys.index(slot).reshape([64, SPEC.dim]), score_layout, SPEC)
-    held_value = hc.factor(values.index(slot).reshape([64, SPEC.value_dim]), score_layout, SPEC)
+    held_key = hp.factors(hp.matrix(keys, slot), score_layout, cuts, SPEC.held)
+    held_value = hp.factors(hp.matrix(values, slot), score_layout, value_cuts, SPEC.value_held)
     empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
     slope = gl.full([64, SPEC.width], 0.0, keys.dtype, layout=slope_layout)
     stage, phase = opening % SPEC.stages, opening // SPEC.stages & 1
@@ -157,27 +154,25 @@ def _walk(
     before = opening % SPEC.stages
     mbarrier.wait(queries.full.index(stage), phase, pred=opening < closing)
     for i in range(opening, closing):
-        query = queries.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
-        grad_out = grad_outs.index(stage).reshape([SPEC.width, SPEC.value_dim])
-        key = held_key if SPEC.held else hc.anew(keys, slot, i).reshape([64, SPEC.dim])
-        value = held_value if SPEC.held else hc.anew(values, slot, i).reshape([64, SPEC.value_dim])
-        flying = warpgroup_mma(key, query.permute((1, 0)), empty, use_acc=False, is_async=True)
+        key = held_key if SPEC.held else hp.anew(keys, slot, i, cuts)
+        value = held_value if SPEC.value_held else hp.anew(values, slot, i, value_cuts)
+        flying = hp.multiply(key, hp.matrix(queries.buffers, stage), empty, cuts)
         if SPEC.wants_key:
-            previous = queries.buffers.index(before).reshape([SPEC.width, SPEC.dim])
-            adding_key = warpgroup_mma(slope, previous, sum_key, is_async=True)
-            pulling = warpgroup_mma(value, grad_out.permute((1, 0)), empty, use_acc=False, is_async=True)
+            adding_key = hp.add(slope, hp.matrix(queries.buffers, before), sum_key, cuts)
+            pulling = hp.multiply(value, hp.matrix(grad_outs, stage), empty, value_cuts)
         # Shared memory answers late while products read it: what the weights need is loaded here.
         axes = _number(borders.index(stage), warpgroup) if SPEC.masks else 0
         lse2 = notes.index(stage).slice(0, SPEC.width).load(note_layout)
-        scores = warpgroup_mma_wait(2 if SPEC.wants_key else 0, deps=(flying,))
+        scores = hp.landed(flying, len(cuts) + len(value_cuts) if SPEC.wants_key else 0)[0]
         weights = gl.exp2(scores * scale2 - lse2[None, :])
         weights = _hide(weights, axes, warpgroup, borders.index(stage), viewers, SPEC)
         if SPEC.wants_value:
             # No weight is left for later than this.
-            rounded = gl.convert_layout(weights.to(keys.dtype), gl.DotOperandLayout(0, value_layout, 2))
-            adding_value = warpgroup_mma(rounded, grad_out, sum_value, is_async=True)
+            rounded = gl.convert_layout(weights.to(keys.dtype), weight_layout)
+            adding_value = hp.add(rounded, hp.matrix(grad_outs, stage), sum_value, value_cuts)
         if SPEC.wants_key:
-            pulled, sum_key = warpgroup_mma_wait(1 if SPEC.wants_value else 0, deps=(pulling, adding_key))
+            found = hp.landed(pulling + adding_key, len(value_cuts) if SPEC.wants_value else 0)
+            pulled, sum_key = found[0], found[1:]
             delta = notes.index(stage).slice(SPEC.width, SPEC.width).load(note_layout)
         # An arrival has a barrier before what follows it: here a product runs beside it.
         mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)
@@ -190,11 +185,11 @@ def _walk(
         stage = gl.where(stage == SPEC.stages, 0, stage)
         mbarrier.wait(queries.full.index(stage), phase, pred=i + 1 < closing)
         if SPEC.wants_value:
-            sum_value = warpgroup_mma_wait(0, deps=(adding_value,))
+            sum_value = hp.landed(adding_value, 0)
     if opening < closing:
         if SPEC.wants_key:
-            previous = queries.buffers.index(before).reshape([SPEC.width, SPEC.dim])
-            sum_key = warpgroup_mma_wait(0, deps=(warpgroup_mma(slope, previous, sum_key, is_async=True),))
+            adding_key = hp.add(slope, hp.matrix(queries.buffers, before), sum_key, cuts)
+            sum_key = hp.landed(adding_key, 0)
         mbarrier.arrive(queries.empty.index(before), count=1)
     return sum_key, sum_value
 
@@ -227,15 +222,15 @@ def _differentiate_tile(
     scale, scale2, tile, group, count, base, SPEC: gl.constexpr,
 ):  # fmt: skip
     """Gradients of 64 keys and values, over every box of queries, after `count` tiles and `base` boxes."""
-    key_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.dim, 16])
-    value_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.value_dim, 16])
+    cuts: gl.constexpr = SPEC.cuts
+    value_cuts: gl.constexpr = SPEC.value_cuts
     start = ht.corner(tile.start, warpgroup, SPEC)
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
     _keep_viewers(viewers, warpgroup, start, tile, gl.SliceLayout(1, score_layout), SPEC)
     slot = count % SPEC.depth * 2 + warpgroup
     filled = count // SPEC.depth & 1
-    sum_key = gl.full([64, SPEC.dim], 0.0, gl.float32, layout=key_layout)
-    sum_value = gl.full([64, SPEC.value_dim], 0.0, gl.float32, layout=value_layout)
+    sum_key = hp.zeros(cuts)
+    sum_value = hp.zeros(value_cuts)
     boxes = tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
     _, begin, end = ht.own_queries(start, tile, SPEC)
     mbarrier.wait(keys.full.index(slot), filled)
@@ -257,9 +252,11 @@ def _differentiate_tile(
         for i in range(first + end, first + boxes):
             _pass(queries, i, SPEC)
     if SPEC.wants_value:
-        hc.put(grad_value, sum_value, values.buffers.index(slot), tile.planes[1], start, tile, SPEC)
+        room = values.buffers.index(slot)
+        hc.put(grad_value, sum_value, room, tile.planes[1], start, tile, value_cuts, SPEC)
     if SPEC.wants_key:
-        hc.put(grad_key, sum_key * scale, keys.buffers.index(slot), tile.planes[1], start, tile, SPEC)
+        room, sum_key = keys.buffers.index(slot), hp.scaled(sum_key, scale)
+        hc.put(grad_key, sum_key, room, tile.planes[1], start, tile, cuts, SPEC)
     if SPEC.depth == 1:
         tma.store_wait(0)
         mbarrier.arrive(keys.empty.index(slot), count=1)

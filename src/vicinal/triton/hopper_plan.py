@@ -27,7 +27,9 @@ ALONE = 0.6
 # Boxes of a tile from which on a third warpgroup gains: measured with 15 and more, and lost with 8 and fewer.
 WALK = 12
 # Widest rows that are multiplied from registers, where these hold one sum: wider ones leave it no room.
-HELD = 128
+HELD = 192
+# The same of the forward, where wider ones are not tried.
+FORWARD_HELD = 128
 # Boxes of a tile up to which the gradients of keys and values gain more by early rows than by a fourth box in
 # flight: measured with 34 and 100, and the other way round with 162.
 SHORT = 128
@@ -45,7 +47,7 @@ class Spec:
         warpgroups: how many there are.
         masked: axes on which a visited box holds columns that a row does not see.
         dim, value_dim: head dimensions, padded to a power of two.
-        cuts, value_cuts: start and width of the parts of the two that the products of the forward take.
+        cuts, value_cuts: start and width of the parts of the two that products take.
         key_bytes: size of an element of queries and keys.
         order: axes along which neighboring programs follow one another, fastest first.
         stages: boxes of columns in flight.
@@ -53,7 +55,8 @@ class Spec:
         depth: tiles whose queries, gradients of outputs, or keys and values are in shared memory.
         turns: whether the warpgroups of the forward take turns.
         persistent: whether programs compute tile after tile.
-        held: whether rows are multiplied from registers: queries, or keys and values for their gradients.
+        held: whether rows are multiplied from registers: queries, or keys for their gradients.
+        value_held: the same of gradients of outputs, or of values.
         wants_query, wants_key, wants_value: which sums gradients keep.
         has_grad_lse: whether log-sum-exps have a gradient.
     """
@@ -75,6 +78,7 @@ class Spec:
     turns: bool = False
     persistent: bool = False
     held: bool = False
+    value_held: bool = False
     cuts: Cuts = ()
     value_cuts: Cuts = ()
     wants_query: bool = True
@@ -151,6 +155,11 @@ def _cuts(dim: int) -> Cuts:
     return ((0, half), (half, quarter)) if whole > 64 and dim <= half + quarter else ((0, whole),)
 
 
+def multiplied(cuts: Cuts) -> int:
+    """Head dimension that all parts make up."""
+    return sum(width for _, width in cuts)
+
+
 def key_bytes(problem: Problem) -> int:
     """Size of an element of queries and keys."""
     return BYTES if problem.key_dtype is None else 1
@@ -182,9 +191,24 @@ def key_gradients(problem: Problem, wants_key: bool, wants_value: bool) -> list[
         wanted = ((True, False), (False, True))
     else:
         wanted = ((wants_key, wants_value),)
+    found = []
+    for key, value in wanted:
+        held, value_held = _held(spec, key, value)
+        found.append(replace(spec, wants_key=key, wants_value=value, held=held, value_held=value_held))
+    return [(one, programs) for one in found]
+
+
+def _held(spec: Spec, wants_key: bool, wants_value: bool) -> tuple[bool, bool]:
+    """Whether the gradients of keys and values multiply keys, and values, from registers."""
+    widest = max(multiplied(spec.cuts), multiplied(spec.value_cuts))
+    apart = spec.dim + spec.value_dim > 256
     # In others ptxas of CUDA 12.8 gives registers of rows to weights, and the next round reads those.
-    held = spec.held and both and spec.dim == spec.value_dim
-    return [(replace(spec, wants_key=key, wants_value=value, held=held), programs) for key, value in wanted]
+    if spec.dim != spec.value_dim or not (apart or (wants_key and wants_value)):
+        return False, False
+    if apart:
+        # Slopes need the rows of both, weights those of keys.
+        return widest <= HELD or not wants_key, False
+    return widest <= 96, widest <= 64
 
 
 @lru_cache(1024)
@@ -241,7 +265,7 @@ def _shared_by(warpgroups: int, problem: Problem) -> tuple[float, Plan]:
     persistent = not _described(problem)
     depth = 2 if persistent and SHARED - outputs - 2 * single >= 2 * stage else 1
     fixed = outputs + depth * single
-    held = HELD if warpgroups == 2 else 0
+    held = FORWARD_HELD if warpgroups == 2 else 0
     kernel = Kernel(width, fixed, stage, 4, held, masked=0.06, warpgroups=warpgroups)
     spec, programs = _best(problem, kernel, problem.heads)
     cost = _cost(problem, kernel, spec.tile, spec.split, spec.columns, False)
@@ -252,8 +276,6 @@ def _shared_by(warpgroups: int, problem: Problem) -> tuple[float, Plan]:
         value_stages=spec.stages,
         depth=depth,
         turns=dim > FREE,
-        cuts=_cuts(problem.dim),
-        value_cuts=_cuts(problem.value_dim),
     )
     return cost, Plan(spec, programs)
 
@@ -287,7 +309,9 @@ def _query_gradient(problem: Problem) -> Plan:
     fixed = 2 * ROWS * (dim + depth * value_dim) * BYTES
     kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 4)
     spec, programs = _best(problem, kernel, problem.heads)
-    spec = replace(spec, value_stages=spec.stages, depth=depth)
+    # Sums of three quarters leave registers for the rows of both products.
+    both = 64 < max(multiplied(spec.cuts), multiplied(spec.value_cuts)) <= 96
+    spec = replace(spec, value_stages=spec.stages, depth=depth, value_held=both)
     return Plan(spec, programs)
 
 
@@ -299,7 +323,7 @@ def _key_gradient(problem: Problem) -> Plan:
     # Two floats of each query come with it.
     stage = width * (dim + value_dim) * BYTES + 8 * width
     # Two numbers for each key.
-    kernel = Kernel(width, fixed, stage, 4, held=64, mask=2 * ROWS * 8)
+    kernel = Kernel(width, fixed, stage, 4, mask=2 * ROWS * 8)
     spec, programs = _best(problem, kernel, problem.kv_heads, inverse=True)
     # Keys and values of the next tile are copied early where boxes of queries still fit beside them.
     stages = min((SHARED - 2 * fixed - kernel.mask * spec.mask_count) // stage, kernel.stages)
@@ -321,6 +345,7 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
     (tile, split), box = candidates[0]
     per_axis = axes_counts(problem, tile, split, box, inverse, kernel.warpgroups)
     masked = tuple(full < visited for visited, full in per_axis)
+    cuts, value_cuts = _cuts(problem.dim), _cuts(problem.value_dim)
     spec = Spec(
         rules=tuple(replace(axis, length=int(axis.length == 1)) for axis in problem.axes),
         rows=tuple(side // kernel.warpgroups if axis == split else side for axis, side in enumerate(tile)),
@@ -331,12 +356,13 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
         order=_order(problem, tile, inverse),
         dim=padded(problem.dim),
         value_dim=padded(problem.value_dim),
+        cuts=cuts,
+        value_cuts=value_cuts,
         stages=min((SHARED - kernel.fixed - kernel.mask * sum(masked)) // kernel.stage, kernel.stages),
         key_bytes=key_bytes(problem),
         warpgroups=kernel.warpgroups,
         persistent=not _described(problem),
-        held=max(padded(problem.dim), padded(problem.value_dim)) <= kernel.held
-        and key_bytes(problem) == BYTES,
+        held=max(map(multiplied, (cuts, value_cuts))) <= kernel.held and key_bytes(problem) == BYTES,
     )
     groups = [-(-extent // axis.dilation) for extent, axis in zip(rows, problem.axes, strict=True)]
     tiles = prod(-(-extent // count) for extent, count in zip(groups, tile, strict=True))

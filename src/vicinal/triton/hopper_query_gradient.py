@@ -10,15 +10,10 @@ As in the forward, a program computes tile after tile. One warp copies boxes of 
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
 from . import hopper_copies as hc
+from . import hopper_parts as hp
 from . import hopper_schedule as hs
 from . import hopper_tile as ht
 from . import hopper_window as hw
@@ -122,6 +117,7 @@ def _differentiate_tile(
     """The gradient of 64 queries, over every box of keys, after `count` tiles and `base` boxes."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, score_layout)
+    cuts: gl.constexpr = SPEC.cuts
     box_of_rows: gl.constexpr = SPEC.rows
     start = ht.corner(tile.start, warpgroup, SPEC)
     row = hw.coordinates(gl.arange(0, 64, layout=row_layout), start, box_of_rows)
@@ -138,8 +134,7 @@ def _differentiate_tile(
             before = (count + 1) % SPEC.depth * 2 + warpgroup
             mbarrier.arrive(grad_outs.empty.index(before), count=1, pred=count > 0)
         mbarrier.wait(queries.full.index(warpgroup), count & 1)
-        held = queries.buffers.index(warpgroup).reshape([64, SPEC.dim])
-        held = hc.factor(held, score_layout, SPEC)
+        held = hp.factors(hp.matrix(queries.buffers, warpgroup), score_layout, cuts, SPEC.held)
         if SPEC.depth > 1:
             # A barrier of threads does not wait for loads: while products keep shared memory busy, the copy
             # of the next queries would overtake them.
@@ -150,12 +145,14 @@ def _differentiate_tile(
             warpgroup, held, queries.buffers, grad_outs, slot, filled, lse2, delta, keys, values, scale2, row,
             start, tile, base, SPEC,
         )  # fmt: skip
-        grad *= scale
+        grad = hp.scaled(grad, scale)
+        plane = tile.planes[0]
         if SPEC.depth > 1:
-            hc.put(grad_query, grad, grad_outs.buffers.index(slot), tile.planes[0], start, tile, SPEC)
+            hc.put(grad_query, grad, grad_outs.buffers.index(slot), plane, start, tile, cuts, SPEC)
         else:
             mbarrier.arrive(grad_outs.empty.index(slot), count=1)
-            hc.put(grad_query, grad, queries.buffers.index(warpgroup), tile.planes[0], start, tile, SPEC)
+            room = queries.buffers.index(warpgroup)
+            hc.put(grad_query, grad, room, plane, start, tile, cuts, SPEC)
             tma.store_wait(0)
             mbarrier.arrive(queries.empty.index(warpgroup), count=1)
     else:
@@ -170,14 +167,15 @@ def _walk(
 ):  # fmt: skip
     """Sum of slopes times keys over every box, after `base` of tiles before."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
-    grad_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.dim, 16])
-    slope_layout: gl.constexpr = gl.DotOperandLayout(0, grad_layout, 2)
+    cuts: gl.constexpr = SPEC.cuts
+    value_cuts: gl.constexpr = SPEC.value_cuts
+    slope_layout: gl.constexpr = hp.weight_layout(cuts)
     first, stop = hw.windows(row, tile.lengths, SPEC)
     shared = hw.shared_window(start, tile, SPEC)
     sizes: gl.constexpr = SPEC.sizes
     column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, score_layout))
 
-    grad = gl.full([64, SPEC.dim], 0.0, gl.float32, layout=grad_layout)
+    grad = hp.zeros(cuts)
     empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
     slope = gl.full([64, SPEC.width], 0.0, queries.dtype, layout=slope_layout)
     slow, begin, end = ht.own_keys(start, tile, SPEC)
@@ -191,27 +189,25 @@ def _walk(
     # Computed once more: Triton 3.6 would not carry what starts as `stage` and becomes it.
     before = begin % SPEC.stages
     # Without masks registers hold the addresses of one operand.
-    roomy: gl.constexpr = SPEC.held and not SPEC.masks
+    roomy: gl.constexpr = SPEC.value_held or (SPEC.held and not SPEC.masks)
+    kept = hp.factors(hp.matrix(grad_outs.buffers, slot), score_layout, value_cuts, SPEC.value_held)
     for i in range(begin, end):
         mbarrier.wait(keys.full.index(stage), phase)
-        key = keys.buffers.index(stage).reshape([SPEC.width, SPEC.dim])
-        query = held if SPEC.held else hc.anew(queries, warpgroup, i).reshape([64, SPEC.dim])
-        flying = warpgroup_mma(query, key.permute((1, 0)), empty, use_acc=False, is_async=True)
-        previous = keys.buffers.index(before).reshape([SPEC.width, SPEC.dim])
-        adding = warpgroup_mma(slope, previous, grad, is_async=True)
+        query = held if SPEC.held else hp.anew(queries, warpgroup, i, cuts)
+        flying = hp.multiply(query, hp.matrix(keys.buffers, stage), empty, cuts)
+        adding = hp.add(slope, hp.matrix(keys.buffers, before), grad, cuts)
         mbarrier.wait(values.full.index(stage), phase)
-        value = values.buffers.index(stage).reshape([SPEC.width, SPEC.value_dim])
-        grad_out = grad_outs.buffers.index(slot) if roomy else hc.anew(grad_outs.buffers, slot, i)
-        grad_out = grad_out.reshape([64, SPEC.value_dim])
-        pulling = warpgroup_mma(grad_out, value.permute((1, 0)), empty, use_acc=False, is_async=True)
-        scores = warpgroup_mma_wait(2, deps=(flying,))
+        grad_out = kept if roomy else hp.anew(grad_outs.buffers, slot, i, value_cuts)
+        pulling = hp.multiply(grad_out, hp.matrix(values.buffers, stage), empty, value_cuts)
+        scores = hp.landed(flying, len(cuts) + len(value_cuts))[0]
         weights = gl.exp2(scores * scale2 - lse2[:, None])
         at = ht.box_at(tile.first, box, SPEC)
         weights = hw.hide(weights, 0.0, at, column, first, stop, shared, sizes, SPEC)
         if not SPEC.masks:
             # Long past, but as branches of masks do it keeps ptxas from moving the waits before the weights.
             mbarrier.wait(grad_outs.full.index(slot), filled)
-        pulled, grad = warpgroup_mma_wait(0, deps=(pulling, adding))
+        found = hp.landed(pulling + adding, 0)
+        pulled, grad = found[0], found[1:]
         mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)
         slope = gl.convert_layout((weights * (pulled - delta[:, None])).to(queries.dtype), slope_layout)
         box = ht.step(box, tile.boxes, SPEC)
@@ -219,9 +215,7 @@ def _walk(
         stage += 1
         phase = gl.where(stage == SPEC.stages, phase ^ 1, phase)
         stage = gl.where(stage == SPEC.stages, 0, stage)
-    last = keys.buffers.index(before).reshape([SPEC.width, SPEC.dim])
-    adding = warpgroup_mma(slope, last, grad, is_async=True)
-    grad = warpgroup_mma_wait(0, deps=(adding,))
+    grad = hp.landed(hp.add(slope, hp.matrix(keys.buffers, before), grad, cuts), 0)
     mbarrier.arrive(keys.empty.index(before), count=1)
     for i in range(end, base + tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
         _pass(keys, values, i, SPEC)
