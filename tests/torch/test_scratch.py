@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.torch.test_blocked import check, equal, flat, make, run
+from tests.torch.test_blocked import check, equal, flat, make, run, walk
 from tests.torch.test_strips import LINUX, _tiles  # noqa: F401  (a fixture)
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.strips import arena, plan, sums
+from vicinal.torch.strips.scores import Additive
 
 PEAK = """
 import sys, torch
@@ -73,14 +74,19 @@ def test_sums_that_move_with_slabs_are_the_whole_ones(monkeypatch, problem):
     """They hold few columns at a time, and are rounded once."""
     problem = replace(problem, dtype="bfloat16")
     _, operands = make(problem)
-    monkeypatch.setattr(plan, "PASS", 20_000)
-    plan.parts.cache_clear()
-    whole = flat(*run(problem, operands)[:3])
-    moves, move = [], sums.Sums._move
+    found, moves, move = [], [], sums.Sums._move
     monkeypatch.setattr(sums.Sums, "_move", lambda *given: moves.append(given) or move(*given))
-    monkeypatch.setattr(sums, "ROOM", 0)
-    assert equal(whole, flat(*run(problem, operands)[:3]))
-    assert moves
+    fused, split = lambda: flat(*run(problem, operands)[:3]), lambda: walk(problem, operands, 0.0)
+    for room in (sums.ROOM, 0):
+        monkeypatch.setattr(sums, "ROOM", room)
+        for size, results in ((20_000, fused), (5_000, split)):
+            monkeypatch.setattr(plan, "PASS", size)
+            plan.parts.cache_clear()
+            moves.clear()
+            found.append(results())
+            assert bool(moves) == (room == 0)
+    assert equal(found[0], found[2])
+    assert equal(found[1], found[3])
     check(problem)
 
 
@@ -101,6 +107,19 @@ def test_scratch_is_at_most_64_mib(case):
     of gradients in narrow dtypes."""
     most, results = peak(*case)
     assert most - results <= 64 << 10
+
+
+def test_masks_of_all_pieces_of_a_box_take_little_memory():
+    """They are kept for the next call."""
+    axes = tuple(Axis(length, length - 1, output_stride=16) for length in (32, 64, 64))
+    problem = Problem(axes, 1, 4, 2, 32, 32)
+    _, operands = make(problem)
+    run(problem, operands)
+    for part in plan.parts(replace(problem, gradients=True)):
+        masks = [x for x in part.memo.values() if isinstance(x, Additive)]
+        assert len(masks) == len(part.pieces) > 1
+        held = [x.nbytes for mask in masks for x in (mask.source, mask.table) if x is not None]
+        assert sum(held) <= plan.TABLE
 
 
 @pytest.mark.parametrize("case", catalog.SMALL, ids=lambda case: case.name)

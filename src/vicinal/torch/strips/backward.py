@@ -1,5 +1,6 @@
 """Fused attention on strips, backward: weights again from the saved log-sum-exp."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,7 +98,7 @@ class _Rows(NamedTuple):
 
 
 def run_pass(
-    call: Call, batch: int, slab: int, saved: Saved, grads: Gradients, columns: list[Place | None]
+    call: Call, batch: int, slab: int, saved: Saved, grads: Gradients, columns: Sequence[Place | None]
 ) -> None:
     part = call.part
     inputs = columns_of(part, call.key, batch), columns_of(part, call.value, batch)
@@ -142,7 +143,7 @@ def _piece(
     inputs: tuple[Place, Place],
     rows: _Rows,
     grads: Gradients,
-    columns: list[Place | None],
+    columns: Sequence[Place | None],
 ) -> None:
     part, like = call.part, call.like
     names = ("key", "value")

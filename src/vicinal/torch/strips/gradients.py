@@ -1,6 +1,7 @@
 """Gradients of one call while its passes add to them."""
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from math import prod
 
 import torch
@@ -15,7 +16,7 @@ from .layout import covers
 from .moves import Place
 from .plan import Part
 from .scores import Additive, Tally
-from .sums import Sums
+from .sums import sinks
 
 
 def gradients(
@@ -59,21 +60,15 @@ class Gradients:
         """Whether the gradient of the scores is wanted, and not only the weights."""
         return any(x is not None for x in (self.query, self.key, self.bias, self.extra_key))
 
-    def columns(self, part: Part, batch: int) -> Iterator[list[Place | None]]:
-        """Where each slab adds the gradients of keys and values; what is summed is rounded between slabs."""
-        found = [None if x is None else columns_of(part, x, batch) for x in (self.key, self.value)]
-        sums = [
-            None if x is None or x.tensor.dtype == self.dtype else self._sums(part, x, name)
-            for x, name in zip(found, ("sums of keys", "sums of values"), strict=True)
-        ]
-        for slab in range(len(part.slabs)):
-            yield [x if one is None else one.reach(slab) for x, one in zip(found, sums, strict=True)]
-        for one in sums:
-            if one is not None:
-                one.leave()
+    def columns(self, part: Part, batch: int) -> Iterator[tuple[Place | None, ...]]:
+        """Where each slab adds the gradients of keys and values, to be taken to the end."""
 
-    def _sums(self, part: Part, target: Place, name: str) -> Sums:
-        return Sums(part, target, name, Like(self.dtype, target.tensor.device), self.fresh)
+        def each(x: Tensor | None, name: str) -> Iterator[Place | None]:
+            if x is None:
+                return repeat(None, len(part.slabs))
+            return sinks(part, columns_of(part, x, batch), name, Like(self.dtype, x.device), self.fresh)
+
+        return zip(each(self.key, "sums of keys"), each(self.value, "sums of values"), strict=True)
 
     def count(self, part: Part, mask: Additive, slopes: Tensor, kinds: Tensor) -> None:
         """Count gradients of scores towards the bias."""

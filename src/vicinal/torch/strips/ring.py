@@ -214,12 +214,19 @@ class Table(NamedTuple):
     def entries(self, slots: range, size: int, axis: int) -> Tensor:
         """`[classes, tile, slots]` entry of the relative position table, `2 * size - 1` where the row does
         not see the slot; valid until it is asked for an `axis` again."""
-        slot = torch.arange(slots.start, slots.stop, device=self.first.device)
-        like = Like(slot.dtype, slot.device)
-        key = take(f"entries {axis}", (*self.first.shape, len(slots)), like)
-        torch.sub(slot, self.first.unsqueeze(-1), out=key).remainder_(self.width)
+        key = self._keys(slots, axis)
         hidden = key >= self.seen.unsqueeze(-1)
         return key.add_(self.entry.unsqueeze(-1)).masked_fill_(hidden, 2 * size - 1)
+
+    def hidden(self, slots: range, axis: int) -> Tensor:
+        """`[classes, tile, slots]` 1 where the row does not see the slot, else 0."""
+        return (self._keys(slots, axis) >= self.seen.unsqueeze(-1)).long()
+
+    def _keys(self, slots: range, axis: int) -> Tensor:
+        """`[classes, tile, slots]` which key of the window a slot holds; those behind it are not seen."""
+        slot = torch.arange(slots.start, slots.stop, device=self.first.device)
+        key = take(f"entries {axis}", (*self.first.shape, len(slots)), Like(slot.dtype, slot.device))
+        return torch.sub(slot, self.first.unsqueeze(-1), out=key).remainder_(self.width)
 
     def places(self, size: int) -> Tensor:
         """`[classes, tile, size]` slot of the box that holds each key of the window, -1 where there is

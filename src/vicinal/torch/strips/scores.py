@@ -35,26 +35,26 @@ class Additive:
         self.heads = heads if bias is not None else range(1)
         self.tables = part.tables(like.device)
         self.keys = len(slots) * part.width
-        blank = torch.full((), HIDDEN, dtype=like.dtype, device=like.device)
+        self.biased = bias is not None
         if bias is None:
-            shape = (part.share, *(2 * size for size in part.sizes))
-            self.source = blank.expand(shape).clone()
-            self.source[(slice(None), *(slice(-1) for _ in part.sizes))] = 0
+            mine = torch.zeros((part.share, *(1 for _ in part.sizes)), dtype=like.dtype, device=like.device)
         else:
             mine = bias[heads.start * part.share : heads.stop * part.share]
-            self.source = torch.nn.functional.pad(mine, (0, 1) * part.rank, value=HIDDEN)
-        size = len(self.heads) * part.classes * part.rows * self.keys
+        self.source = torch.nn.functional.pad(mine, (0, 1) * part.rank, value=HIDDEN)
+        # Those of all pieces are kept.
+        size = len(self.heads) * part.classes * part.rows * part.rings[0].width * part.width
         self.fits = size * like.dtype.itemsize <= plan.TABLE
         self.table = None
         if self.fits:
             self.table = self.laid(self._expand(self.entries(), self.source)).contiguous()
 
     def entries(self, chosen: Sequence[int] | None = None) -> list[Tensor]:
-        """`[classes, rows, slots]` of every axis, for a class of each or for all."""
+        """`[classes, rows, slots]` of every axis, for a class of each or for all: places in `source`."""
         found = []
         for axis, (table, size) in enumerate(zip(self.tables, self.part.sizes, strict=True)):
-            some = slice(None) if chosen is None else slice(chosen[axis], chosen[axis] + 1)
-            found.append(table.of(some).entries(range(table.width) if axis else self.slots, size, axis))
+            mine = table if chosen is None else table.of(slice(chosen[axis], chosen[axis] + 1))
+            slots = range(table.width) if axis else self.slots
+            found.append(mine.entries(slots, size, axis) if self.biased else mine.hidden(slots, axis))
         return found
 
     def laid(self, scores: Tensor) -> Tensor:

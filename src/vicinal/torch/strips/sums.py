@@ -1,5 +1,8 @@
 """Sums of the gradients of keys or values whose dtype is too narrow to add up in."""
 
+from collections.abc import Iterator
+from itertools import repeat
+
 from torch import Tensor
 
 from .arena import Like, take
@@ -8,6 +11,16 @@ from .plan import Part
 
 ROOM = 6 << 20
 """Bytes of sums that may stay without need."""
+
+
+def sinks(part: Part, target: Place, name: str, like: Like, fresh: bool) -> Iterator[Place]:
+    """Where each slab adds to `target` `[*batch, *columns, dim]`, all of which is written after the last."""
+    if target.tensor.dtype == like.dtype:
+        yield from repeat(target, len(part.slabs))
+        return
+    sums = Sums(part, target, name, like, fresh)
+    yield from map(sums.reach, range(len(part.slabs)))
+    sums.leave()
 
 
 class Sums:

@@ -2,6 +2,7 @@
 box slots."""
 
 from collections.abc import Iterator
+from itertools import repeat
 from math import prod
 from typing import NamedTuple
 
@@ -14,20 +15,24 @@ from . import fresh
 from .arena import Like, sheet, trim
 from .call import chunk, columns_of, rows_of
 from .layout import Chunk, accumulate, chunks, cut, fold, segments, strips
+from .moves import Place
 from .plan import TABLE, Part, Pass, parts
 from .products import fewest, multiply
 from .ring import Table
 from .scores import Additive
+from .sums import sinks
 from .tiles import gather, scatter, tiles
 
 
 class _Stage(NamedTuple):
-    """One pass: where its tiles and strips are, and the key/value heads of its batch."""
+    """One pass: where its tiles and strips are, the key/value heads of its batch, and where it adds what
+    keys get."""
 
     part: Part
     work: Pass
     batch: int
     like: Like
+    sums: Place | None
 
     def chunks(self) -> Iterator[Chunk]:
         step = chunk(self.part.rows, self.keys + prod(self.part.sizes), self.like, 2)
@@ -79,20 +84,25 @@ class _Stage(NamedTuple):
         return self.part.remember("gaps", lambda: [any(bool((x.seen < size).any()) for x, size in pairs)])[0]
 
 
-def _stages(problem: Problem, x: Tensor) -> Iterator[_Stage]:
+def _stages(problem: Problem, x: Tensor, total: Tensor | None = None) -> Iterator[_Stage]:
+    """All passes, and where they add to the keys' `total`."""
     trim()
     like = Like(accumulating(x.dtype), x.device)
     for part in parts(problem) if x.numel() else ():
         assert len(part.pieces) == 1
-        for batch, slab in part.passes():
-            yield _Stage(part, part.measure(batch, slab, 0), batch, like)
+        for batch in range(len(part.batches)):
+            sums: Iterator[Place | None] = repeat(None, len(part.slabs))
+            if total is not None:
+                sums = sinks(part, columns_of(part, total, batch), "sums", like, False)
+            for slab, one in enumerate(sums):
+                yield _Stage(part, part.measure(batch, slab, 0), batch, like, one)
 
 
 def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float) -> Tensor:
     weights = fresh.empty((*x.shape[:-1], prod(problem.window)), x.dtype, x.device)
     bias = None if bias is None else bias.to(accumulating(x.dtype))
     for stage in _stages(problem, x):
-        part, work, batch, like = stage
+        part, work, batch, like, _ = stage
         queries = gather(part, work, rows_of(part, x, stage.batch), "query", like)
         keys = cut(part, work, columns_of(part, y, stage.batch), "key", like)
         target = rows_of(part, weights, stage.batch)
@@ -118,7 +128,7 @@ def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: floa
 
 def _spread(stage: _Stage, weights: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
     """Weights of boxes, `[boxes, rows, keys]`, a chunk at a time; a slot without a key is never read."""
-    part, work, batch, like = stage
+    part, work, batch, like, _ = stage
     mine = gather(part, work, rows_of(part, weights, batch), "weights", like)
     for piece in stage.chunks():
         some = piece.all
@@ -129,7 +139,7 @@ def _spread(stage: _Stage, weights: Tensor) -> Iterator[tuple[Chunk, Tensor]]:
 def mix(problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
     out = fresh.empty((*weights.shape[:-1], y.shape[-1]), y.dtype, y.device)
     for stage in _stages(problem, y):
-        part, work, _, like = stage
+        part, work, _, like, _ = stage
         values = cut(part, work, columns_of(part, y, stage.batch), "key", like)
         target = rows_of(part, out, stage.batch)
         made = tiles(part, work, y.shape[-1], "out", like)
@@ -141,12 +151,13 @@ def mix(problem: Problem, weights: Tensor, y: Tensor) -> Tensor:
 
 def mix_back(problem: Problem, weights: Tensor, x: Tensor) -> Tensor:
     shape = (x.shape[0], *problem.lengths, problem.kv_heads, x.shape[-1])
-    total = fresh.zeros(shape, accumulating(x.dtype), x.device)
-    for stage in _stages(problem, x):
-        part, work, _, like = stage
+    total = fresh.zeros(shape, x.dtype, x.device)
+    for stage in _stages(problem, x, total):
+        part, work, _, like, sums = stage
+        assert sums is not None
         rows = gather(part, work, rows_of(part, x, stage.batch), "query", like)
         made = strips(part, work, x.shape[-1], "key", like).slots.zero_()
         for some, scores in _spread(stage, weights):
             accumulate(segments(part, work, made, some, scores), rows[some.all], 1.0)
-        fold(part, work, made, columns_of(part, total, stage.batch), like)
-    return total.to(x.dtype)
+        fold(part, work, made, sums, like)
+    return total
