@@ -31,7 +31,8 @@ test: $(READY)
 test-offline: $(READY)
 	$(RUN_TESTS) -m offline tests/triton
 
-# The portable kernels with the oldest release of Triton, the newest, and one between: downloads a gigabyte.
+# The portable kernels with the oldest release of Triton, one between, and every one with the newest: downloads a
+# gigabyte.
 test-tritons: $(READY)
 	$(PY) -m tests.triton.versions --folder $(VENV)-tritons
 

@@ -187,9 +187,9 @@ def measure(compiled, target, log):
 
 
 def assembled(compiled, arch):
-    """What ptxas reports: Triton 3.4 does not pass it on."""
-    newer = TOOLS / "ptxas-blackwell"
-    tool = newer if arch >= 100 and newer.exists() else TOOLS / "ptxas"
+    """What ptxas reports: Triton 3.4 does not pass it on, nor any for a kernel that it compiled before."""
+    newer, version = TOOLS / "ptxas-blackwell", int(re.search(r"\.version (\d+)", compiled.asm["ptx"])[1])
+    tool = newer if (arch >= 100 or version >= 9) and newer.exists() else TOOLS / "ptxas"
     with tempfile.NamedTemporaryFile(suffix=".ptx") as file:
         file.write(compiled.asm["ptx"].encode())
         file.flush()

@@ -1,8 +1,9 @@
 """The portable kernels with other releases of Triton, each in a folder of its own; needs no GPU.
 
-python -m tests.triton.versions [--folder FOLDER] [3.4.0 3.9.0 ...]
+python -m tests.triton.versions [--folder FOLDER] [--sample] [3.4.0 3.9.0 ...]
 
-Without versions: the oldest that the package asks for, one between, and the newest that pip finds.
+Without versions: the oldest that the package asks for, one between, and the newest that pip finds. The newest
+compiles every kernel, unless a sample is asked for; others compile a sample.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from itertools import product
 from pathlib import Path
 
 from tests.triton.test_offline import SAMPLE, SHARED, checked
@@ -43,15 +44,17 @@ def install(folder, version):
         subprocess.run([*command, folder / version, f"triton=={version}"], check=True)
 
 
-def try_version(folder, version, paths):
+def try_version(folder, version, paths, every):
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / version), *paths])
     subprocess.run([sys.executable, "-c", HOPPER, version], check=True)
     # Register allocation is another in every release; budgets of spills are about one.
-    compile_for = partial(checked, kind="short", names=SAMPLE, spills=False)
+    kinds, names = (("short", "float32"), ()) if every else (("short",), SAMPLE)
     # Triton 3.4 links for AMD with a ROCm installation's linker.
     targets = [target for target in SHARED if version[:3] != "3.4" or not target.startswith("hip")]
+    jobs = list(product(targets, kinds))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        counts = dict(zip(targets, map(len, pool.map(compile_for, targets)), strict=True))
+        found = list(pool.map(lambda job: len(checked(*job, names, spills=False)), jobs))
+    counts = {" ".join(job): count for job, count in zip(jobs, found, strict=True)}
     run("launching")
     run("interpreted", *INTERPRETED, TRITON_INTERPRET="1")
     print(f"Triton {version}: {counts} kernels compiled; {', '.join(INTERPRETED)} interpreted", flush=True)
@@ -61,11 +64,13 @@ def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("versions", nargs="*")
     options.add_argument("--folder", type=Path, default=Path(".venv-tritons"))
+    options.add_argument("--sample", action="store_true")
     wanted = options.parse_args()
     folder, paths = wanted.folder.resolve(), [os.environ.get("PYTHONPATH", "src")]
-    for version in wanted.versions or (*BETWEEN, newest()):
+    last = newest()
+    for version in wanted.versions or (*BETWEEN, last):
         install(folder, version)
-        try_version(folder, version, paths)
+        try_version(folder, version, paths, version == last and not wanted.sample)
 
 
 if __name__ == "__main__":
