@@ -43,16 +43,17 @@ def sweeps(p):
 def tiles(p):
     """Kernels of `hopper`: who shares a tile, and what is multiplied in parts."""
     spec, programs = hopper_plan.forward(p)
-    for name in ("forward", *GRADIENTS):
-        yield f"{name}: {'parts' if len(spec.cuts) > 1 else 'whole'}"
     yield f"forward: {spec.warpgroups} warpgroups"
+    yield f"forward: {'parts' if len(spec.cuts) > 1 else 'whole'}"
     yield f"forward: {'groups' if spec.described else 'several tiles' if programs > 2 else 'one tile'}"
     yield f"forward: {'in turns' if spec.turns else 'as they like'}"
     yield f"forward: queries {'in registers' if spec.held else 'in shared memory'}"
     spec, _ = hopper_plan.query_gradient(p, True, True)
+    yield f"query gradient: {'parts' if len(spec.cuts) > 1 else 'whole'}"
     yield f"query gradient: {'next tile early' if spec.depth > 1 else 'tile by tile'}"
     key_specs = [spec for spec, _ in hopper_plan.key_gradients(p, True, True)]
     yield f"key gradient: {len(key_specs)} kernels"
+    yield f"key gradient: {'parts' if len(key_specs[0].cuts) > 1 else 'whole'}"
     yield f"key gradient: {'next tile early' if key_specs[0].depth > 1 else 'tile by tile'}"
     for name, held in (("keys", key_specs[0].held), ("values", key_specs[0].value_held)):
         yield f"key gradient: {name} {'in registers' if held else 'in shared memory'}"
