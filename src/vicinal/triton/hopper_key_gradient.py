@@ -68,20 +68,29 @@ def _copy(
                 stage = i % SPEC.stages
                 mbarrier.wait(queries.empty.index(stage), i // SPEC.stages & 1 ^ 1)
                 hc.fill(query, queries, stage, tile.planes[0], at, tile, head, SPEC)
-                hc.fill(grad_out, grad_outs, stage, tile.planes[0], at, tile, head, SPEC)
+                if not SPEC.apart:
+                    hc.fill(grad_out, grad_outs, stage, tile.planes[0], at, tile, head, SPEC)
                 _keep_borders(borders, stage, at, tile, SPEC)
                 notes.index(stage).store(note)
                 mbarrier.arrive(queries.full.index(stage), count=1)
+                if SPEC.apart:
+                    place = i % SPEC.value_stages
+                    mbarrier.wait(grad_outs.empty.index(place), i // SPEC.value_stages & 1 ^ 1)
+                    hc.fill(grad_out, grad_outs, place, tile.planes[0], at, tile, head, SPEC)
                 box = ht.step(box, tile.boxes, SPEC)
                 i += 1
 
 
 @gluon.jit
-def _pass(queries, i, SPEC: gl.constexpr):
+def _pass(queries, grad_outs, i, SPEC: gl.constexpr):
     """Leaves a box to the other warpgroup."""
     stage = i % SPEC.stages
     mbarrier.wait(queries.full.index(stage), (i // SPEC.stages) & 1)
     mbarrier.arrive(queries.empty.index(stage), count=1)
+    if SPEC.apart:
+        place = i % SPEC.value_stages
+        mbarrier.wait(grad_outs.full.index(place), (i // SPEC.value_stages) & 1)
+        mbarrier.arrive(grad_outs.empty.index(place), count=1)
 
 
 @gluon.jit
@@ -116,18 +125,25 @@ def _keep_viewers(
 
 
 @gluon.jit
-def _hide(weights, axes, warpgroup: gl.constexpr, border, viewers, SPEC: gl.constexpr):
+def _hide(weights, axes, warpgroup: gl.constexpr, border, viewers, start, tile, i, SPEC: gl.constexpr):
     """`weights` of a box, masked along `axes`, a bit each."""
     layout: gl.constexpr = weights.type.layout
     row_layout: gl.constexpr = gl.SliceLayout(1, layout)
+    rows: gl.constexpr = SPEC.rows
     columns: gl.constexpr = SPEC.columns
     for axis in gl.static_range(3):
         if SPEC.masked[axis]:  # noqa: SIM102 the outer branch is taken at compile time
             if axes & (1 << axis) != 0:
                 query = hw.place(gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, layout)), columns, axis)
                 query += _number(border, 2 + axis)
-                first = _viewers_along(axis, viewers, warpgroup, 0, SPEC).load(row_layout)
-                stop = _viewers_along(axis, viewers, warpgroup, 1, SPEC).load(row_layout)
+                if SPEC.apart:
+                    key = start[axis] + hw.place(hp.afresh(gl.arange(0, 64, layout=row_layout), i), rows, axis)
+                    key = gl.minimum(key, tile.lengths[axis] - 1)
+                    first = hw.first_query(key, tile.lengths[axis], SPEC, axis)
+                    stop = hw.stop_query(key, tile.lengths[axis], SPEC, axis)
+                else:
+                    first = _viewers_along(axis, viewers, warpgroup, 0, SPEC).load(row_layout)
+                    stop = _viewers_along(axis, viewers, warpgroup, 1, SPEC).load(row_layout)
                 weights = gl.where(hw.sees(query[None, :], first[:, None], stop[:, None], 0), weights, 0.0)
     return weights
 
@@ -135,7 +151,7 @@ def _hide(weights, axes, warpgroup: gl.constexpr, border, viewers, SPEC: gl.cons
 @gluon.jit
 def _walk(
     warpgroup: gl.constexpr, keys, values, slot, sum_key, sum_value, queries, grad_outs, notes, borders,
-    viewers, scale2, opening, closing, SPEC: gl.constexpr,
+    viewers, scale2, start, tile, opening, closing, SPEC: gl.constexpr,
 ):  # fmt: skip
     """Adds what steps [opening, closing) of the walk, over boxes of one query head, give."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
@@ -156,26 +172,42 @@ def _walk(
     for i in range(opening, closing):
         key = held_key if SPEC.held else hp.anew(keys, slot, i, cuts)
         value = held_value if SPEC.value_held else hp.anew(values, slot, i, value_cuts)
-        flying = hp.multiply(key, hp.matrix(queries.buffers, stage), empty, cuts)
-        if SPEC.wants_key:
+        if SPEC.apart:
+            # Beside a wide sum registers do not hold the slopes and two products of a box.
             adding_key = hp.add(slope, hp.matrix(queries.buffers, before), sum_key, cuts)
-            pulling = hp.multiply(value, hp.matrix(grad_outs, stage), empty, value_cuts)
+            flying = hp.multiply(key, hp.matrix(queries.buffers, stage), empty, cuts)
+            sum_key = hp.landed(adding_key, 1)
+            mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)
+            place = i % SPEC.value_stages
+            mbarrier.wait(grad_outs.full.index(place), (i // SPEC.value_stages) & 1)
+            pulling = hp.multiply(value, hp.matrix(grad_outs.buffers, place), empty, value_cuts)
+        else:
+            flying = hp.multiply(key, hp.matrix(queries.buffers, stage), empty, cuts)
+            if SPEC.wants_key:
+                adding_key = hp.add(slope, hp.matrix(queries.buffers, before), sum_key, cuts)
+                pulling = hp.multiply(value, hp.matrix(grad_outs.buffers, stage), empty, value_cuts)
         # Shared memory answers late while products read it: what the weights need is loaded here.
         axes = _number(borders.index(stage), warpgroup) if SPEC.masks else 0
         lse2 = notes.index(stage).slice(0, SPEC.width).load(note_layout)
-        scores = hp.landed(flying, len(cuts) + len(value_cuts) if SPEC.wants_key else 0)[0]
+        scores = hp.landed(flying, SPEC.later)[0]
         weights = gl.exp2(scores * scale2 - lse2[None, :])
-        weights = _hide(weights, axes, warpgroup, borders.index(stage), viewers, SPEC)
+        weights = _hide(weights, axes, warpgroup, borders.index(stage), viewers, start, tile, i, SPEC)
         if SPEC.wants_value:
             # No weight is left for later than this.
             rounded = gl.convert_layout(weights.to(keys.dtype), weight_layout)
-            adding_value = hp.add(rounded, hp.matrix(grad_outs, stage), sum_value, value_cuts)
-        if SPEC.wants_key:
+            adding_value = hp.add(rounded, hp.matrix(grad_outs.buffers, stage), sum_value, value_cuts)
+        if SPEC.apart:
+            pulled = hp.landed(pulling, 0)[0]
+        elif SPEC.wants_key:
             found = hp.landed(pulling + adding_key, len(value_cuts) if SPEC.wants_value else 0)
             pulled, sum_key = found[0], found[1:]
+        if SPEC.wants_key:
             delta = notes.index(stage).slice(SPEC.width, SPEC.width).load(note_layout)
         # An arrival has a barrier before what follows it: here a product runs beside it.
-        mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)
+        if SPEC.apart:
+            mbarrier.arrive(grad_outs.empty.index(place), count=1)
+        else:
+            mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)
         gl.thread_barrier()
         if SPEC.wants_key:
             slope = gl.convert_layout((weights * (pulled - delta[None, :])).to(keys.dtype), slope_layout)
@@ -226,7 +258,8 @@ def _differentiate_tile(
     value_cuts: gl.constexpr = SPEC.value_cuts
     start = ht.corner(tile.start, warpgroup, SPEC)
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
-    _keep_viewers(viewers, warpgroup, start, tile, gl.SliceLayout(1, score_layout), SPEC)
+    if not SPEC.apart:
+        _keep_viewers(viewers, warpgroup, start, tile, gl.SliceLayout(1, score_layout), SPEC)
     slot = count % SPEC.depth * 2 + warpgroup
     filled = count // SPEC.depth & 1
     sum_key = hp.zeros(cuts)
@@ -234,23 +267,25 @@ def _differentiate_tile(
     boxes = tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
     _, begin, end = ht.own_queries(start, tile, SPEC)
     mbarrier.wait(keys.full.index(slot), filled)
-    mbarrier.wait(values.full.index(slot), filled)
+    if SPEC.reads_values:
+        mbarrier.wait(values.full.index(slot), filled)
     if SPEC.depth > 1:
         # By now the gradients of the tile before have left shared memory.
         tma.store_wait(0)
         before = (count + 1) % SPEC.depth * 2 + warpgroup
         mbarrier.arrive(keys.empty.index(before), count=1, pred=count > 0)
-        mbarrier.arrive(values.empty.index(before), count=1, pred=count > 0)
+        if SPEC.reads_values:
+            mbarrier.arrive(values.empty.index(before), count=1, pred=count > 0)
     for member in range(group):
         first = base + member * boxes
         for i in range(first, first + begin):
-            _pass(queries, i, SPEC)
+            _pass(queries, grad_outs, i, SPEC)
         sum_key, sum_value = _walk(
             warpgroup, keys.buffers, values.buffers, slot, sum_key, sum_value, queries, grad_outs, notes,
-            borders, viewers, scale2, first + begin, first + end, SPEC,
+            borders, viewers, scale2, start, tile, first + begin, first + end, SPEC,
         )  # fmt: skip
         for i in range(first + end, first + boxes):
-            _pass(queries, i, SPEC)
+            _pass(queries, grad_outs, i, SPEC)
     if SPEC.wants_value:
         room = values.buffers.index(slot)
         hc.put(grad_value, sum_value, room, tile.planes[1], start, tile, value_cuts, SPEC)
@@ -260,7 +295,8 @@ def _differentiate_tile(
     if SPEC.depth == 1:
         tma.store_wait(0)
         mbarrier.arrive(keys.empty.index(slot), count=1)
-        mbarrier.arrive(values.empty.index(slot), count=1)
+        if SPEC.reads_values:
+            mbarrier.arrive(values.empty.index(slot), count=1)
 
 
 @gluon.jit
@@ -269,24 +305,32 @@ def _run(
     SPEC: gl.constexpr,
 ):  # fmt: skip
     keys = hc.ring(key, 2 * SPEC.depth, 1)
-    values = hc.ring(value, 2 * SPEC.depth, 1)
-    # Queries, gradients of outputs and notes of a stage are full together.
-    queries = hc.ring(query, SPEC.stages, 2, 3)
-    grad_outs = hc.Ring(hc.buffers(grad_out, SPEC.stages), queries.full, queries.empty)
+    values = keys
+    if SPEC.reads_values:
+        values = hc.ring(value, 2 * SPEC.depth, 1)
+    if SPEC.apart:
+        queries = hc.ring(query, SPEC.stages, 2, 2)
+        grad_outs = hc.ring(grad_out, SPEC.value_stages, 2)
+    else:
+        # Queries, gradients of outputs and notes of a stage are full together.
+        queries = hc.ring(query, SPEC.stages, 2, 3)
+        grad_outs = hc.Ring(hc.buffers(grad_out, SPEC.stages), queries.full, queries.empty)
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     notes = gl.allocate_shared_memory(gl.float32, [SPEC.stages, 2 * SPEC.width], plain)
     borders = gl.allocate_shared_memory(gl.int32, [SPEC.stages, LANES], plain)
-    viewers = gl.allocate_shared_memory(gl.int32, [4 * SPEC.mask_count, 64], plain) if SPEC.masks else ()
+    viewers = ()
+    if SPEC.masks and not SPEC.apart:
+        viewers = gl.allocate_shared_memory(gl.int32, [4 * SPEC.mask_count, 64], plain)
     # Triton lays barriers that no partition uses over buffers of others.
     tickets = hs.tickets(3) if SPEC.persistent else ()
     gl.warp_specialize(
         [
             (_differentiate, (
-                0, grad_key, grad_value, keys, values, queries, grad_outs.buffers, notes, borders, viewers,
+                0, grad_key, grad_value, keys, values, queries, grad_outs, notes, borders, viewers,
                 tickets, scale, scale2, grid, SPEC,
             )),
             (_differentiate, (
-                1, grad_key, grad_value, keys, values, queries, grad_outs.buffers, notes, borders, viewers,
+                1, grad_key, grad_value, keys, values, queries, grad_outs, notes, borders, viewers,
                 tickets, scale, scale2, grid, SPEC,
             )),
             (_copy, (

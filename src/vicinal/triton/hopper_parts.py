@@ -36,9 +36,15 @@ def factors(rows, layout: gl.constexpr, CUTS: gl.constexpr, HELD: gl.constexpr):
 
 
 @gluon.jit
+def afresh(numbers, i):
+    """The same numbers, for the compiler others in each step `i`, which is not negative."""
+    return numbers + (i >> 31)
+
+
+@gluon.jit
 def anew(buffers, place, i, CUTS: gl.constexpr):
-    """The same from shared memory, addressed in step `i`, which is not negative: addresses take registers."""
-    return factors(matrix(buffers, place + (i >> 31)), None, CUTS, False)
+    """The same from shared memory, addressed in step `i`: kept addresses would take registers."""
+    return factors(matrix(buffers, afresh(place, i)), None, CUTS, False)
 
 
 @gluon.jit

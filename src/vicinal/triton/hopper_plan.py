@@ -16,6 +16,7 @@ Cuts = tuple[tuple[int, int], ...]
 # Rows of a warpgroup: the M of wgmma.
 ROWS = 64
 BYTES = 2
+DV64 = True
 # What a Hopper program can have, less room for barriers.
 SHARED = 232448 - 1024
 # Multiprocessors, each of which runs one program at a time.
@@ -51,7 +52,8 @@ class Spec:
         key_bytes: size of an element of queries and keys.
         order: axes along which neighboring programs follow one another, fastest first.
         stages: boxes of columns in flight.
-        value_stages: the same of values, which the forward needs later than keys.
+        value_stages: the same of values, which the forward needs later than keys, and gradients not as long;
+            in gradients of keys and values, of gradients of outputs, or 0 where they share those of queries.
         depth: tiles whose queries, gradients of outputs, or keys and values are in shared memory.
         turns: whether the warpgroups of the forward take turns.
         persistent: whether programs compute tile after tile.
@@ -105,6 +107,22 @@ class Spec:
     def in_place(self) -> bool:
         """Whether outputs take the place of queries, which are done with when outputs are ready."""
         return self.dim == self.value_dim and self.key_bytes == BYTES
+
+    @property
+    def apart(self) -> bool:
+        """Whether in gradients values, or gradients of outputs, have stages of their own."""
+        return 0 < self.value_stages < self.stages
+
+    @property
+    def reads_values(self) -> bool:
+        """Whether gradients of keys and values have room for values: that of values alone may need none."""
+        return self.wants_key or not self.in_place
+
+    @property
+    def later(self) -> int:
+        """Products that gradients of keys and values start after that of a box's scores, and before its wait."""
+        others = 0 if self.apart else len(self.cuts)
+        return others + len(self.value_cuts) if self.wants_key else 0
 
     @property
     def masks(self) -> bool:
@@ -183,31 +201,26 @@ def query_gradient(problem: Problem, wants_query: bool, has_grad_lse: bool) -> P
     return Plan(replace(spec, wants_query=wants_query, has_grad_lse=has_grad_lse), programs)
 
 
-def key_gradients(problem: Problem, wants_key: bool, wants_value: bool) -> list[tuple[Spec, int]]:
+def key_gradients(problem: Problem, wants_key: bool, wants_value: bool) -> list[Plan]:
     """Gradients of keys and values: a kernel for both, or one each where registers hold only one sum."""
-    spec, programs = _key_gradient(three_axes(problem))
     both = wants_key and wants_value
-    if both and spec.dim + spec.value_dim > 256:
+    if both and padded(problem.dim) + padded(problem.value_dim) > 256:
         wanted = ((True, False), (False, True))
     else:
         wanted = ((wants_key, wants_value),)
-    found = []
-    for key, value in wanted:
-        held, value_held = _held(spec, key, value)
-        found.append(replace(spec, wants_key=key, wants_value=value, held=held, value_held=value_held))
-    return [(one, programs) for one in found]
+    return [_key_gradient(three_axes(problem), *flags) for flags in wanted]
 
 
-def _held(spec: Spec, wants_key: bool, wants_value: bool) -> tuple[bool, bool]:
+def _held(spec: Spec) -> tuple[bool, bool]:
     """Whether the gradients of keys and values multiply keys, and values, from registers."""
     widest = max(multiplied(spec.cuts), multiplied(spec.value_cuts))
-    apart = spec.dim + spec.value_dim > 256
+    alone = spec.dim + spec.value_dim > 256
     # In others ptxas of CUDA 12.8 gives registers of rows to weights, and the next round reads those.
-    if spec.dim != spec.value_dim or not (apart or (wants_key and wants_value)):
+    if spec.dim != spec.value_dim or not (alone or (spec.wants_key and spec.wants_value)):
         return False, False
-    if apart:
+    if alone:
         # Slopes need the rows of both, weights those of keys.
-        return widest <= HELD or not wants_key, False
+        return widest <= HELD or not spec.wants_key, False
     return widest <= 96, widest <= 64
 
 
@@ -300,8 +313,8 @@ def _order(problem: Problem, tile: Triple, inverse: bool) -> Triple:
 @lru_cache(1024)
 def _query_gradient(problem: Problem) -> Plan:
     dim, value_dim = padded(problem.dim), padded(problem.value_dim)
-    wide = max(dim, value_dim)
-    width = 128 if wide <= 64 else 64 if wide <= 128 else 32
+    wide = multiplied(_cuts(problem.dim)) > HELD
+    width = 128 if max(dim, value_dim) <= 64 else 64 if wide or max(dim, value_dim) <= 128 else 32
     # Queries in registers leave their room to those of the next tile. Then gradients take the place of those
     # of outputs, beside which the next are copied.
     persistent = not _described(problem)
@@ -311,20 +324,28 @@ def _query_gradient(problem: Problem) -> Plan:
     spec, programs = _best(problem, kernel, problem.heads)
     # Sums of three quarters leave registers for the rows of both products.
     both = 64 < max(multiplied(spec.cuts), multiplied(spec.value_cuts)) <= 96
-    spec = replace(spec, value_stages=spec.stages, depth=depth, value_held=both)
-    return Plan(spec, programs)
+    spec = _apart(spec, kernel) if wide else replace(spec, value_stages=spec.stages)
+    return Plan(replace(spec, depth=depth, value_held=both), programs)
 
 
 @lru_cache(1024)
-def _key_gradient(problem: Problem) -> Plan:
+def _key_gradient(problem: Problem, wants_key: bool, wants_value: bool) -> Plan:
     dim, value_dim = padded(problem.dim), padded(problem.value_dim)
-    width = 64 if max(dim, value_dim) <= 128 else 32
-    fixed = 2 * ROWS * (dim + value_dim) * BYTES
+    wide = wants_key and multiplied(_cuts(problem.dim)) > HELD
+    width = 64 if wide or max(dim, value_dim) <= 128 or (DV64 and not wants_key) else 32
+    # The gradient of values alone needs none, and may leave through the room of keys.
+    rows = dim if dim == value_dim and not wants_key else dim + value_dim
+    fixed = 2 * ROWS * rows * BYTES
     # Two floats of each query come with it.
     stage = width * (dim + value_dim) * BYTES + 8 * width
-    # Two numbers for each key.
-    kernel = Kernel(width, fixed, stage, 4, mask=2 * ROWS * 8)
+    # Two numbers for each key; beside a wide sum they are computed anew.
+    kernel = Kernel(width, fixed, stage, 4, mask=0 if wide else 2 * ROWS * 8)
     spec, programs = _best(problem, kernel, problem.kv_heads, inverse=True)
+    spec = replace(spec, wants_key=wants_key, wants_value=wants_value)
+    held, value_held = _held(spec)
+    spec = replace(spec, held=held and not (DV64 and width == 64 and dim > 128), value_held=value_held)
+    if wide:
+        return Plan(_apart(spec, kernel), programs)
     # Keys and values of the next tile are copied early where boxes of queries still fit beside them.
     stages = min((SHARED - 2 * fixed - kernel.mask * spec.mask_count) // stage, kernel.stages)
     counts = tiling.counts(problem, spec.tile, spec.columns, inverse=True)
@@ -332,6 +353,12 @@ def _key_gradient(problem: Problem) -> Plan:
     if spec.persistent and stages >= (3 if boxes <= SHORT else 4):
         spec = replace(spec, depth=2, stages=stages)
     return Plan(spec, programs)
+
+
+def _apart(spec: Spec, kernel: Kernel) -> Spec:
+    """With one more stage of keys, or queries, than of what the same boxes of a gradient hold beside them."""
+    more = SHARED - kernel.fixed - spec.stages * kernel.stage >= spec.width * spec.dim * BYTES
+    return replace(spec, stages=spec.stages + more, value_stages=spec.stages + more - 1)
 
 
 def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -> Plan:

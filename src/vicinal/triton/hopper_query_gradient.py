@@ -40,10 +40,12 @@ def _copy(key, value, keys, values, tickets, counter, grid, SPEC: gl.constexpr):
 def _pass(keys, values, i, SPEC: gl.constexpr):
     """Leaves a box to the other warpgroup."""
     stage = i % SPEC.stages
-    phase = (i // SPEC.stages) & 1
-    mbarrier.wait(keys.full.index(stage), phase)
-    mbarrier.wait(values.full.index(stage), phase)
+    mbarrier.wait(keys.full.index(stage), (i // SPEC.stages) & 1)
+    place = i % SPEC.value_stages
+    mbarrier.wait(values.full.index(place), (i // SPEC.value_stages) & 1)
     mbarrier.arrive(keys.empty.index(stage), count=1)
+    if SPEC.apart:
+        mbarrier.arrive(values.empty.index(place), count=1)
 
 
 @gluon.jit
@@ -174,6 +176,8 @@ def _walk(
     shared = hw.shared_window(start, tile, SPEC)
     sizes: gl.constexpr = SPEC.sizes
     column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, score_layout))
+    index = gl.arange(0, 64, layout=gl.SliceLayout(1, score_layout))
+    box_of_rows: gl.constexpr = SPEC.rows
 
     grad = hp.zeros(cuts)
     empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
@@ -194,21 +198,37 @@ def _walk(
     for i in range(begin, end):
         mbarrier.wait(keys.full.index(stage), phase)
         query = held if SPEC.held else hp.anew(queries, warpgroup, i, cuts)
-        flying = hp.multiply(query, hp.matrix(keys.buffers, stage), empty, cuts)
-        adding = hp.add(slope, hp.matrix(keys.buffers, before), grad, cuts)
-        mbarrier.wait(values.full.index(stage), phase)
+        place, turn = stage, phase
+        if SPEC.apart:
+            # Beside a wide sum registers do not hold the slopes and two products of a box.
+            adding = hp.add(slope, hp.matrix(keys.buffers, before), grad, cuts)
+            flying = hp.multiply(query, hp.matrix(keys.buffers, stage), empty, cuts)
+            grad = hp.landed(adding, 1)
+            mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)
+            place, turn = i % SPEC.value_stages, (i // SPEC.value_stages) & 1
+        else:
+            flying = hp.multiply(query, hp.matrix(keys.buffers, stage), empty, cuts)
+            adding = hp.add(slope, hp.matrix(keys.buffers, before), grad, cuts)
+        mbarrier.wait(values.full.index(place), turn)
         grad_out = kept if roomy else hp.anew(grad_outs.buffers, slot, i, value_cuts)
-        pulling = hp.multiply(grad_out, hp.matrix(values.buffers, stage), empty, value_cuts)
-        scores = hp.landed(flying, len(cuts) + len(value_cuts))[0]
+        pulling = hp.multiply(grad_out, hp.matrix(values.buffers, place), empty, value_cuts)
+        scores = hp.landed(flying, len(value_cuts) if SPEC.apart else len(cuts) + len(value_cuts))[0]
         weights = gl.exp2(scores * scale2 - lse2[:, None])
         at = ht.box_at(tile.first, box, SPEC)
+        if SPEC.apart:
+            row = hw.clip(hw.coordinates(hp.afresh(index, i), start, box_of_rows), tile.outputs)
+            first, stop = hw.windows(row, tile.lengths, SPEC)
         weights = hw.hide(weights, 0.0, at, column, first, stop, shared, sizes, SPEC)
         if not SPEC.masks:
             # Long past, but as branches of masks do it keeps ptxas from moving the waits before the weights.
             mbarrier.wait(grad_outs.full.index(slot), filled)
-        found = hp.landed(pulling + adding, 0)
-        pulled, grad = found[0], found[1:]
-        mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)
+        if SPEC.apart:
+            pulled = hp.landed(pulling, 0)[0]
+            mbarrier.arrive(values.empty.index(place), count=1)
+        else:
+            found = hp.landed(pulling + adding, 0)
+            pulled, grad = found[0], found[1:]
+            mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)
         slope = gl.convert_layout((weights * (pulled - delta[:, None])).to(queries.dtype), slope_layout)
         box = ht.step(box, tile.boxes, SPEC)
         before = stage
@@ -234,8 +254,11 @@ def _run(
     keys = hc.ring(key, SPEC.stages, 2) if SPEC.wants_query else ()
     values = ()
     if SPEC.wants_query:
-        # Keys and values of a stage are empty together: the threads of a warpgroup meet before each arrival.
-        values = hc.Ring(hc.buffers(value, SPEC.stages), hc.barriers(SPEC.stages, 1), keys.empty)
+        if SPEC.apart:
+            values = hc.ring(value, SPEC.value_stages, 2)
+        else:
+            # Keys and values of a stage are empty together: a warpgroup's threads meet before each arrival.
+            values = hc.Ring(hc.buffers(value, SPEC.stages), hc.barriers(SPEC.stages, 1), keys.empty)
     tickets = hs.tickets(3) if SPEC.persistent else ()
     gl.warp_specialize(
         [
