@@ -267,15 +267,13 @@ def _differentiate_tile(
     boxes = tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
     _, begin, end = ht.own_queries(start, tile, SPEC)
     mbarrier.wait(keys.full.index(slot), filled)
-    if SPEC.reads_values:
-        mbarrier.wait(values.full.index(slot), filled)
+    mbarrier.wait(values.full.index(slot), filled)
     if SPEC.depth > 1:
         # By now the gradients of the tile before have left shared memory.
         tma.store_wait(0)
         before = (count + 1) % SPEC.depth * 2 + warpgroup
         mbarrier.arrive(keys.empty.index(before), count=1, pred=count > 0)
-        if SPEC.reads_values:
-            mbarrier.arrive(values.empty.index(before), count=1, pred=count > 0)
+        mbarrier.arrive(values.empty.index(before), count=1, pred=count > 0)
     for member in range(group):
         first = base + member * boxes
         for i in range(first, first + begin):
@@ -295,8 +293,7 @@ def _differentiate_tile(
     if SPEC.depth == 1:
         tma.store_wait(0)
         mbarrier.arrive(keys.empty.index(slot), count=1)
-        if SPEC.reads_values:
-            mbarrier.arrive(values.empty.index(slot), count=1)
+        mbarrier.arrive(values.empty.index(slot), count=1)
 
 
 @gluon.jit
@@ -305,9 +302,7 @@ def _run(
     SPEC: gl.constexpr,
 ):  # fmt: skip
     keys = hc.ring(key, 2 * SPEC.depth, 1)
-    values = keys
-    if SPEC.reads_values:
-        values = hc.ring(value, 2 * SPEC.depth, 1)
+    values = hc.ring(value, 2 * SPEC.depth, 1)
     if SPEC.apart:
         queries = hc.ring(query, SPEC.stages, 2, 2)
         grad_outs = hc.ring(grad_out, SPEC.value_stages, 2)

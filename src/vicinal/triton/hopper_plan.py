@@ -16,7 +16,6 @@ Cuts = tuple[tuple[int, int], ...]
 # Rows of a warpgroup: the M of wgmma.
 ROWS = 64
 BYTES = 2
-DV64 = True
 # What a Hopper program can have, less room for barriers.
 SHARED = 232448 - 1024
 # Multiprocessors, each of which runs one program at a time.
@@ -112,11 +111,6 @@ class Spec:
     def apart(self) -> bool:
         """Whether in gradients values, or gradients of outputs, have stages of their own."""
         return 0 < self.value_stages < self.stages
-
-    @property
-    def reads_values(self) -> bool:
-        """Whether gradients of keys and values have room for values: that of values alone may need none."""
-        return self.wants_key or not self.in_place
 
     @property
     def later(self) -> int:
@@ -332,10 +326,8 @@ def _query_gradient(problem: Problem) -> Plan:
 def _key_gradient(problem: Problem, wants_key: bool, wants_value: bool) -> Plan:
     dim, value_dim = padded(problem.dim), padded(problem.value_dim)
     wide = wants_key and multiplied(_cuts(problem.dim)) > HELD
-    width = 64 if wide or max(dim, value_dim) <= 128 or (DV64 and not wants_key) else 32
-    # The gradient of values alone needs none, and may leave through the room of keys.
-    rows = dim if dim == value_dim and not wants_key else dim + value_dim
-    fixed = 2 * ROWS * rows * BYTES
+    width = 64 if wide or max(dim, value_dim) <= 128 else 32
+    fixed = 2 * ROWS * (dim + value_dim) * BYTES
     # Two floats of each query come with it.
     stage = width * (dim + value_dim) * BYTES + 8 * width
     # Two numbers for each key; beside a wide sum they are computed anew.
@@ -343,7 +335,7 @@ def _key_gradient(problem: Problem, wants_key: bool, wants_value: bool) -> Plan:
     spec, programs = _best(problem, kernel, problem.kv_heads, inverse=True)
     spec = replace(spec, wants_key=wants_key, wants_value=wants_value)
     held, value_held = _held(spec)
-    spec = replace(spec, held=held and not (DV64 and width == 64 and dim > 128), value_held=value_held)
+    spec = replace(spec, held=held, value_held=value_held)
     if wide:
         return Plan(_apart(spec, kernel), programs)
     # Keys and values of the next tile are copied early where boxes of queries still fit beside them.

@@ -90,7 +90,6 @@ def copy_rows(first, second, firsts, seconds, tickets, grid, INVERSE: gl.constex
         for warpgroup in gl.static_range(2):
             if SPEC.wants_query:
                 hc.copy_row(first, firsts, warpgroup, turn, depth, plane, tile, SPEC)
-            if SPEC.reads_values:
-                hc.copy_row(second, seconds, warpgroup, turn, SPEC.depth, plane, tile, SPEC)
+            hc.copy_row(second, seconds, warpgroup, turn, SPEC.depth, plane, tile, SPEC)
         number = drawn(tickets, turn, grid.tiles, SPEC, 1)
         turn += 1
