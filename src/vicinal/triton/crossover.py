@@ -62,7 +62,7 @@ def _hopper_forward(problem: Problem) -> float:
 
 def _hopper_backward(problem: Problem) -> float:
     launches = [(hopper_plan.query_gradient(problem, True, False), False)]
-    launches += [(hopper_plan.Plan(*one), True) for one in hopper_plan.key_gradients(problem, True, True)]
+    launches += [(one, True) for one in hopper_plan.key_gradients(problem, True, True)]
     each = [_work(problem, planned, inverse) for planned, inverse in launches]
     work, width = Work(*map(sum, zip(*each, strict=True))), _width(problem)
     return work.programs * (1.66 + 1.78 * width) + work.boxes * (0.89 + 1.47 * width) + work.masked * 0.18

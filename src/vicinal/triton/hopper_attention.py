@@ -14,6 +14,7 @@ from .hopper_forward import attend_groups
 from .hopper_key_gradient import differentiate_key_groups, differentiate_keys
 from .hopper_launch import GroupLaunch, Launch, Map, mapped, strides_fit
 from .hopper_query_gradient import differentiate_queries, differentiate_query_groups
+from .hopper_spec import Spec
 
 LOG2E = 1.4426950408889634
 _blank = partial(torch.empty_like, memory_format=torch.contiguous_format)
@@ -120,9 +121,7 @@ def _extents(problem: Problem) -> tuple:
     return (*rows, dim), (*rows, value_dim), (*columns, dim), (*columns, value_dim), numbers
 
 
-def _launch(
-    kernels, spec: plans.Spec, programs: int, maps: tuple[Map, ...], numbers: tuple, problem: Problem
-):
+def _launch(kernels, spec: Spec, programs: int, maps: tuple[Map, ...], numbers: tuple, problem: Problem):
     """A launch of the first kernel, or with dilation of the second."""
     if not spec.dilated:
         return Launch(kernels[0], spec, programs, maps, numbers)

@@ -14,35 +14,10 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from . import hopper_copies as hc
+from . import hopper_notes as hn
 from . import hopper_parts as hp
 from . import hopper_schedule as hs
 from . import hopper_tile as ht
-from . import hopper_window as hw
-
-# Numbers about a box that consumers find in shared memory.
-LANES = gl.constexpr(8)
-
-
-@gluon.jit
-def _notes(statistics, plane, head, at, index, tile, grid, SPEC: gl.constexpr):
-    """Statistics of the box at `at`: `index` below the width reads log-sum-exps, above it deltas."""
-    columns: gl.constexpr = SPEC.columns
-    query = hw.clip(hw.coordinates(index % SPEC.width, at, columns), tile.outputs)
-    tokens = grid.outputs[0] * grid.outputs[1] * grid.outputs[2]
-    known = statistics + (tile.batch * grid.heads + head).to(gl.int64) * tokens
-    return gl.load(known + (index // SPEC.width) * plane + ht.token(query, tile, grid.outputs, SPEC))
-
-
-@gluon.jit
-def _keep_borders(borders, stage, at, tile, SPEC: gl.constexpr):
-    """Leaves what masks of the box at `at` need: per warpgroup a bit for each axis, then `at`."""
-    if SPEC.masks:
-        lane = gl.arange(0, LANES, layout=gl.BlockedLayout([1], [32], [1], [0]))
-        first = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 0, SPEC), tile, SPEC), SPEC)
-        second = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 1, SPEC), tile, SPEC), SPEC)
-        bits = gl.where(lane == 0, first, second)
-        place = gl.where(lane == 2, at[0], gl.where(lane == 3, at[1], at[2]))
-        borders.index(stage).store(gl.where(lane < 2, bits, place))
 
 
 @gluon.jit
@@ -64,13 +39,13 @@ def _copy(
             head = tile.head * grid.group + member
             for _ in range(tile.boxes[0] * tile.boxes[1] * tile.boxes[2]):
                 at = ht.box_at(tile.first, box, SPEC)
-                note = _notes(statistics, plane, head, at, index, tile, grid, SPEC)
+                note = hn.statistics_of(statistics, plane, head, at, index, tile, grid, SPEC)
                 stage = i % SPEC.stages
                 mbarrier.wait(queries.empty.index(stage), i // SPEC.stages & 1 ^ 1)
                 hc.fill(query, queries, stage, tile.planes[0], at, tile, head, SPEC)
                 if not SPEC.apart:
                     hc.fill(grad_out, grad_outs, stage, tile.planes[0], at, tile, head, SPEC)
-                _keep_borders(borders, stage, at, tile, SPEC)
+                hn.keep_borders(borders, stage, at, tile, SPEC)
                 notes.index(stage).store(note)
                 mbarrier.arrive(queries.full.index(stage), count=1)
                 if SPEC.apart:
@@ -94,58 +69,28 @@ def _pass(queries, grad_outs, i, SPEC: gl.constexpr):
 
 
 @gluon.jit
-def _number(buffer, at: gl.constexpr):
-    """Element `at` of a buffer, for every thread."""
-    return gl.max(buffer.slice(at, 1).load(gl.BlockedLayout([1], [32], [4], [0])), 0)
-
-
-@gluon.jit
-def _viewers_along(
-    axis: gl.constexpr, viewers, warpgroup: gl.constexpr, end: gl.constexpr, SPEC: gl.constexpr
+def _start(
+    key, value, slope, sum_key, queries, grad_outs, stage, before, i, opening, empty, SPEC: gl.constexpr
 ):  # fmt: skip
-    """Room for the first query that sees each key of a warpgroup along `axis`, or for one past the last."""
-    place: gl.constexpr = SPEC.mask_places[axis]
-    return viewers.index((SPEC.mask_count * warpgroup + place) * 2 + end)
-
-
-@gluon.jit
-def _keep_viewers(
-    viewers, warpgroup: gl.constexpr, start, tile, layout: gl.constexpr, SPEC: gl.constexpr
-):  # fmt: skip
-    """Leaves in shared memory which queries see the 64 keys at `start`: registers are for sums."""
-    rows: gl.constexpr = SPEC.rows
-    key = hw.coordinates(gl.arange(0, 64, layout=layout), start, rows)
-    first, stop = hw.viewers(hw.clip(key, tile.lengths), tile.lengths, SPEC)
-    for axis in gl.static_range(3):
-        if SPEC.masked[axis]:
-            _viewers_along(axis, viewers, warpgroup, 0, SPEC).store(first[axis])
-            _viewers_along(axis, viewers, warpgroup, 1, SPEC).store(stop[axis])
-    # Or threads would meet in every box that has a mask.
-    gl.thread_barrier()
-
-
-@gluon.jit
-def _hide(weights, axes, warpgroup: gl.constexpr, border, viewers, start, tile, i, SPEC: gl.constexpr):
-    """`weights` of a box, masked along `axes`, a bit each."""
-    layout: gl.constexpr = weights.type.layout
-    row_layout: gl.constexpr = gl.SliceLayout(1, layout)
-    rows: gl.constexpr = SPEC.rows
-    columns: gl.constexpr = SPEC.columns
-    for axis in gl.static_range(3):
-        if SPEC.masked[axis]:  # noqa: SIM102 the outer branch is taken at compile time
-            if axes & (1 << axis) != 0:
-                query = hw.place(gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, layout)), columns, axis)
-                query += _number(border, 2 + axis)
-                if SPEC.apart:
-                    key = start[axis] + hw.place(hp.afresh(gl.arange(0, 64, layout=row_layout), i), rows, axis)
-                    key = gl.minimum(key, tile.lengths[axis] - 1)
-                    first = hw.first_query(key, tile.lengths[axis], SPEC, axis)
-                    stop = hw.stop_query(key, tile.lengths[axis], SPEC, axis)
-                else:
-                    first = _viewers_along(axis, viewers, warpgroup, 0, SPEC).load(row_layout)
-                    stop = _viewers_along(axis, viewers, warpgroup, 1, SPEC).load(row_layout)
-                weights = gl.where(hw.sees(query[None, :], first[:, None], stop[:, None], 0), weights, 0.0)
-    return weights
+    """Starts a box: its scores, dP, and adds slopes of the box before, which is done if `SPEC.apart`."""
+    cuts: gl.constexpr = SPEC.cuts
+    value_cuts: gl.constexpr = SPEC.value_cuts
+    pulling, adding = (), sum_key
+    if SPEC.apart:
+        # Beside a wide sum registers do not hold the slopes and two products of a box.
+        adding = hp.add(slope, hp.matrix(queries.buffers, before), sum_key, cuts)
+        flying = hp.multiply(key, hp.matrix(queries.buffers, stage), empty, cuts)
+        adding = hp.landed(adding, 1)
+        mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)
+        place = i % SPEC.value_stages
+        mbarrier.wait(grad_outs.full.index(place), (i // SPEC.value_stages) & 1)
+        pulling = hp.multiply(value, hp.matrix(grad_outs.buffers, place), empty, value_cuts)
+    else:
+        flying = hp.multiply(key, hp.matrix(queries.buffers, stage), empty, cuts)
+        if SPEC.wants_key:
+            adding = hp.add(slope, hp.matrix(queries.buffers, before), sum_key, cuts)
+            pulling = hp.multiply(value, hp.matrix(grad_outs.buffers, stage), empty, value_cuts)
+    return flying, pulling, adding
 
 
 @gluon.jit
@@ -172,32 +117,21 @@ def _walk(
     for i in range(opening, closing):
         key = held_key if SPEC.held else hp.anew(keys, slot, i, cuts)
         value = held_value if SPEC.value_held else hp.anew(values, slot, i, value_cuts)
-        if SPEC.apart:
-            # Beside a wide sum registers do not hold the slopes and two products of a box.
-            adding_key = hp.add(slope, hp.matrix(queries.buffers, before), sum_key, cuts)
-            flying = hp.multiply(key, hp.matrix(queries.buffers, stage), empty, cuts)
-            sum_key = hp.landed(adding_key, 1)
-            mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)
-            place = i % SPEC.value_stages
-            mbarrier.wait(grad_outs.full.index(place), (i // SPEC.value_stages) & 1)
-            pulling = hp.multiply(value, hp.matrix(grad_outs.buffers, place), empty, value_cuts)
-        else:
-            flying = hp.multiply(key, hp.matrix(queries.buffers, stage), empty, cuts)
-            if SPEC.wants_key:
-                adding_key = hp.add(slope, hp.matrix(queries.buffers, before), sum_key, cuts)
-                pulling = hp.multiply(value, hp.matrix(grad_outs.buffers, stage), empty, value_cuts)
+        flying, pulling, adding_key = _start(
+            key, value, slope, sum_key, queries, grad_outs, stage, before, i, opening, empty, SPEC
+        )
         # Shared memory answers late while products read it: what the weights need is loaded here.
-        axes = _number(borders.index(stage), warpgroup) if SPEC.masks else 0
+        axes = hn.number(borders.index(stage), warpgroup) if SPEC.masks else 0
         lse2 = notes.index(stage).slice(0, SPEC.width).load(note_layout)
         scores = hp.landed(flying, SPEC.later)[0]
         weights = gl.exp2(scores * scale2 - lse2[None, :])
-        weights = _hide(weights, axes, warpgroup, borders.index(stage), viewers, start, tile, i, SPEC)
+        weights = hn.hide(weights, axes, warpgroup, borders.index(stage), viewers, start, tile, i, SPEC)
         if SPEC.wants_value:
             # No weight is left for later than this.
             rounded = gl.convert_layout(weights.to(keys.dtype), weight_layout)
             adding_value = hp.add(rounded, hp.matrix(grad_outs.buffers, stage), sum_value, value_cuts)
         if SPEC.apart:
-            pulled = hp.landed(pulling, 0)[0]
+            pulled, sum_key = hp.landed(pulling, 0)[0], adding_key
         elif SPEC.wants_key:
             found = hp.landed(pulling + adding_key, len(value_cuts) if SPEC.wants_value else 0)
             pulled, sum_key = found[0], found[1:]
@@ -205,7 +139,7 @@ def _walk(
             delta = notes.index(stage).slice(SPEC.width, SPEC.width).load(note_layout)
         # An arrival has a barrier before what follows it: here a product runs beside it.
         if SPEC.apart:
-            mbarrier.arrive(grad_outs.empty.index(place), count=1)
+            mbarrier.arrive(grad_outs.empty.index(i % SPEC.value_stages), count=1)
         else:
             mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)
         gl.thread_barrier()
@@ -259,7 +193,7 @@ def _differentiate_tile(
     start = ht.corner(tile.start, warpgroup, SPEC)
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
     if not SPEC.apart:
-        _keep_viewers(viewers, warpgroup, start, tile, gl.SliceLayout(1, score_layout), SPEC)
+        hn.keep_viewers(viewers, warpgroup, start, tile, gl.SliceLayout(1, score_layout), SPEC)
     slot = count % SPEC.depth * 2 + warpgroup
     filled = count // SPEC.depth & 1
     sum_key = hp.zeros(cuts)
@@ -312,7 +246,7 @@ def _run(
         grad_outs = hc.Ring(hc.buffers(grad_out, SPEC.stages), queries.full, queries.empty)
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     notes = gl.allocate_shared_memory(gl.float32, [SPEC.stages, 2 * SPEC.width], plain)
-    borders = gl.allocate_shared_memory(gl.int32, [SPEC.stages, LANES], plain)
+    borders = gl.allocate_shared_memory(gl.int32, [SPEC.stages, hn.LANES], plain)
     viewers = ()
     if SPEC.masks and not SPEC.apart:
         viewers = gl.allocate_shared_memory(gl.int32, [4 * SPEC.mask_count, 64], plain)

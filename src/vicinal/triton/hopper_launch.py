@@ -9,7 +9,8 @@ from triton.experimental.gluon.language import NVMMASharedLayout
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime import driver
 
-from .hopper_plan import Spec, Triple
+from .hopper_counts import Triple
+from .hopper_spec import Spec
 from .launch import hooks, in_c
 
 Tensors = tuple[Tensor, ...]

@@ -1,7 +1,7 @@
 """The window rule for the Hopper kernels, in Gluon: what a row of a tile sees, in both directions, and masks.
 
 A problem has three axes here; leading ones of a lower rank hold one token. `SPEC` is what a kernel is
-compiled for (`hopper_plan.Spec`). Indices of outputs and keys, and lengths, count within one dilation group.
+compiled for (`hopper_spec.Spec`). Indices of outputs and keys, and lengths, count within one dilation group.
 """
 
 from triton.experimental import gluon

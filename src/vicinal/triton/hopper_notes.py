@@ -1,0 +1,93 @@
+"""What warpgroups know of boxes of queries and rows of keys, in Gluon: statistics, and what masks need.
+
+It lies in shared memory: registers of the gradients of keys and values are for sums.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from . import hopper_parts as hp
+from . import hopper_tile as ht
+from . import hopper_window as hw
+
+# Numbers about a box that consumers find in shared memory.
+LANES = gl.constexpr(8)
+
+
+@gluon.jit
+def statistics_of(statistics, plane, head, at, index, tile, grid, SPEC: gl.constexpr):
+    """Statistics of the box at `at`: `index` below the width reads log-sum-exps, above it deltas."""
+    columns: gl.constexpr = SPEC.columns
+    query = hw.clip(hw.coordinates(index % SPEC.width, at, columns), tile.outputs)
+    tokens = grid.outputs[0] * grid.outputs[1] * grid.outputs[2]
+    known = statistics + (tile.batch * grid.heads + head).to(gl.int64) * tokens
+    return gl.load(known + (index // SPEC.width) * plane + ht.token(query, tile, grid.outputs, SPEC))
+
+
+@gluon.jit
+def keep_borders(borders, stage, at, tile, SPEC: gl.constexpr):
+    """Leaves what masks of the box at `at` need: per warpgroup a bit for each axis, then `at`."""
+    if SPEC.masks:
+        lane = gl.arange(0, LANES, layout=gl.BlockedLayout([1], [32], [1], [0]))
+        first = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 0, SPEC), tile, SPEC), SPEC)
+        second = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 1, SPEC), tile, SPEC), SPEC)
+        bits = gl.where(lane == 0, first, second)
+        place = gl.where(lane == 2, at[0], gl.where(lane == 3, at[1], at[2]))
+        borders.index(stage).store(gl.where(lane < 2, bits, place))
+
+
+@gluon.jit
+def number(buffer, at: gl.constexpr):
+    """Element `at` of a buffer, for every thread."""
+    return gl.max(buffer.slice(at, 1).load(gl.BlockedLayout([1], [32], [4], [0])), 0)
+
+
+@gluon.jit
+def _viewers_along(
+    axis: gl.constexpr, viewers, warpgroup: gl.constexpr, end: gl.constexpr, SPEC: gl.constexpr
+):  # fmt: skip
+    """Room for the first query that sees each key of a warpgroup along `axis`, or for one past the last."""
+    place: gl.constexpr = SPEC.mask_places[axis]
+    return viewers.index((SPEC.mask_count * warpgroup + place) * 2 + end)
+
+
+@gluon.jit
+def keep_viewers(
+    viewers, warpgroup: gl.constexpr, start, tile, layout: gl.constexpr, SPEC: gl.constexpr
+):  # fmt: skip
+    """Leaves in shared memory which queries see the 64 keys at `start`: registers are for sums."""
+    rows: gl.constexpr = SPEC.rows
+    key = hw.coordinates(gl.arange(0, 64, layout=layout), start, rows)
+    first, stop = hw.viewers(hw.clip(key, tile.lengths), tile.lengths, SPEC)
+    for axis in gl.static_range(3):
+        if SPEC.masked[axis]:
+            _viewers_along(axis, viewers, warpgroup, 0, SPEC).store(first[axis])
+            _viewers_along(axis, viewers, warpgroup, 1, SPEC).store(stop[axis])
+    # Or threads would meet in every box that has a mask.
+    gl.thread_barrier()
+
+
+@gluon.jit
+def hide(weights, axes, warpgroup: gl.constexpr, border, viewers, start, tile, i, SPEC: gl.constexpr):
+    """`weights` of a box, masked along `axes`, a bit each."""
+    layout: gl.constexpr = weights.type.layout
+    row_layout: gl.constexpr = gl.SliceLayout(1, layout)
+    rows: gl.constexpr = SPEC.rows
+    columns: gl.constexpr = SPEC.columns
+    for axis in gl.static_range(3):
+        if SPEC.masked[axis]:  # noqa: SIM102 the outer branch is taken at compile time
+            if axes & (1 << axis) != 0:
+                query = hw.place(gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, layout)), columns, axis)
+                query += number(border, 2 + axis)
+                if SPEC.apart:
+                    key = start[axis] + hw.place(
+                        hp.afresh(gl.arange(0, 64, layout=row_layout), i), rows, axis
+                    )
+                    key = gl.minimum(key, tile.lengths[axis] - 1)
+                    first = hw.first_query(key, tile.lengths[axis], SPEC, axis)
+                    stop = hw.stop_query(key, tile.lengths[axis], SPEC, axis)
+                else:
+                    first = _viewers_along(axis, viewers, warpgroup, 0, SPEC).load(row_layout)
+                    stop = _viewers_along(axis, viewers, warpgroup, 1, SPEC).load(row_layout)
+                weights = gl.where(hw.sees(query[None, :], first[:, None], stop[:, None], 0), weights, 0.0)
+    return weights
