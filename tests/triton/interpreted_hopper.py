@@ -68,6 +68,8 @@ CASES = {
     "wide plane": problem(Axis(17, 9), Axis(19, 8, 4), dim=128),
     "ragged dims": problem(Axis(17, 9), Axis(19, 8, 4), dim=48, value_dim=40),
     "wide": problem(Axis(9, 8), Axis(17, 7), dim=256),
+    "wide, boxes over stages": problem(Axis(300, 200), dim=256),
+    "wide queries and keys": problem(Axis(200, 150, 1, 1, True), dim=208, value_dim=32),
     "three quarters of dims": problem(Axis(100, 65), heads=2, kv_heads=1, dim=96),
     "three quarters of wide dims": problem(Axis(9, 8), Axis(17, 7), dim=160),
     "three quarters of two dims": problem(Axis(100, 65), dim=192, value_dim=72),

@@ -19,8 +19,9 @@ with emulator.stand_ins():
         hopper_schedule,
     )
 
-# The same where rows of one tile fill shared memory.
+# The same where rows of one tile fill shared memory, and where both halves of a box have stages of their own.
 WIDE = replace(LONG, dim=128, value_dim=128)
+WIDEST = replace(LONG, dim=256, value_dim=256, heads=1)
 FAULTS = (
     # A stage of values is given back while the product that reads it is under way.
     (
@@ -36,18 +37,18 @@ FAULTS = (
     ),
     (
         hopper_query_gradient,
-        """        found = hp.landed(pulling + adding, 0)
-        pulled, grad = found[0], found[1:]
-        mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)""",
-        """        mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)
-        found = hp.landed(pulling + adding, 0)
-        pulled, grad = found[0], found[1:]""",
+        """            found = hp.landed(pulling + adding, 0)
+            pulled, grad = found[0], found[1:]
+            mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)""",
+        """            mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)
+            found = hp.landed(pulling + adding, 0)
+            pulled, grad = found[0], found[1:]""",
         r"race on keys.buffers\[\d\]: a write at hopper_copies.py:\d+ fill.* unordered with .* add",
     ),
     (
         hopper_key_gradient,
-        "mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)",
-        "mbarrier.arrive(queries.empty.index(stage), count=1, pred=i > opening)",
+        "        else:\n            mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)",
+        "        else:\n            mbarrier.arrive(queries.empty.index(stage), count=1, pred=i > opening)",
         "race on queries.buffers|deadlock",
     ),
     # A product is used while it is under way.
@@ -75,6 +76,35 @@ FAULTS = (
         "queries = hc.ring(query, SPEC.stages, 2, 3)",
         "queries = hc.ring(query, SPEC.stages, 2, 2)",
         "race on (notes|borders|queries)|arrives 1 times at queries.full",
+    ),
+    # Halves of a box with stages of their own.
+    (
+        hopper_query_gradient,
+        "            grad = hp.landed(adding, 1)\n            mbarrier.arrive(keys.empty.index(before)",
+        "            mbarrier.arrive(keys.empty.index(before)",
+        "race on keys.buffers|under way",
+        WIDEST,
+    ),
+    (
+        hopper_query_gradient,
+        "            mbarrier.arrive(values.empty.index(place), count=1)\n        else:\n",
+        "            pass\n        else:\n",
+        r"deadlock:(.|\n)*values.empty",
+        WIDEST,
+    ),
+    (
+        hopper_key_gradient,
+        "        mbarrier.wait(grad_outs.full.index(place), (i // SPEC.value_stages) & 1)\n        pulling",
+        "        pulling",
+        "race on grad_outs|reads grad_outs.*nothing|grad_outs.full",
+        WIDEST,
+    ),
+    (
+        hopper_key_gradient,
+        "            mbarrier.arrive(grad_outs.empty.index(i % SPEC.value_stages), count=1)\n",
+        "            pass\n",
+        r"deadlock:(.|\n)*grad_outs.empty",
+        WIDEST,
     ),
     # Waits for too little, too much, and the wrong phase.
     (

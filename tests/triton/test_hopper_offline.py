@@ -28,8 +28,10 @@ SHARED = 232448
 # Bytes in local memory, at most. The gradients of keys and values hold two sums of 64 registers a thread, and
 # the slopes of two boxes, or sums of 48 and the keys: what does not fit are numbers that masks and the ends
 # of a tile need (1-D with head dimension 96 spills most, and keys in shared memory take more time there). The
-# forward keeps some that are needed once a tile: with head dimension 256, none in its loops over boxes.
-SPILLS = {"attend": 44, "differentiate_quer": 0, "differentiate_key": 168}
+# forward keeps some that are needed once a tile.
+SPILLS = {"attend": 36, "differentiate_quer": 0, "differentiate_key": 168}
+# The same beside sums of 128 registers: numbers of a tile, which are stored once a tile and not in its walk.
+WIDE_SPILLS = {"attend": 44, "differentiate_quer": 172, "differentiate_key": 304}
 
 
 class Hopper:
@@ -87,6 +89,7 @@ CASES = (
     problem((128, 128), 31, dim=48, value_dim=80),
     problem((96, 96), 21, dim=32, value_dim=64),
     problem((128, 128), 31, dim=256, value_dim=256),
+    problem((4096,), 512, causal=True, dim=256, value_dim=64),
     problem((128, 128), 31, dim=192, value_dim=96),
     problem((128, 128), 31, dim=160, value_dim=192),
     problem((4096,), 512, stride=64, causal=True, dim=96, value_dim=96),
@@ -163,7 +166,7 @@ MARKED = [
 @pytest.mark.parametrize("case", MARKED)
 def test_compiles_to_what_hopper_is_fast_at(case, tmp_path):
     for compiled in kernels(case):
-        code = checked(compiled, tmp_path)
+        code = checked(compiled, tmp_path, spills(case))
         assert "HGMMA" in code, compiled.name
         assert case.key_dtype is None or "QGMMA" in code, compiled.name
 
@@ -171,7 +174,8 @@ def test_compiles_to_what_hopper_is_fast_at(case, tmp_path):
 @pytest.mark.offline
 @pytest.mark.parametrize("case", [case for case in CASES if case.gradients], ids=str)
 def test_gradients_of_some_operands_compile_as_well(case, tmp_path):
-    counts = [checked(compiled, tmp_path).count("HGMMA") for compiled in kernels(case, whole=False)]
+    codes = [checked(compiled, tmp_path, spills(case)) for compiled in kernels(case, whole=False)]
+    counts = [code.count("HGMMA") for code in codes]
     # Where queries have no gradient, what that of keys reads takes no product.
     assert [count > 0 for count in counts] == [True, False, False, *(True,) * (len(counts) - 3)]
 
@@ -191,13 +195,17 @@ def multiplied(code):
     return sum(int(columns) for columns in re.findall(r"HGMMA\.64x(\d+)x16", code))
 
 
-def checked(compiled, folder):
+def spills(case):
+    return WIDE_SPILLS if case.dim > 192 else SPILLS
+
+
+def checked(compiled, folder, spills=SPILLS):
     """Machine code, which keeps to what a Hopper GPU has and is fast at."""
     report, code = assembled(compiled, folder)
     # Serialized products are reported with these numbers.
     assert not re.search(r"C75\d\d", report), (compiled.name, report)
     spilled = int(re.search(r"(\d+) bytes spill stores", report).group(1))
-    allowed = next(bytes_ for name, bytes_ in SPILLS.items() if compiled.name.startswith(name))
+    allowed = next(bytes_ for name, bytes_ in spills.items() if compiled.name.startswith(name))
     assert spilled <= allowed, (compiled.name, report)
     assert compiled.metadata.shared <= SHARED, compiled.name
     # What no partition uses, a barrier say, is laid over what another one fills.
