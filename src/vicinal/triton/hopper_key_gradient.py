@@ -21,6 +21,22 @@ from . import hopper_tile as ht
 
 
 @gluon.jit
+def _fill_beside(grad_out, grad_outs, stage, at, tile, head, SPEC: gl.constexpr):
+    """Copies gradients of outputs that share a stage of queries."""
+    if not SPEC.apart:
+        hc.fill(grad_out, grad_outs, stage, tile.planes[0], at, tile, head, SPEC)
+
+
+@gluon.jit
+def _fill_apart(grad_out, grad_outs, i, at, tile, head, SPEC: gl.constexpr):
+    """Copies gradients of outputs that have stages of their own."""
+    if SPEC.apart:
+        place = i % SPEC.value_stages
+        mbarrier.wait(grad_outs.empty.index(place), i // SPEC.value_stages & 1 ^ 1)
+        hc.fill(grad_out, grad_outs, place, tile.planes[0], at, tile, head, SPEC)
+
+
+@gluon.jit
 def _copy(
     query, grad_out, statistics, queries, grad_outs, notes, borders, tickets, counter, grid, plane,
     SPEC: gl.constexpr,
@@ -43,15 +59,11 @@ def _copy(
                 stage = i % SPEC.stages
                 mbarrier.wait(queries.empty.index(stage), i // SPEC.stages & 1 ^ 1)
                 hc.fill(query, queries, stage, tile.planes[0], at, tile, head, SPEC)
-                if not SPEC.apart:
-                    hc.fill(grad_out, grad_outs, stage, tile.planes[0], at, tile, head, SPEC)
+                _fill_beside(grad_out, grad_outs, stage, at, tile, head, SPEC)
                 hn.keep_borders(borders, stage, at, tile, SPEC)
                 notes.index(stage).store(note)
                 mbarrier.arrive(queries.full.index(stage), count=1)
-                if SPEC.apart:
-                    place = i % SPEC.value_stages
-                    mbarrier.wait(grad_outs.empty.index(place), i // SPEC.value_stages & 1 ^ 1)
-                    hc.fill(grad_out, grad_outs, place, tile.planes[0], at, tile, head, SPEC)
+                _fill_apart(grad_out, grad_outs, i, at, tile, head, SPEC)
                 box = ht.step(box, tile.boxes, SPEC)
                 i += 1
 

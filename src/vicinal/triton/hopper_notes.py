@@ -68,26 +68,35 @@ def keep_viewers(
 
 
 @gluon.jit
+def _viewers(
+    axis: gl.constexpr, viewers, warpgroup: gl.constexpr, start, tile, i, layout: gl.constexpr,
+    SPEC: gl.constexpr,
+):  # fmt: skip
+    """First and stop queries along `axis` that see the 64 keys at `start`: kept, or computed in step `i`."""
+    if SPEC.apart:
+        rows: gl.constexpr = SPEC.rows
+        length = tile.lengths[axis]
+        key = start[axis] + hw.place(hp.afresh(gl.arange(0, 64, layout=layout), i), rows, axis)
+        key = gl.minimum(key, length - 1)
+        first = hw.first_query(key, length, SPEC, axis)
+        stop = hw.stop_query(key, length, SPEC, axis)
+    else:
+        first = _viewers_along(axis, viewers, warpgroup, 0, SPEC).load(layout)
+        stop = _viewers_along(axis, viewers, warpgroup, 1, SPEC).load(layout)
+    return first, stop
+
+
+@gluon.jit
 def hide(weights, axes, warpgroup: gl.constexpr, border, viewers, start, tile, i, SPEC: gl.constexpr):
     """`weights` of a box, masked along `axes`, a bit each."""
     layout: gl.constexpr = weights.type.layout
     row_layout: gl.constexpr = gl.SliceLayout(1, layout)
-    rows: gl.constexpr = SPEC.rows
     columns: gl.constexpr = SPEC.columns
     for axis in gl.static_range(3):
         if SPEC.masked[axis]:  # noqa: SIM102 the outer branch is taken at compile time
             if axes & (1 << axis) != 0:
                 query = hw.place(gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, layout)), columns, axis)
                 query += number(border, 2 + axis)
-                if SPEC.apart:
-                    key = start[axis] + hw.place(
-                        hp.afresh(gl.arange(0, 64, layout=row_layout), i), rows, axis
-                    )
-                    key = gl.minimum(key, tile.lengths[axis] - 1)
-                    first = hw.first_query(key, tile.lengths[axis], SPEC, axis)
-                    stop = hw.stop_query(key, tile.lengths[axis], SPEC, axis)
-                else:
-                    first = _viewers_along(axis, viewers, warpgroup, 0, SPEC).load(row_layout)
-                    stop = _viewers_along(axis, viewers, warpgroup, 1, SPEC).load(row_layout)
+                first, stop = _viewers(axis, viewers, warpgroup, start, tile, i, row_layout, SPEC)
                 weights = gl.where(hw.sees(query[None, :], first[:, None], stop[:, None], 0), weights, 0.0)
     return weights
