@@ -38,6 +38,8 @@ CASES = {
     "output_stride": problem(Axis(13, 5, 1, 1, False, 2), Axis(12, 3, 1, 1, False, 3)),
     # Every other dilation group holds no output.
     "unseen": problem(*[Axis(9, 3, 1, 2, False, 2)] * 2, heads=1),
+    # Every other key of a sweep is seen by no output.
+    "unseen_between": problem(Axis(17, 8, 6), Axis(20, 1, 1, 3, True, 2), heads=1),
     "one_token": problem(Axis(1, 1)),
     "one_key": problem(Axis(6, 1), Axis(5, 3)),
     "even": problem(Axis(9, 4), Axis(10, 2)),

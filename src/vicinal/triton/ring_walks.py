@@ -323,6 +323,9 @@ def mix(
     coming = _weights(work.tile, low, weights, places, slots, flat, work, extents, SPEC, PITCH)
     for tile in range(work.tile, work.stop):
         _, low, stop = advance(tile, (ring,), sources, work, extents, SPEC)
+        if SPEC.inverse and SPEC.rules[0].step > 1:
+            # The tile before may hold keys that no query sees, and has no chunk beside which to load these.
+            coming = _weights(tile, low, weights, places, slots, flat, work, extents, SPEC, PITCH)
         next_low = first_chunk(rows_of(tile + 1, work, extents, beside(SPEC.rows), SPEC, 0), SPEC)
         acc = gl.zeros([ROWS, DIM], gl.float32, products(SPEC.rows))
         for first in range(low, stop, BLOCK):
