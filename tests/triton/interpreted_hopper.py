@@ -42,7 +42,7 @@ def raise_units(peaks, units):
 emulator.ASSEMBLY |= {
     hopper_softmax.RAISE: raise_units,
     hopper_softmax.HOLD: lambda sums: sums,
-    hopper_softmax.RESCALE: lambda acc, factor: acc * factor,
+    **{hopper_softmax.rescaling(count): lambda acc, factor: acc * factor for count in (16, 32, 64, 128)},
 }
 # Three warpgroups where tiles walk over few boxes as well.
 hopper_plan.WALK = 0

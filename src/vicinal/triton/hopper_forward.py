@@ -144,8 +144,6 @@ def _attend_tile(
         weights, units, shrink, sums = hx.softmax(scores, units, scale2)
         total = total * shrink + sums
         rounded = weights.to(out.map.dtype)
-        # Long past, but it keeps ptxas from moving the next wait before the weights.
-        mbarrier.wait(queries.full.index(slot), filled)
         acc = hp.landed(adding, 0)
         # Together: a barrier of threads comes before each, and before the first wait after them.
         mbarrier.arrive(keys.empty.index(stage), count=1)

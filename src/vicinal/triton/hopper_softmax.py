@@ -40,33 +40,35 @@ def _raising() -> str:
     )
 
 
-def _rescaling(count: int) -> tuple[str, str]:
-    """PTX, and its operands' constraints, that multiplies `count` sums of a thread by their rows' factors.
+@gluon.constexpr_function
+def rescaling(count):
+    """PTX that multiplies `count` sums of a thread by their rows' factors.
 
     A warp whose factors are all 1 skips the products. A thread holds sums of two rows, two by two.
     """
     factor = 2 * count
-    moves = "".join(f"mov.f32 ${i}, ${i + count};" for i in range(count))
     products = "".join(f"mul.f32 ${i}, ${i}, ${i + factor};" for i in range(count))
-    source = (
-        f"{{ .reg .pred p, q; setp.neu.f32 p, ${factor}, {_ONE};"
-        f"setp.neu.f32 q, ${factor + 2}, {_ONE}; or.pred p, p, q;"
-        f"vote.sync.any.pred p, p, 0xffffffff; {moves} @!p bra DONE; {products} DONE: }}"
+    return (
+        f"{{ .reg .pred p; setp.neu.f32 p, ${factor}, {_ONE}; setp.neu.or.f32 p, ${factor + 2}, {_ONE}, p;"
+        f"vote.sync.any.pred p, p, 0xffffffff; @!p bra DONE; {products} DONE: }}"
     )
-    return source, ",".join(["=f"] * count + ["f"] * factor)
+
+
+@gluon.constexpr_function
+def _rescaled(count):
+    """Its operands: sums in place, and factors."""
+    return ",".join(["=f"] * count + [str(i) for i in range(count)] + ["f"] * count)
 
 
 RAISE = gl.constexpr(_raising())
 RAISED = gl.constexpr("=&f,=&f,=&f,=&f,f,f,0,1")
-# No sum is negative, but ptxas does not know: it leaves the weights before a vote on that, and so before the
-# wait that follows.
+# No sum is below zero, but ptxas does not know: it leaves what sums are made of before a branch on that, and
+# so before the wait that follows. It makes no predicate of a branch around a shuffle.
 HOLD = gl.constexpr(
-    "{ .reg .pred p; .reg .b32 signs; or.b32 signs, $2, $3; setp.lt.s32 p, signs, 0;"
-    "vote.sync.any.pred p, p, 0xffffffff; selp.f32 $0, 0f00000000, $0, p; }"
+    "{ .reg .pred p; setp.lt.f32 p, $2, 0f00000000; setp.lt.or.f32 p, $3, 0f00000000, p;"
+    "vote.sync.any.pred p, p, 0xffffffff; @!p bra DONE; shfl.sync.bfly.b32 $0, $0, 1, 31, 0xffffffff; DONE: }"
 )
 HELD = gl.constexpr("=f,=f,0,1")
-RESCALED = gl.constexpr(16)
-RESCALE, CONSTRAINTS = map(gl.constexpr, _rescaling(16))
 
 
 @gluon.jit
@@ -103,14 +105,22 @@ def softmax(scores, units, scale2):
 
 
 @gluon.jit
+def _rescale(part, shrink):
+    count: gl.constexpr = part.shape[1] // 2
+    source: gl.constexpr = rescaling(count)
+    operands: gl.constexpr = _rescaled(count)
+    held = _by_thread(part)
+    factor, held = gl.broadcast(_beside(shrink, held), held)
+    held = gl.inline_asm_elementwise(
+        source, operands, [held, factor], dtype=gl.float32, is_pure=True, pack=count
+    )
+    return gl.convert_layout(held.reshape(part.shape), part.type.layout)
+
+
+@gluon.jit
 def rescale(parts, shrink):
     """Sums, part by part, in new units."""
     found = ()
     for part in gl.static_range(len(parts)):
-        held = _by_thread(parts[part])
-        factor, held = gl.broadcast(_beside(shrink, held), held)
-        held = gl.inline_asm_elementwise(
-            RESCALE, CONSTRAINTS, [held, factor], dtype=gl.float32, is_pure=True, pack=RESCALED
-        )
-        found += (gl.convert_layout(held.reshape(parts[part].shape), parts[part].type.layout),)
+        found += (_rescale(parts[part], shrink),)
     return found
