@@ -49,7 +49,7 @@ def _work(problem: Problem, planned: hopper_plan.Plan, inverse: bool = False) ->
     loaded = tiling.counts(axes, spec.tile, spec.columns, inverse).visited
     visited, full = hopper_counts.counts(axes, spec.tile, spec.split, spec.columns, inverse, spec.warpgroups)
     walks = problem.batch * problem.heads * spec.width / 128
-    boxes = loaded if spec.warpgroups == 2 else hopper_plan.computed(visited, loaded)
+    boxes = loaded if spec.warpgroups == 2 else hopper_plan.computed(visited, loaded, spec.warpgroups)
     each = programs * spec.warpgroups / 2, walks * boxes, walks * (visited - full) / 2
     return Work(*(count / MULTIPROCESSORS for count in each))
 

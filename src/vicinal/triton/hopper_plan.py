@@ -20,8 +20,8 @@ SHARED = 232448 - 1024
 RESIDENT = 132
 # Largest head dimension at which the warpgroups of the forward multiply when they like.
 FREE = 64
-# Time of a box that one of two warpgroups leaves to the other, over that of one both compute.
-ALONE = 0.6
+# Time of a box that one of two warpgroups leaves to the other, over that of one both compute; and of three.
+ALONE = {2: 0.6, 3: 0.7}
 # Boxes of a tile from which on a third warpgroup gains: measured with 15 and more, and lost with 8 and fewer.
 WALK = 12
 # Widest rows that are multiplied from registers, where these hold one sum: wider ones leave it no room.
@@ -271,12 +271,13 @@ def _cost(problem: Problem, kernel: Kernel, tile: Triple, split: int, box: Tripl
     """Time of a head, in boxes that two warpgroups compute."""
     visited, full = counts(problem, tile, split, box, inverse, kernel.warpgroups)
     loaded = tiling.counts(problem, tile, box, inverse).visited
-    return computed(visited, loaded) + kernel.masked / 2 * (visited - full)
+    return computed(visited, loaded, kernel.warpgroups) + kernel.masked / 2 * (visited - full)
 
 
-def computed(visited: float, loaded: float) -> float:
+def computed(visited: float, loaded: float, warpgroups: int) -> float:
     """The same without masks: a box takes some for being loaded, and some for each visit."""
-    return (1 - ALONE) * visited + (2 * ALONE - 1) * loaded
+    alone = ALONE[warpgroups]
+    return (1 - alone) * visited + (2 * alone - 1) * loaded
 
 
 def _tiles(problem: Problem, warpgroups: int, extents: tuple[int, ...]) -> list[tuple[Triple, int]]:
