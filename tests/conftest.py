@@ -16,6 +16,9 @@ settings.load_profile("vicinal")
 # MLX rounds the factors of float32 products on NVIDIA GPUs to TF32, unless told not to; the budget does not.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
+# Bytes of a GPU that a process may hold between tests.
+KEPT = 1 << 30
+
 has_torch = find_spec("torch") is not None
 NEEDS = {
     "torch": ("PyTorch", has_torch),
@@ -45,6 +48,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked `cuda` is skipped where there is none; tests/metal has its own rule."""
     if item.get_closest_marker("cuda") is not None and not has_cuda():
         pytest.skip("needs cuda")
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """What PyTorch would keep of a test goes back to the GPU, which tests of other processes use too."""
+    if has_torch and item.get_closest_marker("cuda") is not None:
+        import torch
+
+        if torch.cuda.is_initialized() and torch.cuda.memory_reserved() > KEPT:
+            torch.cuda.empty_cache()
 
 
 @lru_cache
@@ -78,12 +90,3 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     from vicinal.torch import known
 
     monkeypatch.setattr(known, "_known", {})
-
-
-@pytest.fixture
-def returned_memory() -> Iterator[None]:
-    """What PyTorch would keep of a large test goes back to the GPU, which other processes use too."""
-    import torch
-
-    yield
-    torch.cuda.empty_cache()

@@ -64,6 +64,8 @@ def problems(kind):
     yield f"whole-{dtype}-32", problem((Axis(14, 7),) * 2, 32, dtype)
     yield f"dilated-{dtype}-32", problem((Axis(56, 7, 1, 8),) * 2, 32, dtype)
     yield f"sampled-{dtype}-16", problem((Axis(33, 5, 2, 1, True, 2), Axis(40, 4, 1, 3, False, 2)), 16, dtype)
+    every_other = Axis(17, 8, 6), Axis(20, 1, 1, 3, True, 2)
+    yield f"sampled_in_part-{dtype}-32", problem(every_other, 32, dtype)
     yield f"cube-{dtype}-32", problem((Axis(32, 3),) * 3, 32, dtype)
     for dim, axes in product((32, 64), ((Axis(2048, 255),), (Axis(56, 21),) * 2, (Axis(16, 7),) * 3)):
         yield f"bounded-{len(axes)}-{dtype}-{dim}", problem(axes, dim, dtype)

@@ -102,10 +102,12 @@ def test_windows(name, dtype):
     check_by_reference(on_gpu(Problem(WINDOWS[name], 1, 2, 1, 32, 32, dtype)))
 
 
+# The reference gathers what every query sees.
+@pytest.mark.xdist_group("large windows")
 @pytest.mark.parametrize(("axes", "dtype"), LARGE)
 @pytest.mark.parametrize(("dim", "value_dim"), [(32, 32), (48, 64)])
 def test_large_windows(axes, dtype, dim, value_dim):
-    check_by_reference(on_gpu(Problem(axes, 2, 4, 2, dim, value_dim, dtype)))
+    check_by_reference(on_gpu(Problem(axes, 1, 4, 2, dim, value_dim, dtype)))
 
 
 @pytest.mark.parametrize("name", WINDOWS)
@@ -219,7 +221,6 @@ def test_many_batches():
     check_by_reference(problem)
 
 
-@pytest.mark.usefixtures("returned_memory")
 @pytest.mark.xdist_group("large")
 def test_more_than_two_to_the_31_elements():
     length, heads, dim, kept = 2**21 + 77, 4, 256, 400
@@ -255,7 +256,6 @@ def test_walks(name):
     assert_near(*pairs, "float16")
 
 
-@pytest.mark.usefixtures("returned_memory")
 @pytest.mark.xdist_group("large")
 def test_walks_over_more_than_two_to_the_31_weights():
     size, kept = 65, 400

@@ -183,7 +183,6 @@ def test_graph_capture():
     assert all(torch.equal(x, y) for x, y in zip(results, again, strict=True))
 
 
-@pytest.mark.usefixtures("returned_memory")
 @pytest.mark.xdist_group("large")
 def test_more_than_two_to_the_31_elements():
     shapes, heads = ((2**21,), (900,), (1100,)), 4

@@ -348,7 +348,6 @@ def test_a_graph_captures_forward_and_backward():
     assert all(torch.equal(x, y) for x, y in zip(grads[:3], wanted_grads[:3], strict=True))
 
 
-@pytest.mark.usefixtures("returned_memory")
 @pytest.mark.xdist_group("large")
 @pytest.mark.parametrize(("size", "dilation"), [(128, 1), (128, 2), (64, 7)])
 def test_more_than_65535_batches_and_2_31_elements(size, dilation):

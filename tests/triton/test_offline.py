@@ -44,7 +44,7 @@ def test_kernels_fit(target, kind):
     names = checked(target, kind)
     assert len(names) > 80
     has_rings = kind == "short" and target.startswith("cuda")
-    assert sum("/ring." in name for name in names) == (38 if has_rings else 0)
+    assert sum("/ring." in name for name in names) == (44 if has_rings else 0)
 
 
 @pytest.mark.slow

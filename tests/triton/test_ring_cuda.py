@@ -137,7 +137,6 @@ def test_any_options(shard, request):
     check()
 
 
-@pytest.mark.usefixtures("returned_memory")
 @pytest.mark.xdist_group("large")
 def test_more_than_two_to_the_31_elements():
     found = problem((Axis(1024, 3), Axis(1024, 3)), dim=64, batch=33, heads=1)

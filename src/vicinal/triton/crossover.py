@@ -57,7 +57,7 @@ def _work(problem: Problem, planned: hopper_plan.Plan, inverse: bool = False) ->
 def _hopper_forward(problem: Problem) -> float:
     """Microseconds."""
     work, width = _work(problem, hopper_plan.forward(problem)), _width(problem)
-    return work.programs * 2.15 + work.boxes * (0.78 + 0.71 * width) + work.masked * 0.29
+    return work.programs * 2.26 + work.boxes * (0.77 + 0.65 * width) + work.masked * 0.24
 
 
 def _hopper_backward(problem: Problem) -> float:
@@ -65,7 +65,7 @@ def _hopper_backward(problem: Problem) -> float:
     launches += [(one, True) for one in hopper_plan.key_gradients(problem, True, True)]
     each = [_work(problem, planned, inverse) for planned, inverse in launches]
     work, width = Work(*map(sum, zip(*each, strict=True))), _width(problem)
-    return work.programs * (1.66 + 1.78 * width) + work.boxes * (0.89 + 1.47 * width) + work.masked * 0.18
+    return work.programs * (1.67 + 1.81 * width) + work.boxes * (0.9 + 1.44 * width) + work.masked * 0.18
 
 
 class Costs(NamedTuple):

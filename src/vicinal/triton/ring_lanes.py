@@ -66,4 +66,6 @@ def unfolded(weights, seen, SPEC: gl.constexpr):
 @gluon.jit
 def _masked(bits, mask):
     """Both of two neighbors at once, which Triton does one by one."""
+    # Parts of the same columns may have layouts of two names.
+    mask = gl.convert_layout(mask, bits.type.layout)
     return gl.inline_asm_elementwise(MASK, "=r,r,r", [bits, mask], dtype=gl.int16, is_pure=True, pack=2)
