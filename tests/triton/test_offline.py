@@ -33,7 +33,12 @@ SPILLS = {
 # These have no products.
 PLAIN = ("delta_of", "tally")
 # What every run of the suite compiles: every option, wide heads, rings.
-SAMPLE = ("options-bfloat16-64/", "single-bfloat16-128/", "single-bfloat16-32/ring.")
+SAMPLE = (
+    "options-bfloat16-64/",
+    "single-bfloat16-128/",
+    "single-bfloat16-32/ring.",
+    "sampled_in_part-bfloat16-32/ring.",
+)
 
 
 @pytest.mark.offline
