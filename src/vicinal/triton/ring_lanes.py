@@ -53,11 +53,14 @@ def folded(found, seen, SPEC: gl.constexpr):
 
 
 @gluon.jit
-def unfolded(weights, seen, SPEC: gl.constexpr):
+def unfolded(weights, seen, LAYOUT: gl.constexpr, SPEC: gl.constexpr):
     """The columns of a chunk, given its lanes: zero where a row does not see them."""
     if SPEC.lanes < SPEC.width:
         bits = weights.to(gl.int16, bitcast=True)
         left, right = _halves(gl.where(seen, -1, 0).to(gl.int16))
+        # Parts of the same columns may have layouts of two names.
+        bits = gl.convert_layout(bits, LAYOUT)
+        left, right = gl.convert_layout(left, LAYOUT), gl.convert_layout(right, LAYOUT)
         return _pair(_masked(bits, left), _masked(bits, right)).to(weights.dtype, bitcast=True)
     else:
         return weights
@@ -66,6 +69,4 @@ def unfolded(weights, seen, SPEC: gl.constexpr):
 @gluon.jit
 def _masked(bits, mask):
     """Both of two neighbors at once, which Triton does one by one."""
-    # Parts of the same columns may have layouts of two names.
-    mask = gl.convert_layout(mask, bits.type.layout)
     return gl.inline_asm_elementwise(MASK, "=r,r,r", [bits, mask], dtype=gl.int16, is_pure=True, pack=2)

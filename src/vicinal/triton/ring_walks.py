@@ -280,7 +280,7 @@ def _factors(weights, seen, SPEC: gl.constexpr):
     parts = parted(gl.convert_layout(weights, FACTOR), COUNT)
     some = ()
     for step in gl.static_range(COUNT):
-        some = some + (gl.convert_layout(unfolded(parts[step], seen, SPEC), FACTOR),)  # noqa: RUF005
+        some = some + (gl.convert_layout(unfolded(parts[step], seen, FACTOR, SPEC), FACTOR),)  # noqa: RUF005
     return some
 
 
