@@ -142,16 +142,11 @@ def test_walks_with_every_option(problem):
 
 
 @pytest.fixture(params=[(3000, 2000, 1 << 20), (20000, 2000, 4), (400, 300, 4)], ids=str)
-def tight(request, monkeypatch):
+def tight(request, monkeypatch, tiled):
     """Budgets so small that batches, slabs, pieces of boxes, chunks and tables all get split."""
     for name, size in zip(("PASS", "CHUNK", "TABLE"), request.param, strict=True):
         monkeypatch.setattr(plan, name, size)
     monkeypatch.setattr(sums, "ROOM", 0)
-    prefer(monkeypatch, None)
-    plan.parts.cache_clear()
-    yield
-    for cached in (plan.parts, direct.faster, band.faster):
-        cached.cache_clear()
 
 
 @given(problems(dtypes=("float64", "float32", "bfloat16", "float16")))

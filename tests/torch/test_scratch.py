@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from tests.torch.test_blocked import check, equal, flat, make, run, walk
-from tests.torch.test_strips import LINUX, _tiles  # noqa: F401  (a fixture)
+from tests.torch.test_strips import LINUX
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.strips import arena, plan, sums
 from vicinal.torch.strips.scores import Additive
+
+pytestmark = pytest.mark.usefixtures("tiled")
 
 PEAK = """
 import sys, torch

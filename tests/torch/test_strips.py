@@ -13,21 +13,13 @@ from hypothesis import HealthCheck, given, settings
 
 from tests import budget, oracle
 from tests.torch.problems import array, problems, window
-from tests.torch.test_blocked import BITWISE, FIELDS, check, equal, flat, make, prefer, run
+from tests.torch.test_blocked import BITWISE, FIELDS, check, equal, flat, make, run
 from vicinal import Axis, Problem, catalog, tiling
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import band, direct, forward, fresh, plan, ring, rows
+from vicinal.torch.strips import forward, fresh, plan, ring, rows
 from vicinal.torch.strips.residues import residues
 
-
-@pytest.fixture(autouse=True)
-def _tiles(monkeypatch):
-    """Small problems take tiles too."""
-    prefer(monkeypatch, None)
-    plan.parts.cache_clear()
-    yield
-    for cached in (plan.parts, direct.faster, band.faster):
-        cached.cache_clear()
+pytestmark = pytest.mark.usefixtures("tiled")
 
 
 @pytest.fixture

@@ -101,17 +101,13 @@ def hold(moves: tuple[Move, ...], mine: Tensor) -> list[Held]:
 
 
 def play(held: list[Held], other: Place) -> None:
-    x, _, _, start = other
     for mine, where, out in held:
         if where is None:
             mine.zero_()
-            continue
-        size, strides, offset = where
-        there = x.as_strided(size, strides, start + offset)
-        if out:
-            there.copy_(mine)
+        elif out:
+            _inside(other, where).copy_(mine)
         else:
-            mine.copy_(there)
+            mine.copy_(_inside(other, where))
 
 
 def run(moves: tuple[Move, ...], *places: Place) -> None:
