@@ -78,15 +78,19 @@ def environment(monkeypatch):
     """Sets variables as they would stand at the start of a process."""
 
     def set_all(**variables):
-        for name in ("VICINAL_BACKEND", "VICINAL_TF32"):
+        for name in ("VICINAL_BACKEND", "VICINAL_TF32", "VICINAL_WORKSPACE"):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
+        forget()
+
+    def forget():
         settings._environment.cache_clear()
+        settings.workspace.cache_clear()
 
     yield set_all
     monkeypatch.undo()
-    settings._environment.cache_clear()
+    forget()
 
 
 def test_using_nests_and_ends(environment):
@@ -117,6 +121,21 @@ def test_environment(environment):
     environment(VICINAL_TF32="yes")
     with pytest.raises(ValueError, match="VICINAL_TF32 is 'yes'; set it to 0 or 1"):
         settings.current()
+
+
+def test_workspace(environment):
+    for variables, wanted in (
+        ({}, True),
+        ({"VICINAL_WORKSPACE": "1"}, True),
+        ({"VICINAL_WORKSPACE": "0"}, False),
+    ):
+        environment(**variables)
+        assert settings.workspace() is wanted
+    environment(VICINAL_WORKSPACE="no")
+    with pytest.raises(ValueError, match="VICINAL_WORKSPACE is 'no'; set it to 0 or 1"):
+        settings.workspace()
+    # One variable says nothing of the others.
+    assert settings.current() == settings.Settings()
 
 
 def test_using_rejects_wrong_types():

@@ -56,9 +56,22 @@ def using(*, backend: str | None = None, tf32: bool | None = None) -> Generator[
 
 
 @cache
+def workspace() -> bool:
+    """Whether gradients may take as much memory as their operands, to be faster.
+
+    Environment: `VICINAL_WORKSPACE`, 1 (default) or 0, for the whole process.
+    """
+    return _flag("VICINAL_WORKSPACE", "1")
+
+
+def _flag(name: str, default: str) -> bool:
+    flag = os.environ.get(name, default)
+    if flag not in ("0", "1"):
+        raise ValueError(f"{name} is {flag!r}; set it to 0 or 1")
+    return flag == "1"
+
+
+@cache
 def _environment() -> Settings:
     """The `VICINAL_*` variables, read once."""
-    flag = os.environ.get("VICINAL_TF32", "0")
-    if flag not in ("0", "1"):
-        raise ValueError(f"VICINAL_TF32 is {flag!r}; set it to 0 or 1")
-    return Settings(backend=os.environ.get("VICINAL_BACKEND") or None, tf32=flag == "1")
+    return Settings(backend=os.environ.get("VICINAL_BACKEND") or None, tf32=_flag("VICINAL_TF32", "0"))

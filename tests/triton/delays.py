@@ -80,16 +80,19 @@ def change(mode):
 
 
 MODES = ("plain", "delayed", "torn")
+CASES = [(name, p) for name in ("hopper", "kept slopes") for p in sanitize.PROBLEMS[name]]
 REPEATS = 8
 
 
-def run(mode, problem):
+def run(mode, name, problem):
     if mode != "plain":
         change(mode)
     sanitize.keep_few()
     for _ in range(REPEATS):
         digest = hashlib.sha256()
-        for x in sanitize.run(HOPPER, problem):
+        with sanitize.keeps(name):
+            found = sanitize.run(HOPPER, problem)
+        for x in found:
             digest.update(x.view(torch.uint8).cpu().numpy().tobytes())
         print(digest.hexdigest(), flush=True)
 
@@ -110,7 +113,7 @@ def main():
     if torch.cuda.get_device_capability() != (9, 0):
         print("left out: no Hopper GPU")
         return 0
-    problems = sanitize.PROBLEMS["hopper"]
+    problems = [f"{name}: {p}" for name, p in CASES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(digests, product(MODES, range(len(problems)))))
     count = len(problems)
@@ -128,6 +131,6 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        run(sys.argv[1], sanitize.PROBLEMS["hopper"][int(sys.argv[2])])
+        run(sys.argv[1], *CASES[int(sys.argv[2])])
     else:
         sys.exit(main())

@@ -1,6 +1,7 @@
-"""The Hopper kernels on a CPU, in a process of its own: numbers against the oracle, no fault in any order.
+r"""The Hopper kernels on a CPU, in a process of its own: numbers against the oracle, no fault in any order.
 
-python -m tests.triton.interpreted_hopper SEEDS SHARD SHARDS | any COUNT FIRST | orders | needs
+python -m tests.triton.interpreted_hopper \
+    SEEDS SHARD SHARDS | any COUNT FIRST | kept | any_kept COUNT FIRST | orders | needs
 """
 
 import sys
@@ -27,6 +28,7 @@ with emulator.stand_ins():
     )
 
 from tests.triton.interpreted import any_axis
+from tests.triton.keeping import keeping, planned
 from vicinal import Axis, Problem
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.hopper import HOPPER
@@ -47,6 +49,17 @@ emulator.ASSEMBLY |= {
 # Three warpgroups where tiles walk over few boxes as well.
 hopper_plan.WALK = 0
 hopper_attention.Launch.__call__ = lambda self, *arguments: self.warmup(*arguments)
+
+
+def take_turns(parts, rooms):
+    """Parts in an order that streams allow, the last room's first; none finds what one before it left."""
+    assert len(rooms) == min(len(parts), 2)
+    for own in reversed(range(len(rooms))):
+        for part in parts[own :: len(rooms)]:
+            part(rooms[own].fill_(float("nan")))
+
+
+hopper_attention.taking_turns = take_turns
 
 
 def problem(*axes, **options):
@@ -84,6 +97,20 @@ CASES = {
     "narrow plane": problem(Axis(24, 13, 1, 1, True), Axis(24, 17), heads=2, kv_heads=1),
     "narrow groups": problem(Axis(48, 19, 1, 2), Axis(24, 17), dim=32),
     "float8": problem(Axis(150, 70), key_dtype="float8_e4m3fn", gradients=False),
+}
+
+# Slopes kept, of so many heads of keys at a time. Tiles are ragged on either side, and on both.
+KEPT = {
+    "line, all heads": (problem(Axis(300, 65), heads=2, kv_heads=1, dim=128), 1),
+    "line, head by head": (problem(Axis(130, 65), heads=3, dim=128), 1),
+    "boxes over stages": (problem(Axis(640, 500), dim=96), 1),
+    "two batches": (problem(Axis(48, 20, 4), Axis(32, 20, 16), dim=128, batch=2), 1),
+    "ragged plane": (problem(Axis(17, 13), Axis(18, 16), dim=112), 1),
+    "long and short": (problem(Axis(5, 3), Axis(90, 40, 7), heads=4, kv_heads=2, dim=96, value_dim=128), 2),
+    "causal": (problem(Axis(140, 60, 1, 1, True), heads=2, dim=96, value_dim=128, dtype="float16"), 1),
+    "causal in part": (problem(Axis(30, 9, 3, 1, True), Axis(21, 20), dim=128, dtype="float16"), 1),
+    "flat between": (problem(Axis(16, 5), Axis(1, 1), Axis(20, 9), batch=2, dim=104, value_dim=96), 2),
+    "three parts of five": (problem(Axis(70, 40), heads=5, dim=128), 2),
 }
 
 
@@ -169,6 +196,26 @@ def check(case, schedules, scale=0.2):
             budget.check(name, array(actual), right, dtype, rounded_weights=name != "lse")
 
 
+def check_kept(case, heads, schedules, scale=0.2):
+    assert planned(case, heads).turns == -(-case.batch * case.kv_heads // heads)
+    with keeping(heads):
+        check(case, schedules, scale)
+
+
+def check_far_below_zero():
+    """A weight of a key past the end is infinite: zeros there would make NaN of it."""
+    for case in (problem(Axis(65, 64), dim=128), problem(Axis(9, 8), Axis(19, 18), dim=96)):
+        apart = operands(case)
+        given = apart._replace(query=apart.query / 8 + 3, key=apart.key / 8 - 3)
+        grad_of = cotangents(case)
+        wanted = exact(case, given, 0.2, grad_of)
+        assert wanted[1].max() < -100
+        with keeping(1), emulator.schedule():
+            found = results(case, given, 0.2, grad_of)
+        for name, actual, right in zip(("query", "key", "value"), found[2:], wanted[2:], strict=True):
+            budget.check(name, array(actual), right, case.dtype, rounded_weights=True)
+
+
 @contextmanager
 def many_tiles_each():
     """One program computes all tiles."""
@@ -223,7 +270,27 @@ def any_problem(draw):
     )
 
 
-def check_any(count, first):
+@st.composite
+def any_kept(draw):
+    """A problem and heads of keys at a time."""
+    rank = draw(st.integers(1, 2))
+    axes = [draw(any_axis((300, 24)[rank - 1])) for _ in range(rank)]
+    axes = [replace(axis, output_stride=1, dilation=1) for axis in axes]
+    batch, kv_heads = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    dims = st.sampled_from((96, 104, 128))
+    case = problem(
+        *axes,
+        batch=batch,
+        heads=kv_heads * draw(st.integers(1, 2)),
+        kv_heads=kv_heads,
+        dim=draw(dims),
+        value_dim=draw(dims),
+        dtype=draw(st.sampled_from(("float16", "bfloat16"))),
+    )
+    return case, draw(st.integers(1, batch * kv_heads))
+
+
+def check_any(count, first, problems=any_problem):
     """Random problems in random orders; `first` moves both."""
 
     @hypothesis.settings(
@@ -233,10 +300,13 @@ def check_any(count, first):
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.seed(first)
-    @hypothesis.given(any_problem(), st.integers(0, 2**32), st.sampled_from((0.2, -0.3)))
+    @hypothesis.given(problems(), st.integers(0, 2**32), st.sampled_from((0.2, -0.3)))
     def test(found, order, scale):
         hypothesis.note(f"{found}, order {order}")
-        check(found, [{"seed": order}], scale)
+        if problems is any_kept:
+            check_kept(*found, [{"seed": order}], scale)
+        else:
+            check(found, [{"seed": order}], scale)
 
     test()
 
@@ -246,6 +316,15 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "any":
         check_any(int(sys.argv[2]), int(sys.argv[3]))
+    elif sys.argv[1] == "any_kept":
+        check_any(int(sys.argv[2]), int(sys.argv[3]), any_kept)
+    elif sys.argv[1:] == ["kept"]:
+        for seed, (name, (case, heads)) in enumerate(KEPT.items()):
+            check_kept(case, heads, [{"seed": seed}], scale=(0.2, -0.3)[seed % 2])
+            print(name, flush=True)
+        with many_tiles_each():
+            check_kept(*KEPT["line, head by head"], [{"order": order, "restless": 0.0} for order in ORDERS])
+        check_far_below_zero()
     elif sys.argv[1:] == ["orders"]:
         check(LONG, [{"order": order, "restless": 0.0} for order in ORDERS])
         # Units of rows move from box to box.

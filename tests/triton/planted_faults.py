@@ -4,24 +4,31 @@ python -m tests.triton.planted_faults
 """
 
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from tests.triton import emulator
-from tests.triton.interpreted_hopper import LONG, cotangents, many_tiles_each, operands, results
+from tests.triton.interpreted_hopper import LONG, cotangents, many_tiles_each, operands, problem, results
+from tests.triton.keeping import keeping
+from vicinal import Axis
 
 with emulator.stand_ins():
     from vicinal.triton import (
         hopper_copies,
         hopper_forward,
+        hopper_kept,
         hopper_key_gradient,
         hopper_query_gradient,
+        hopper_query_sum,
         hopper_schedule,
     )
 
 # The same where rows of one tile fill shared memory, and where both halves of a box have stages of their own.
 WIDE = replace(LONG, dim=128, value_dim=128)
 WIDEST = replace(LONG, dim=256, value_dim=256, heads=1)
+# The same with slopes kept, which takes turns.
+KEPT = problem(Axis(640, 500), heads=3, dim=96)
 FAULTS = (
     # A stage of values is given back while the product that reads it is under way.
     (
@@ -207,6 +214,51 @@ FAULTS = (
         "hs.turns()",
         "no partition uses",
     ),
+    # Slopes that are kept.
+    (
+        hopper_query_sum,
+        "            sums = warpgroup_mma_wait(each * len(cuts), deps=adding)\n",
+        "            sums = adding\n",
+        r"race on (keys.buffers|kept)\[\d+\]: a write at .* (fill|fetch).* unordered with .* add",
+        KEPT,
+    ),
+    (
+        hopper_query_sum,
+        "        sums = warpgroup_mma_wait(0, deps=sums)\n",
+        "",
+        "takes the product of .* add .* may be under way",
+        KEPT,
+    ),
+    (
+        hopper_query_sum,
+        "            mbarrier.wait(keys.full.index(stage), i // SPEC.stages & 1)\n",
+        "",
+        "race on (keys.buffers|kept)|reads (keys.buffers|kept).*nothing",
+        KEPT,
+    ),
+    (
+        hopper_query_sum,
+        "        mbarrier.arrive(keys.empty.index((base - 1) % SPEC.stages), count=1)\n",
+        "",
+        r"deadlock:(.|\n)*_copy\) waits for phase \d of keys.empty",
+        KEPT,
+    ),
+    (
+        hopper_query_sum,
+        "            tma.store_wait(0)\n            gl",
+        "            gl",
+        r"race on room\[\d\]: a write at .* put.* unordered with .* put",
+        KEPT,
+    ),
+    (
+        hopper_query_sum,
+        "keys.full.index(stage), stage * together + row, place)",
+        "keys.full.index(stage), row, place)",
+        r"race on kept\[\d\]",
+        KEPT,
+    ),
+    (hopper_kept, "block_type.nbytes)", "block_type.nbytes - 16)", "not all of them expected", KEPT),
+    (hopper_kept, "% slots[2]\n", "% slots[2] // 2\n", "leave .* elements that hold other results", KEPT),
 )
 
 
@@ -222,7 +274,7 @@ def check_fault(module, right, wrong, message, case=LONG):
 
     put(source.replace(right, wrong))
     try:
-        with many_tiles_each():
+        with many_tiles_each(), keeping(1) if case is KEPT else nullcontext():
             results(case, operands(case), 0.2, cotangents(case))
         said = "nothing"
     except emulator.Fault as fault:

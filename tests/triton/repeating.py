@@ -3,15 +3,19 @@
 In a process of its own: Triton's device is a stand-in.
 """
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 
 from tests.triton import absent
+from tests.triton.keeping import keeping
 from vicinal import Problem
 from vicinal.torch import na1d, na2d
+from vicinal.triton import hopper_attention
 
 CALLS = []
+KEPT = "hopper, slopes kept"
 # Function, length of every axis, heads, head dimension, and what else.
 CASES = {
     "one box": (na2d, 8, 1, 24, {"kernel_size": 7, "backend": "triton"}),
@@ -19,6 +23,7 @@ CASES = {
     "loop": (na1d, 300, 1, 24, {"kernel_size": 200, "backend": "triton"}),
     "hopper": (na2d, 32, 2, 128, {"kernel_size": 25, "backend": "hopper"}),
     "hopper, dilated": (na2d, 64, 2, 128, {"kernel_size": 25, "dilation": 2, "backend": "hopper"}),
+    KEPT: (na1d, 1024, 3, 128, {"kernel_size": 500, "backend": "hopper"}),
 }
 
 
@@ -65,7 +70,16 @@ def forbidden(_):
     raise AssertionError("a problem was looked up")
 
 
+def take_turns(parts, rooms):
+    """Without streams."""
+    for number, part in enumerate(parts):
+        part(rooms[number % len(rooms)])
+
+
 if __name__ == "__main__":
     absent.install(record)
-    for case in CASES.values():
-        check(*case)
+    hopper_attention.taking_turns = take_turns
+    for name, case in CASES.items():
+        with keeping(2) if name == KEPT else nullcontext():
+            check(*case)
+            assert name != KEPT or len(CALLS) == 2 + 2 * 2

@@ -2,25 +2,21 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
-from importlib import util
 from itertools import product
 from math import inf, log, prod
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import vicinal
+from tests.triton.geometry import walked
 from vicinal import Axis, Problem
 from vicinal.torch.backends import hopper
 from vicinal.torch.backends.hopper import HOPPER
 from vicinal.triton import crossover, hopper_counts, hopper_plan
-
-FOLDER = Path(vicinal.__file__).parent / "triton"
 
 
 def problem(size=40, **options):
@@ -93,40 +89,9 @@ def test_windows_that_triton_is_faster_at_are_refused(monkeypatch):
     hopper._refusal.cache_clear()
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    """The Gluon geometry, run by Python on numbers."""
-    modules = {
-        name: ModuleType(name) for name in ("triton", "triton.experimental", "triton.experimental.gluon")
-    }
-    language = ModuleType("triton.experimental.gluon.language")
-    language.minimum, language.maximum, language.constexpr = min, max, object
-    language.where = lambda condition, yes, no: yes if condition else no
-    language.to_tensor = lambda number: number
-    hopper = ModuleType("triton.experimental.gluon.language.nvidia.hopper")
-    hopper.fence_async_shared = hopper.mbarrier = hopper.tma = None
-    modules["triton.experimental.gluon"].jit = lambda function: function
-    modules["triton.experimental.gluon"].language = language
-    modules["triton.experimental"].gluon = modules["triton.experimental.gluon"]
-    nvidia = ModuleType("triton.experimental.gluon.language.nvidia")
-    for module in (language, nvidia, hopper):
-        modules[module.__name__] = module
-    with pytest.MonkeyPatch.context() as patch:
-        for name, module in modules.items():
-            patch.setitem(sys.modules, name, module)
-        loaded = []
-        for name in ("hopper_window", "hopper_tile"):
-            spec = util.spec_from_file_location(f"vicinal.triton.{name}", FOLDER / f"{name}.py")
-            module = util.module_from_spec(spec)
-            patch.setitem(sys.modules, spec.name, module)
-            spec.loader.exec_module(module)
-            loaded.append(module)
-        yield loaded
-
-
 @pytest.mark.parametrize("length", range(1, 13))
 def test_window_rule_is_that_of_axis(kernels, length):
-    window, _ = kernels
+    window = kernels[0]
     for size in range(1, length + 1):
         for stride, causal, step in product(range(1, size + 1), (False, True), (1, 2, 3)):
             axis = Axis(length, size, stride, 1, causal, step)
@@ -137,53 +102,6 @@ def test_window_rule_is_that_of_axis(kernels, length):
             for key in range(length):
                 first = window.first_query(key, length, spec, 2)
                 assert range(first, window.stop_query(key, length, spec, 2)) == axis.queries(key)
-
-
-def walked(kernels, case, plan, inverse):
-    """Visible pairs of (output, key) in the order that the programs of a plan compute them."""
-    window, tile_module = kernels
-    spec, programs = plan
-    ones = (1,) * (3 - case.rank)
-    whole = ones + case.outputs, ones + case.lengths
-    rows_of = tile_module.key_tile if inverse else tile_module.query_tile
-    own = tile_module.own_queries if inverse else tile_module.own_keys
-    seen_by = window.viewers if inverse else window.windows
-    shared_by = window.shared_viewers if inverse else window.shared_window
-    for program in range(programs):
-        tile = rows_of(program, *whole, 1, spec)
-        extents = tile.lengths if inverse else tile.outputs
-        for warpgroup in range(spec.warpgroups):
-            start = tile_module.corner(tile.start, warpgroup, spec)
-            slow, begin, end = own(start, tile, spec)
-            shared = shared_by(start, tile, spec)
-            box = tile_module.box_of(slow, spec)
-            for _ in range(begin, end):
-                at = tile_module.box_at(tile.first, box, spec)
-                for row in _rows(window, spec, start, extents):
-                    columns = _columns(spec, at, shared, *seen_by(row, tile.lengths, spec))
-                    for column in product(*columns):
-                        output, key = (column, row) if inverse else (row, column)
-                        yield _token(output, tile, spec), _token(key, tile, spec)
-                box = tile_module.step(box, tile.boxes, spec)
-
-
-def _rows(window, spec, start, extents):
-    """Rows of a warpgroup that lie in the tensor."""
-    rows = (window.coordinates(index, start, spec.rows) for index in range(hopper_plan.ROWS))
-    return [row for row in rows if window.inside(row, extents)]
-
-
-def _columns(spec, at, shared, first, stop):
-    """Columns of a box that a row does not hide, per axis: all of them where no mask is applied."""
-    for axis in range(3):
-        box = range(at[axis], at[axis] + spec.columns[axis])
-        crosses = box.start < shared[0][axis] or box.stop > shared[1][axis]
-        masked = spec.masked[axis] and crosses
-        yield [column for column in box if not masked or first[axis] <= column < stop[axis]]
-
-
-def _token(at, tile, spec):
-    return tuple(x * apart + r for x, apart, r in zip(at, spec.dilation, tile.residue, strict=True))
 
 
 @st.composite

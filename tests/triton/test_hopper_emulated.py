@@ -33,6 +33,16 @@ def test_random_problems_match_the_oracle_in_any_order():
     run("any", "5", "0")
 
 
+@pytest.mark.slow
+def test_kept_slopes():
+    run("kept")
+
+
+@pytest.mark.slow
+def test_random_problems_with_kept_slopes():
+    run("any_kept", "8", "0")
+
+
 def test_extreme_orders():
     run("orders")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.triton import machine_code
+from tests.triton.keeping import planned
 from vicinal import Axis, Problem
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -29,7 +30,7 @@ SHARED = 232448
 # the slopes of two boxes, or sums of 48 and the keys: what does not fit are numbers that masks and the ends
 # of a tile need (1-D with head dimension 96 spills most, and keys in shared memory take more time there). The
 # forward keeps some that are needed once a tile.
-SPILLS = {"attend": 36, "differentiate_quer": 0, "differentiate_key": 168}
+SPILLS = {"attend": 36, "differentiate_quer": 0, "differentiate_key": 168, "sum_queries": 0}
 # The same beside sums of 128 registers: numbers of a tile, which are stored once a tile and not in its walk.
 WIDE_SPILLS = {"attend": 44, "differentiate_quer": 172, "differentiate_key": 304}
 
@@ -98,14 +99,40 @@ CASES = (
     problem((30, 48, 80), (18, 24, 24), causal=(True, False, False)),
     problem((256, 256), 80, key_dtype="float8_e4m3fn", gradients=False),
 )
+# Slopes kept: with masks and without, of whole tiles and ragged ones.
+KEPT = (
+    problem((61, 77), (23, 30), dim=96),
+    problem((32768,), 2048),
+    problem((256, 256), 80, stride=16, dtype="float16"),
+    problem((4096,), 512, causal=True, dim=96, value_dim=96),
+    problem((70, 45), (33, 21), stride=(3, 2), causal=(True, False), batch=3),
+    problem((128, 96), 40, dim=104, value_dim=96, dtype="float16"),
+)
 
 
-def kernels(case, whole=True):
-    """Compiled forward, and gradients of queries, and of keys and values; or gradients of some of them."""
+def shapes(case):
+    """Queries, outputs, keys and values without memory."""
     dtype, key_dtype = getattr(torch, case.dtype), getattr(torch, case.key_dtype or case.dtype)
     rows, columns = (case.batch, *case.outputs, case.heads), (case.batch, *case.lengths, case.kv_heads)
     query, key = (Shape(*extents, case.dim, dtype=key_dtype) for extents in (rows, columns))
     out, value = (Shape(*extents, case.value_dim, dtype=dtype) for extents in (rows, columns))
+    return query, out, key, value
+
+
+def kept_kernels(case):
+    """Gradients of keys and values, which leave slopes of two query heads, and of queries from those."""
+    query, out, key, value = shapes(case)
+    plan = planned(case, 1)
+    keys, queries = hopper_attention.kept_launches(case, plan, 2)
+    slopes = Shape(1, 2 * plan.blocks * 64, 1, 1, 1, 64, dtype=query.dtype)
+    tensors = (key, value, query, out, key, value)
+    yield keys.warmup(tensors, (torch.float32, query.dtype), (0.1, 0.1, 0, 5, 0))
+    yield queries.warmup((key, slopes, query), (), (0.1, 0, 5, 0))
+
+
+def kernels(case, whole=True):
+    """Compiled forward, and gradients of queries, and of keys and values; or gradients of some of them."""
+    query, out, key, value = shapes(case)
     floats = (torch.float32,)
     if whole:
         yield hopper_attention.forward_launch(case).warmup((query, key, value, out), floats, (0.1,))
@@ -180,11 +207,34 @@ def test_gradients_of_some_operands_compile_as_well(case, tmp_path):
     assert [count > 0 for count in counts] == [True, False, False, *(True,) * (len(counts) - 3)]
 
 
+KEPT_MARKED = [
+    pytest.param(case, id=str(case), marks=pytest.mark.offline if place else pytest.mark.slow)
+    for place, case in enumerate(KEPT)
+]
+
+
+@pytest.mark.parametrize("case", KEPT_MARKED)
+def test_kept_slopes_compile_to_what_hopper_is_fast_at(case, tmp_path):
+    keys, queries = (checked(compiled, tmp_path) for compiled in kept_kernels(case))
+    # Per warpgroup S, dP, dV, and dK in a step and after the last; and dQ of two boxes of queries.
+    dim, value_dim = (-(-dim // 32) * 32 for dim in (case.dim, case.value_dim))
+    assert multiplied(keys) == 2 * 4 * (dim + 2 * value_dim + 2 * dim)
+    assert multiplied(queries) == 2 * 2 * 4 * dim
+    # Slopes are read as they lie, column by column.
+    products = re.findall(r"HGMMA\.\S+ R\d+, (\S+), ", queries)
+    assert products
+    assert all(left.startswith("gdesc") and ".tnspA" in left for left in products), products
+    # A thread leaves its 64 bytes of a box 16 at a time; a program leaves the counter as it was.
+    assert re.findall(r" STG\.E(\S*)", keys).count(".128") == 2 * 4
+    assert len(re.findall(r" STG\.E", keys)) == 2 * 4 + 1
+
+
 @pytest.mark.offline
-def test_three_quarters_of_a_head_dim_take_three_quarters_of_the_products(tmp_path):
+@pytest.mark.parametrize("compile_", [kernels, kept_kernels])
+def test_three_quarters_of_a_head_dim_take_three_quarters_of_the_products(compile_, tmp_path):
     case = problem((256, 256), 80)
     whole, parts = (
-        [multiplied(checked(one, tmp_path)) for one in kernels(replace(case, dim=dim, value_dim=dim))]
+        [multiplied(checked(one, tmp_path)) for one in compile_(replace(case, dim=dim, value_dim=dim))]
         for dim in (128, 96)
     )
     assert [4 * some for some in parts] == [3 * all_ for all_ in whole]

@@ -8,7 +8,7 @@ from vicinal.triton import hopper_plan, plan, ring_plan
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from tests.triton import sanitize
+from tests.triton import keeping, sanitize
 from vicinal.triton import launches
 
 
@@ -59,6 +59,21 @@ def tiles(p):
         yield f"key gradient: {name} {'in registers' if held else 'in shared memory'}"
 
 
+def keeps(p):
+    """Kernels that keep slopes: one head of keys at a time, by two programs."""
+    found = keeping.planned(p, 1)
+    spec, programs = found.keys
+    turns = p.batch * p.kv_heads
+    yield "one turn" if turns == 1 else "two turns" if turns == 2 else "a room again"
+    for name, (each, count) in (("keys", (spec, programs)), ("queries", found.queries)):
+        yield f"{name}: {'several tiles' if count // turns > 2 else 'one tile'}"
+        yield f"{name}: {'parts' if len(each.cuts) > 1 else 'whole'}"
+    yield f"keys: {'masked' if spec.masks else 'without a mask'}"
+    yield f"keys: {'ragged' if spec.ragged else 'whole tiles'}"
+    yield f"keys: {'in registers' if spec.held else 'in shared memory'}"
+    yield f"keys: {'shared by heads' if p.heads > p.kv_heads else 'of a head'}"
+
+
 WALKS = ("dot", "mix", "mix_back")
 GRADIENTS = ("query gradient", "key gradient")
 
@@ -88,6 +103,13 @@ FORMS = {
         | each(GRADIENTS, "next tile early", "tile by tile")
         | each(GRADIENTS[1:], "1 kernels", "2 kernels", "keys in registers", "keys in shared memory")
         | each(GRADIENTS[1:], "values in registers", "values in shared memory"),
+    ),
+    "kept slopes": (
+        keeps,
+        {"two turns", "a room again"}
+        | each(("keys", "queries"), "several tiles", "one tile", "parts", "whole")
+        | each(("keys",), "masked", "without a mask", "ragged", "whole tiles")
+        | each(("keys",), "in registers", "in shared memory", "shared by heads", "of a head"),
     ),
 }
 

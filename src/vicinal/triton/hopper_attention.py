@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
+from . import hopper_kept_plan as kept_plans
 from . import hopper_plan as plans
 from .hopper_forward import attend as attend_kernel
 from .hopper_forward import attend_groups
-from .hopper_key_gradient import differentiate_key_groups, differentiate_keys
-from .hopper_launch import GroupLaunch, Launch, Map, mapped, strides_fit
+from .hopper_key_gradient import differentiate_key_groups, differentiate_keys, differentiate_keys_and_keep
+from .hopper_launch import GroupLaunch, Launch, Map, mapped, strides_fit, taking_turns
 from .hopper_query_gradient import differentiate_queries, differentiate_query_groups
+from .hopper_query_sum import sum_queries
 from .hopper_spec import Spec
 
 LOG2E = 1.4426950408889634
@@ -56,26 +58,11 @@ def backward(
     They are operands, output and log-sum-exp, and the gradients of both.
     """
     query, key, value, *_, grad_out, grad_lse = given
-    wants_query, wants_key, wants_value, *_ = needs
-    wants_keys = wants_key or wants_value
-    query_launch = query_gradient_launch(problem, wants_query, grad_lse is not None)
-    key_launches = key_gradient_launches(problem, wants_key, wants_value) if wants_keys else ()
-    rows = problem.batch * problem.heads * prod(problem.outputs)
-    positive = abs(scale) or 1.0
-
-    def differentiate(query, key, value, out, lse, grad_out, grad_lse) -> tuple[Tensor | None, ...]:
-        statistics = lse.new_empty((2, rows))
-        to_query = _blank(query) if wants_query else query
-        kept = (out, lse, lse if grad_lse is None else grad_lse, statistics)
-        query_launch((query, grad_out, key, value, to_query), kept, (scale, positive * LOG2E))
-        grads: list[Tensor | None] = [to_query if wants_query else None, *(None,) * 5]
-        if wants_keys:
-            to_key, to_value = _blank(key), _blank(value)
-            for launch in key_launches:
-                tensors = (key, value, query, grad_out, to_key, to_value)
-                launch(tensors, (statistics,), (positive, positive * LOG2E))
-            grads[1:3] = to_key if wants_key else None, to_value if wants_value else None
-        return tuple(grads)
+    kept = kept_plans.kept(problem) if all(needs[:3]) else None
+    if kept is None:
+        differentiate = _computing_anew(problem, scale, needs, grad_lse is not None)
+    else:
+        differentiate = _keeping_slopes(problem, scale, kept, grad_lse is not None)
 
     def differentiate_any(query, key, value, _bias, _extra_key, _extra_value, out, lse, grad_out, grad_lse):
         # A product with zeros is rare enough to be a product.
@@ -98,6 +85,66 @@ def backward(
         return differentiate(query, key, value, out, lse, grad_out, grad_lse)
 
     return differentiate_mapped
+
+
+def _computing_anew(problem: Problem, scale: float, needs: tuple[bool, ...], has_grad_lse: bool):
+    """What returns gradients that are needed, by way of slopes that each kernel computes."""
+    wants_query, wants_key, wants_value, *_ = needs
+    wants_keys = wants_key or wants_value
+    query_launch = query_gradient_launch(problem, wants_query, has_grad_lse)
+    key_launches = key_gradient_launches(problem, wants_key, wants_value) if wants_keys else ()
+    rows = problem.batch * problem.heads * prod(problem.outputs)
+    positive = abs(scale) or 1.0
+
+    def differentiate(query, key, value, out, lse, grad_out, grad_lse) -> tuple[Tensor | None, ...]:
+        statistics = lse.new_empty((2, rows))
+        to_query = _blank(query) if wants_query else query
+        kept = (out, lse, lse if grad_lse is None else grad_lse, statistics)
+        query_launch((query, grad_out, key, value, to_query), kept, (scale, positive * LOG2E))
+        grads: list[Tensor | None] = [to_query if wants_query else None, *(None,) * 5]
+        if wants_keys:
+            to_key, to_value = _blank(key), _blank(value)
+            for launch in key_launches:
+                tensors = (key, value, query, grad_out, to_key, to_value)
+                launch(tensors, (statistics,), (positive, positive * LOG2E))
+            grads[1:3] = to_key if wants_key else None, to_value if wants_value else None
+        return tuple(grads)
+
+    return differentiate
+
+
+def _keeping_slopes(problem: Problem, scale: float, kept: kept_plans.Kept, has_grad_lse: bool):
+    """What returns gradients of all operands, by way of slopes in memory, of some heads at a time."""
+    statistics_launch = query_gradient_launch(problem, False, has_grad_lse)
+    group = problem.heads // problem.kv_heads
+    heads = problem.batch * problem.kv_heads
+    some = -(-heads // kept.turns)
+    key_launch, query_launch = kept_launches(problem, kept, some * group)
+    key_tiles, query_tiles = key_launch.programs // heads, query_launch.programs // heads
+    rows = heads * group * prod(problem.outputs)
+    room = (1, some * group * kept.blocks * plans.ROWS, 1, 1, 1, plans.ROWS)
+    positive = abs(scale) or 1.0
+
+    def differentiate(query, key, value, out, lse, grad_out, grad_lse) -> tuple[Tensor | None, ...]:
+        statistics = lse.new_empty((2, rows))
+        given = (out, lse, lse if grad_lse is None else grad_lse, statistics)
+        statistics_launch((query, grad_out, key, value, query), given, (scale, positive * LOG2E))
+        to_query, to_key, to_value = _blank(query), _blank(key), _blank(value)
+        tensors = (key, value, query, grad_out, to_key, to_value)
+
+        def part(first: int, slopes: Tensor) -> None:
+            stop = min(first + some, heads)
+            tiles = (first * key_tiles, stop * key_tiles, first * group)
+            key_launch(tensors, (statistics, slopes), (positive, positive * LOG2E, *tiles))
+            tiles = (first * query_tiles, stop * query_tiles, first * group)
+            query_launch((key, slopes, to_query), (), (scale, *tiles))
+
+        rooms = [query.new_empty(room) for _ in range(min(kept.turns, 2))]
+        # While the last tiles of one part are computed, the first of the next are.
+        taking_turns([partial(part, first) for first in range(0, heads, some)], rooms)
+        return to_query, to_key, to_value, None, None, None
+
+    return differentiate
 
 
 def _with_positive_scale(query: Tensor, scale: float) -> tuple[Tensor, float]:
@@ -162,18 +209,37 @@ def query_gradient_launch(problem: Problem, wants_query: bool, has_grad_lse: boo
 @lru_cache(256)
 def key_gradient_launches(problem: Problem, wants_key: bool, wants_value: bool) -> tuple[Launch, ...]:
     """The gradients of keys and values; two kernels where the sums of both do not fit into registers."""
-    query, out, key, value, numbers = _extents(problem)
+    _, out, _, _, numbers = _extents(problem)
     launches = []
     for spec, programs in plans.key_gradients(problem, wants_key, wants_value):
-        maps = (
-            Map(key, spec.rows, spec.dim, dilation=spec.dilation),
-            Map(value, spec.rows, spec.value_dim, dilation=spec.dilation),
-            Map(query, spec.columns, spec.dim, dilation=spec.dilation),
-            Map(out, spec.columns, spec.value_dim, dilation=spec.dilation),
-            Map(key, spec.rows, spec.dim, dilation=spec.dilation),
-            Map(value, spec.rows, spec.value_dim, dilation=spec.dilation),
-        )
+        maps = _key_gradient_maps(spec, problem)
         kernels = (differentiate_keys, differentiate_key_groups)
         last = (*numbers, programs, prod(out[:-1]))
         launches.append(_launch(kernels, spec, programs, maps, last, problem))
     return tuple(launches)
+
+
+def _key_gradient_maps(spec: Spec, problem: Problem) -> tuple[Map, ...]:
+    query, out, key, value, _ = _extents(problem)
+    return (
+        Map(key, spec.rows, spec.dim, dilation=spec.dilation),
+        Map(value, spec.rows, spec.value_dim, dilation=spec.dilation),
+        Map(query, spec.columns, spec.dim, dilation=spec.dilation),
+        Map(out, spec.columns, spec.value_dim, dilation=spec.dilation),
+        Map(key, spec.rows, spec.dim, dilation=spec.dilation),
+        Map(value, spec.rows, spec.value_dim, dilation=spec.dilation),
+    )
+
+
+@lru_cache(256)
+def kept_launches(problem: Problem, kept: kept_plans.Kept, walks: int) -> tuple[Launch, Launch]:
+    """Gradients of keys and values, which leave slopes of `walks` heads, and of queries from those."""
+    query, out, key, _, numbers = _extents(problem)
+    rows, width = walks * kept.blocks * plans.ROWS, plans.ROWS
+    slopes = Map((1, rows, 1, 1, 1, width), (width, 1, 1), width)
+    spec, programs = kept.keys
+    maps = _key_gradient_maps(spec, problem)
+    keys = Launch(differentiate_keys_and_keep, spec, programs, maps, (*numbers, prod(out[:-1])))
+    spec, programs = kept.queries
+    maps = (Map(key, spec.columns, spec.dim), slopes, Map(query, spec.rows, spec.dim))
+    return keys, Launch(sum_queries, spec, programs, maps, numbers)

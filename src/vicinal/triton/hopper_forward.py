@@ -25,13 +25,13 @@ def _copy(query, key, value, queries, keys, values, tickets, counter, grid, SPEC
     """The producer: of tile after tile the queries of all warpgroups, then boxes of keys and values."""
     turn = gl.to_tensor(0)
     base = gl.to_tensor(0)
-    number = gl.program_id(0)
+    number = grid.first + gl.program_id(0)
     while number < grid.tiles:
         tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
         warpgroups: gl.constexpr = SPEC.warpgroups
         for warpgroup in gl.static_range(warpgroups):
             hc.copy_row(query, queries, warpgroup, turn, SPEC.depth, tile.planes[0], tile, SPEC)
-        number = hs.draw(tickets, counter, turn, grid.tiles, SPEC)
+        number = hs.draw(tickets, counter, turn, grid, SPEC)
         turn += 1
         hc.copy_boxes(key, value, keys, values, base, tile, tile.head // grid.group, SPEC)
         base += tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
@@ -64,7 +64,7 @@ def _attend(
     """A consumer: tile after tile."""
     count = gl.to_tensor(0)
     base = gl.to_tensor(0)
-    number = gl.program_id(0)
+    number = grid.first + gl.program_id(0)
     # Numbers of the launch are computed for each tile: registers are for sums.
     while tl.condition(number < grid.tiles, disable_licm=True):
         tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
@@ -216,7 +216,7 @@ def attend(
     SPEC: gl.constexpr
 ):  # fmt: skip
     """Attention of tensors `[batch * t, h, w, heads, dim]`; `lse` is `[batch, t, h, w, heads]`."""
-    grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
+    grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles, 0, 0)
     query, key, value, out = hc.View(query, ()), hc.View(key, ()), hc.View(value, ()), hc.View(out, ())
     _run(query, key, value, out, lse, counter, scale2, grid, SPEC)
 
@@ -252,5 +252,5 @@ def attend_groups(
         value, value_strides, lengths, tile, heads // group, value_dim, columns, SPEC.value_dim, SPEC
     )
     out = hc.group_view(out, out_strides, outputs, tile, heads, value_dim, rows, SPEC.value_dim, SPEC)
-    grid = ht.Grid(outputs, lengths, heads, group, tiles)
+    grid = ht.Grid(outputs, lengths, heads, group, tiles, 0, 0)
     _run(query, key, value, out, lse, counter, scale2, grid, SPEC)

@@ -14,6 +14,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from . import hopper_copies as hc
+from . import hopper_kept as hk
 from . import hopper_notes as hn
 from . import hopper_parts as hp
 from . import hopper_schedule as hs
@@ -45,10 +46,10 @@ def _copy(
     index = gl.arange(0, 2 * SPEC.width, layout=gl.BlockedLayout([1], [32], [1], [0]))
     turn = gl.to_tensor(0)
     i = gl.to_tensor(0)
-    number = gl.program_id(0)
+    number = grid.first + gl.program_id(0)
     while number < grid.tiles:
         tile = ht.key_tile(number, grid.outputs, grid.lengths, grid.heads // grid.group, SPEC)
-        number = hs.draw(tickets, counter, turn, grid.tiles, SPEC)
+        number = hs.draw(tickets, counter, turn, grid, SPEC)
         turn += 1
         box = ht.box_of(gl.to_tensor(0), SPEC)
         for member in range(grid.group):
@@ -60,7 +61,7 @@ def _copy(
                 mbarrier.wait(queries.empty.index(stage), i // SPEC.stages & 1 ^ 1)
                 hc.fill(query, queries, stage, tile.planes[0], at, tile, head, SPEC)
                 _fill_beside(grad_out, grad_outs, stage, at, tile, head, SPEC)
-                hn.keep_borders(borders, stage, at, tile, SPEC)
+                hn.keep_borders(borders, stage, at, tile, head, grid, SPEC)
                 notes.index(stage).store(note)
                 mbarrier.arrive(queries.full.index(stage), count=1)
                 _fill_apart(grad_out, grad_outs, i, at, tile, head, SPEC)
@@ -108,7 +109,7 @@ def _start(
 @gluon.jit
 def _walk(
     warpgroup: gl.constexpr, keys, values, slot, sum_key, sum_value, queries, grad_outs, notes, borders,
-    viewers, scale2, start, tile, opening, closing, SPEC: gl.constexpr,
+    viewers, slopes, scale2, start, tile, opening, closing, SPEC: gl.constexpr,
 ):  # fmt: skip
     """Adds what steps [opening, closing) of the walk, over boxes of one query head, give."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SPEC.width, 16])
@@ -125,6 +126,7 @@ def _walk(
     # The slopes of the box before are zero at first, and may meet any finite queries.
     # Computed once more: Triton 3.6 would not carry what starts as `stage` and becomes it.
     before = opening % SPEC.stages
+    lane = hk.lane_of(start, SPEC)
     mbarrier.wait(queries.full.index(stage), phase, pred=opening < closing)
     for i in range(opening, closing):
         key = held_key if SPEC.held else hp.anew(keys, slot, i, cuts)
@@ -133,7 +135,8 @@ def _walk(
             key, value, slope, sum_key, queries, grad_outs, stage, before, i, opening, empty, SPEC
         )
         # Shared memory answers late while products read it: what the weights need is loaded here.
-        axes = hn.number(borders.index(stage), warpgroup) if SPEC.masks else 0
+        axes = hn.number(borders.index(stage), warpgroup) if SPEC.masks or SPEC.ragged else 0
+        block = lane + hn.number(borders.index(stage), hn.BLOCK) if SPEC.keeps else lane
         lse2 = notes.index(stage).slice(0, SPEC.width).load(note_layout)
         scores = hp.landed(flying, SPEC.later)[0]
         weights = gl.exp2(scores * scale2 - lse2[None, :])
@@ -156,7 +159,10 @@ def _walk(
             mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)
         gl.thread_barrier()
         if SPEC.wants_key:
-            slope = gl.convert_layout((weights * (pulled - delta[None, :])).to(keys.dtype), slope_layout)
+            slope = (weights * (pulled - delta[None, :])).to(keys.dtype)
+            if SPEC.keeps:
+                hk.leave(slopes, slope, block)
+            slope = gl.convert_layout(slope, slope_layout)
         before = stage
         stage += 1
         phase = gl.where(stage == SPEC.stages, phase ^ 1, phase)
@@ -175,18 +181,18 @@ def _walk(
 @gluon.jit
 def _differentiate(
     warpgroup: gl.constexpr, grad_key, grad_value, keys, values, queries, grad_outs, notes, borders, viewers,
-    tickets, scale, scale2, grid, SPEC: gl.constexpr,
+    slopes, tickets, scale, scale2, grid, SPEC: gl.constexpr,
 ):  # fmt: skip
     """A consumer: tile after tile."""
     count = gl.to_tensor(0)
     base = gl.to_tensor(0)
-    number = gl.program_id(0)
+    number = grid.first + gl.program_id(0)
     # Numbers of the launch are computed for each tile: registers are for sums.
     while tl.condition(number < grid.tiles, disable_licm=True):
         tile = ht.key_tile(number, grid.outputs, grid.lengths, grid.heads // grid.group, SPEC)
         _differentiate_tile(
-            warpgroup, grad_key, grad_value, keys, values, queries, grad_outs, notes, borders, viewers, scale,
-            scale2, tile, grid.group, count, base, SPEC,
+            warpgroup, grad_key, grad_value, keys, values, queries, grad_outs, notes, borders, viewers,
+            slopes, scale, scale2, tile, grid.group, count, base, SPEC,
         )  # fmt: skip
         base += grid.group * tile.boxes[0] * tile.boxes[1] * tile.boxes[2]
         number = hs.drawn(tickets, count, grid.tiles, SPEC)
@@ -197,7 +203,7 @@ def _differentiate(
 @gluon.jit
 def _differentiate_tile(
     warpgroup: gl.constexpr, grad_key, grad_value, keys, values, queries, grad_outs, notes, borders, viewers,
-    scale, scale2, tile, group, count, base, SPEC: gl.constexpr,
+    slopes, scale, scale2, tile, group, count, base, SPEC: gl.constexpr,
 ):  # fmt: skip
     """Gradients of 64 keys and values, over every box of queries, after `count` tiles and `base` boxes."""
     cuts: gl.constexpr = SPEC.cuts
@@ -226,16 +232,16 @@ def _differentiate_tile(
             _pass(queries, grad_outs, i, SPEC)
         sum_key, sum_value = _walk(
             warpgroup, keys.buffers, values.buffers, slot, sum_key, sum_value, queries, grad_outs, notes,
-            borders, viewers, scale2, start, tile, first + begin, first + end, SPEC,
+            borders, viewers, slopes, scale2, start, tile, first + begin, first + end, SPEC,
         )  # fmt: skip
         for i in range(first + end, first + boxes):
             _pass(queries, grad_outs, i, SPEC)
     if SPEC.wants_value:
-        room = values.buffers.index(slot)
-        hc.put(grad_value, sum_value, room, tile.planes[1], start, tile, value_cuts, SPEC)
+        into = values.buffers.index(slot)
+        hc.put(grad_value, sum_value, into, tile.planes[1], start, tile, value_cuts, SPEC)
     if SPEC.wants_key:
-        room, sum_key = keys.buffers.index(slot), hp.scaled(sum_key, scale)
-        hc.put(grad_key, sum_key, room, tile.planes[1], start, tile, cuts, SPEC)
+        into, sum_key = keys.buffers.index(slot), hp.scaled(sum_key, scale)
+        hc.put(grad_key, sum_key, into, tile.planes[1], start, tile, cuts, SPEC)
     if SPEC.depth == 1:
         tma.store_wait(0)
         mbarrier.arrive(keys.empty.index(slot), count=1)
@@ -244,8 +250,8 @@ def _differentiate_tile(
 
 @gluon.jit
 def _run(
-    key, value, query, grad_out, grad_key, grad_value, statistics, counter, scale, scale2, grid, plane,
-    SPEC: gl.constexpr,
+    key, value, query, grad_out, grad_key, grad_value, slopes, statistics, counter, scale, scale2, grid,
+    plane, SPEC: gl.constexpr,
 ):  # fmt: skip
     keys = hc.ring(key, 2 * SPEC.depth, 1)
     values = hc.ring(value, 2 * SPEC.depth, 1)
@@ -268,11 +274,11 @@ def _run(
         [
             (_differentiate, (
                 0, grad_key, grad_value, keys, values, queries, grad_outs, notes, borders, viewers,
-                tickets, scale, scale2, grid, SPEC,
+                slopes, tickets, scale, scale2, grid, SPEC,
             )),
             (_differentiate, (
                 1, grad_key, grad_value, keys, values, queries, grad_outs, notes, borders, viewers,
-                tickets, scale, scale2, grid, SPEC,
+                slopes, tickets, scale, scale2, grid, SPEC,
             )),
             (_copy, (
                 query, grad_out, statistics, queries, grad_outs, notes, borders, tickets, counter, grid,
@@ -295,13 +301,34 @@ def differentiate_keys(
     t, h, w, key_t, key_h, key_w, heads, group, tiles, plane: gl.int64, SPEC: gl.constexpr,
 ):  # fmt: skip
     """Gradients from `statistics` `[2, batch * heads, t, h, w]`; its second half starts at `plane`."""
-    grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
+    grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles, 0, 0)
     key, value = hc.View(key, ()), hc.View(value, ())
     query, grad_out = hc.View(query, ()), hc.View(grad_out, ())
     grad_key, grad_value = hc.View(grad_key, ()), hc.View(grad_value, ())
     _run(
-        key, value, query, grad_out, grad_key, grad_value, statistics, counter, scale, scale2, grid, plane,
-        SPEC,
+        key, value, query, grad_out, grad_key, grad_value, (), statistics, counter, scale, scale2, grid,
+        plane, SPEC,
+    )  # fmt: skip
+
+
+@gluon.jit(
+    do_not_specialize=[
+        "scale", "scale2", "first", "stop", "walks", "t", "h", "w", "key_t", "key_h", "key_w", "heads",
+        "group",
+    ]
+)  # fmt: skip
+def differentiate_keys_and_keep(
+    key, value, query, grad_out, grad_key, grad_value, statistics, slopes, counter, scale, scale2, first,
+    stop, walks, t, h, w, key_t, key_h, key_w, heads, group, plane: gl.int64, SPEC: gl.constexpr,
+):  # fmt: skip
+    """The same of tiles from `first` to before `stop`; `slopes` has blocks of 64 keys and queries."""
+    grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, stop, first, walks)
+    key, value = hc.View(key, ()), hc.View(value, ())
+    query, grad_out = hc.View(query, ()), hc.View(grad_out, ())
+    grad_key, grad_value = hc.View(grad_key, ()), hc.View(grad_value, ())
+    _run(
+        key, value, query, grad_out, grad_key, grad_value, slopes, statistics, counter, scale,
+        scale2, grid, plane, SPEC,
     )  # fmt: skip
 
 
@@ -333,8 +360,8 @@ def differentiate_key_groups(
     grad_value = hc.group_view(
         grad_value, grad_value_strides, lengths, tile, shared, value_dim, rows, SPEC.value_dim, SPEC
     )
-    grid = ht.Grid(outputs, lengths, heads, group, tiles)
+    grid = ht.Grid(outputs, lengths, heads, group, tiles, 0, 0)
     _run(
-        key, value, query, grad_out, grad_key, grad_value, statistics, counter, scale, scale2, grid, plane,
-        SPEC,
+        key, value, query, grad_out, grad_key, grad_value, (), statistics, counter, scale, scale2, grid,
+        plane, SPEC,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """Launching the Hopper kernels with little host work: one launch per geometry, one tensor map per buffer."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -178,6 +179,26 @@ def _start(found: Compiled, programs: int, device: int, scratch: int | None, arg
     # Neither cooperative nor waiting for the kernel before; no scratch for profiling.
     first = (programs, 1, 1, stream, kernel.function, False, False, scratch, None, kernel.packed_metadata)
     found.launch(*first, *hooks(kernel, programs, stream, arguments), *arguments)
+
+
+def taking_turns(parts: list[Callable[[Tensor], None]], rooms: list[Tensor]) -> None:
+    """Run parts of some work on as many streams as there are rooms, each of which takes part after part."""
+    current = torch.cuda.current_stream(rooms[0].device)
+    device = rooms[0].get_device()
+    streams = [current, *(_beside(device, current.cuda_stream, number) for number in range(1, len(rooms)))]
+    for stream in streams[1:]:
+        stream.wait_stream(current)
+    for number, part in enumerate(parts):
+        with torch.cuda.stream(streams[number % len(rooms)]):
+            part(rooms[number % len(rooms)])
+    for stream in streams[1:]:
+        current.wait_stream(stream)
+
+
+@lru_cache(64)
+def _beside(device: int, _stream: int, _number: int) -> torch.cuda.Stream:
+    """A stream for work that another one waits for, and no third: a graph may capture what that one does."""
+    return torch.cuda.Stream(device)
 
 
 @lru_cache(64)

@@ -6,12 +6,14 @@ It lies in shared memory: registers of the gradients of keys and values are for 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from . import hopper_kept as hk
 from . import hopper_parts as hp
 from . import hopper_tile as ht
 from . import hopper_window as hw
 
-# Numbers about a box that consumers find in shared memory.
+# Numbers about a box that consumers find in shared memory, and where that of its slopes is.
 LANES = gl.constexpr(8)
+BLOCK = gl.constexpr(5)
 
 
 @gluon.jit
@@ -25,14 +27,21 @@ def statistics_of(statistics, plane, head, at, index, tile, grid, SPEC: gl.const
 
 
 @gluon.jit
-def keep_borders(borders, stage, at, tile, SPEC: gl.constexpr):
-    """Leaves what masks of the box at `at` need: per warpgroup a bit for each axis, then `at`."""
-    if SPEC.masks:
+def keep_borders(borders, stage, at, tile, head, grid, SPEC: gl.constexpr):
+    """Leaves what masks of the box at `at` need: a bit per warpgroup and axis, then `at`, and `BLOCK`."""
+    columns: gl.constexpr = SPEC.columns
+    if SPEC.masks or SPEC.keeps:
         lane = gl.arange(0, LANES, layout=gl.BlockedLayout([1], [32], [1], [0]))
         first = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 0, SPEC), tile, SPEC), SPEC)
         second = hw.crossed(at, hw.shared_viewers(ht.corner(tile.start, 1, SPEC), tile, SPEC), SPEC)
+        if SPEC.ragged:
+            first |= hw.overhangs(ht.corner(tile.start, 0, SPEC), tile.lengths, SPEC).to(gl.int32) << 3
+            second |= hw.overhangs(ht.corner(tile.start, 1, SPEC), tile.lengths, SPEC).to(gl.int32) << 3
         bits = gl.where(lane == 0, first, second)
         place = gl.where(lane == 2, at[0], gl.where(lane == 3, at[1], at[2]))
+        if SPEC.keeps:
+            walk = tile.batch * grid.heads + head - grid.walks
+            place = gl.where(lane == BLOCK, hk.block_of(at, walk, columns, tile.outputs, SPEC), place)
         borders.index(stage).store(gl.where(lane < 2, bits, place))
 
 
@@ -99,4 +108,10 @@ def hide(weights, axes, warpgroup: gl.constexpr, border, viewers, start, tile, i
                 query += number(border, 2 + axis)
                 first, stop = _viewers(axis, viewers, warpgroup, start, tile, i, row_layout, SPEC)
                 weights = gl.where(hw.sees(query[None, :], first[:, None], stop[:, None], 0), weights, 0.0)
+    if SPEC.ragged:  # noqa: SIM102 as above
+        if axes & 8 != 0:
+            # Where no keys are, slopes could be anything but finite, and are multiplied with zeros.
+            rows: gl.constexpr = SPEC.rows
+            key = hw.coordinates(hp.afresh(gl.arange(0, 64, layout=row_layout), i), start, rows)
+            weights = gl.where(hw.inside(key, tile.lengths)[:, None], weights, 0.0)
     return weights

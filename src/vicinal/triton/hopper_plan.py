@@ -80,7 +80,7 @@ def key_gradients(problem: Problem, wants_key: bool, wants_value: bool) -> list[
         wanted = ((True, False), (False, True))
     else:
         wanted = ((wants_key, wants_value),)
-    return [_key_gradient(three_axes(problem), *flags) for flags in wanted]
+    return [key_boxes(three_axes(problem), *flags) for flags in wanted]
 
 
 def _held(spec: Spec) -> tuple[bool, bool]:
@@ -113,6 +113,7 @@ class Kernel(NamedTuple):
         masked: what a mask adds to the time of a box that both compute.
         mask: bytes for each masked axis.
         warpgroups: that share a tile.
+        grid: whether boxes of columns start at multiples of their sides.
     """
 
     width: int
@@ -123,6 +124,7 @@ class Kernel(NamedTuple):
     masked: float = 0.35
     mask: int = 0
     warpgroups: int = 2
+    grid: bool = False
 
 
 @lru_cache(1024)
@@ -165,14 +167,14 @@ def _shared_by(warpgroups: int, problem: Problem) -> tuple[float, Plan]:
     return cost, Plan(spec, programs)
 
 
-def _order(problem: Problem, tile: Triple, inverse: bool) -> Triple:
+def order(problem: Problem, tile: Triple, inverse: bool) -> Triple:
     """Axes, fastest first, along which tiles that run at a time read the fewest columns: caches hold few."""
     extents = problem.lengths if inverse else problem.outputs
     counts = [-(-extent // side) for extent, side in zip(extents, tile, strict=True)]
 
-    def read(order: Triple) -> float:
+    def read(axes: Triple) -> float:
         left, columns = float(RESIDENT), 1.0
-        for number in order:
+        for number in axes:
             axis = problem.axes[number]
             rows = min(left, counts[number]) * tile[number] * (1 if inverse else axis.output_stride)
             columns *= min(rows + axis.size - 1, axis.length)
@@ -201,7 +203,8 @@ def _query_gradient(problem: Problem) -> Plan:
 
 
 @lru_cache(1024)
-def _key_gradient(problem: Problem, wants_key: bool, wants_value: bool) -> Plan:
+def key_boxes(problem: Problem, wants_key: bool, wants_value: bool, kept: bool = False) -> Plan:
+    """Boxes of a kernel, of a problem with three axes, that leaves slopes where they are `kept`."""
     dim, value_dim = padded(problem.dim), padded(problem.value_dim)
     wide = wants_key and multiplied(_cuts(problem.dim)) > HELD
     width = 64 if wide or max(dim, value_dim) <= 128 else 32
@@ -209,7 +212,7 @@ def _key_gradient(problem: Problem, wants_key: bool, wants_value: bool) -> Plan:
     # Two floats of each query come with it.
     stage = width * (dim + value_dim) * BYTES + 8 * width
     # Two numbers for each key; beside a wide sum they are computed anew.
-    kernel = Kernel(width, fixed, stage, 4, mask=0 if wide else 2 * ROWS * 8)
+    kernel = Kernel(width, fixed, stage, 4, mask=0 if wide else 2 * ROWS * 8, grid=kept)
     spec, programs = _best(problem, kernel, problem.kv_heads, inverse=True)
     spec = replace(spec, wants_key=wants_key, wants_value=wants_value)
     held, value_held = _held(spec)
@@ -240,7 +243,7 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
     if len(candidates) > 1:
         candidates.sort(key=lambda found: _cost(problem, kernel, *found[0], found[1], inverse))
     (tile, split), box = candidates[0]
-    per_axis = axes_counts(problem, tile, split, box, inverse, kernel.warpgroups)
+    per_axis = axes_counts(problem, tile, split, box, inverse, kernel.warpgroups, kernel.grid)
     masked = tuple(full < visited for visited, full in per_axis)
     cuts, value_cuts = _cuts(problem.dim), _cuts(problem.value_dim)
     spec = Spec(
@@ -250,7 +253,7 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
         tile=tile,
         split=split,
         masked=masked,
-        order=_order(problem, tile, inverse),
+        order=order(problem, tile, inverse),
         dim=padded(problem.dim),
         value_dim=padded(problem.value_dim),
         cuts=cuts,
@@ -259,6 +262,7 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
         key_bytes=key_bytes(problem),
         warpgroups=kernel.warpgroups,
         persistent=not _described(problem),
+        ragged=kernel.grid and any(x % side for x, side in zip(problem.lengths, tile, strict=True)),
         held=max(map(multiplied, (cuts, value_cuts))) <= kernel.held and key_bytes(problem) == BYTES,
     )
     groups = [-(-extent // axis.dilation) for extent, axis in zip(rows, problem.axes, strict=True)]
@@ -269,8 +273,8 @@ def _best(problem: Problem, kernel: Kernel, heads: int, inverse: bool = False) -
 
 def _cost(problem: Problem, kernel: Kernel, tile: Triple, split: int, box: Triple, inverse: bool) -> float:
     """Time of a head, in boxes that two warpgroups compute."""
-    visited, full = counts(problem, tile, split, box, inverse, kernel.warpgroups)
-    loaded = tiling.counts(problem, tile, box, inverse).visited
+    visited, full = counts(problem, tile, split, box, inverse, kernel.warpgroups, kernel.grid)
+    loaded, _ = counts(problem, tile, split, box, inverse, 1, kernel.grid)
     return computed(visited, loaded, kernel.warpgroups) + kernel.masked / 2 * (visited - full)
 
 

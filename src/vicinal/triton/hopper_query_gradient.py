@@ -26,10 +26,10 @@ def _copy(key, value, keys, values, tickets, counter, grid, SPEC: gl.constexpr):
     """The producer: boxes of keys and values of tile after tile."""
     turn = gl.to_tensor(0)
     base = gl.to_tensor(0)
-    number = gl.program_id(0)
+    number = grid.first + gl.program_id(0)
     while number < grid.tiles:
         tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
-        number = hs.draw(tickets, counter, turn, grid.tiles, SPEC)
+        number = hs.draw(tickets, counter, turn, grid, SPEC)
         turn += 1
         if SPEC.wants_query:
             hc.copy_boxes(key, value, keys, values, base, tile, tile.head // grid.group, SPEC)
@@ -96,7 +96,7 @@ def _differentiate(
     """A consumer: tile after tile."""
     count = gl.to_tensor(0)
     base = gl.to_tensor(0)
-    number = gl.program_id(0)
+    number = grid.first + gl.program_id(0)
     # Numbers of the launch are computed for each tile: registers are for sums.
     while tl.condition(number < grid.tiles, disable_licm=True):
         tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
@@ -291,7 +291,7 @@ def differentiate_queries(
 
     `out`, `lse` and `grad_lse` are contiguous.
     """
-    grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles)
+    grid = ht.Grid((t, h, w), (key_t, key_h, key_w), heads, group, tiles, 0, 0)
     query, grad_out, grad_query = hc.View(query, ()), hc.View(grad_out, ()), hc.View(grad_query, ())
     key, value = hc.View(key, ()), hc.View(value, ())
     _run(
@@ -328,7 +328,7 @@ def differentiate_query_groups(
     grad_query = hc.group_view(
         grad_query, grad_query_strides, outputs, tile, heads, dim, rows, SPEC.dim, SPEC
     )
-    grid = ht.Grid(outputs, lengths, heads, group, tiles)
+    grid = ht.Grid(outputs, lengths, heads, group, tiles, 0, 0)
     _run(
         query, grad_out, key, value, grad_query, out, lse, grad_lse, statistics, counter, scale, scale2, grid,
         plane, SPEC,

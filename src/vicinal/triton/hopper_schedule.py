@@ -39,20 +39,20 @@ def tickets(readers: gl.constexpr):
 
 
 @gluon.jit
-def draw(tickets, counter, turn, tiles, SPEC: gl.constexpr):
+def draw(tickets, counter, turn, grid, SPEC: gl.constexpr):
     """The tile after a program's tile number `turn`: the first that no program has, or one past all."""
     if SPEC.persistent:
         drawn = gl.atomic_add(counter, 1, sem="relaxed")
         # A program draws once a tile. The last to do so leaves the counter as the launch found it.
-        gl.store(counter, 0, mask=drawn == tiles - 1)
-        following = drawn + gl.num_programs(0)
+        gl.store(counter, 0, mask=drawn == grid.tiles - grid.first - 1)
+        following = grid.first + drawn + gl.num_programs(0)
         slot = turn & 1
         mbarrier.wait(tickets.empty.index(slot), turn >> 1 & 1 ^ 1)
         layout: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
         tickets.buffers.index(slot).store(gl.full([1], following, gl.int32, layout=layout))
         mbarrier.arrive(tickets.full.index(slot), count=1)
     else:
-        following = tiles
+        following = grid.tiles
     return following
 
 
@@ -79,7 +79,7 @@ def copy_rows(first, second, firsts, seconds, tickets, grid, INVERSE: gl.constex
     # Queries of the next tile come once those before are in registers.
     depth: gl.constexpr = SPEC.depth if INVERSE else 1
     turn = gl.to_tensor(0)
-    number = gl.program_id(0)
+    number = grid.first + gl.program_id(0)
     while number < grid.tiles:
         if INVERSE:
             tile = ht.key_tile(number, grid.outputs, grid.lengths, grid.heads // grid.group, SPEC)

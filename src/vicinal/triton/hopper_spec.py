@@ -20,7 +20,7 @@ class Spec:
     Args:
         rules: window rule per axis; its length is 1 on an axis of one token, and elsewhere 0 without meaning.
         rows, columns: box of one warpgroup's rows, and of the columns that are visited together.
-        tile: box of a program's rows: `rows` for each warpgroup.
+        tile: box of a program's rows: `rows` for each warpgroup, or several.
         split: axis along which the warpgroups share the tile.
         warpgroups: how many there are.
         masked: axes on which a visited box holds columns that a row does not see.
@@ -38,6 +38,9 @@ class Spec:
         value_held: the same of gradients of outputs, or of values.
         wants_query, wants_key, wants_value: which sums gradients keep.
         has_grad_lse: whether log-sum-exps have a gradient.
+        slots: boxes of keys, per axis, that a box of queries meets at most, where slopes are kept for the
+            gradient of queries; boxes of columns then start at multiples of their sides.
+        ragged: whether the last tile has rows past the end of the tensor.
     """
 
     rules: tuple[Axis, ...]
@@ -64,6 +67,23 @@ class Spec:
     wants_key: bool = True
     wants_value: bool = True
     has_grad_lse: bool = False
+    slots: Triple = ()
+    ragged: bool = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether slopes are kept in memory."""
+        return len(self.slots) > 0
+
+    @property
+    def together(self) -> int:
+        """Boxes of rows of a tile."""
+        return prod(self.tile) // prod(self.rows)
+
+    @property
+    def each(self) -> int:
+        """Boxes of rows of a warpgroup."""
+        return self.together // self.warpgroups
 
     @property
     def width(self) -> int:

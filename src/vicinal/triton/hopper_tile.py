@@ -37,13 +37,22 @@ class Tile(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """What a launch computes: extents of outputs and keys, query heads, those that share keys, and tiles."""
+    """What a launch computes.
+
+    Args:
+        outputs, lengths: extents of outputs and keys.
+        heads, group: query heads, and those that share keys.
+        tiles, first: one past the last tile, and the first.
+        walks: query heads, of all batch entries, before the first whose slopes are kept.
+    """
 
     outputs: Any
     lengths: Any
     heads: Any
     group: Any
     tiles: Any
+    first: Any
+    walks: Any
 
 
 @gluon.jit
@@ -116,13 +125,17 @@ def own_keys(start, tile, SPEC: gl.constexpr):
 
 @gluon.jit
 def own_queries(start, tile, SPEC: gl.constexpr):
-    """What the warpgroup with keys at `start` visits: first box on the split axis, and steps of the walk."""
+    """What the warpgroup with keys at `start` visits: first box on the split axis, and steps of the walk.
+
+    No boxes, if the keys lie past the end of the tensor.
+    """
     axis: gl.constexpr = SPEC.split
     rows: gl.constexpr = SPEC.rows
     length = tile.lengths[axis]
     first = first_query(gl.minimum(start[axis], length - 1), length, SPEC, axis)
     stop = stop_query(gl.minimum(start[axis] + rows[axis], length) - 1, length, SPEC, axis)
-    return _share(first, stop, tile, SPEC)
+    low, begin, end = _share(first, stop, tile, SPEC)
+    return low, begin, gl.where(start[axis] < length, end, begin)
 
 
 @gluon.jit
@@ -187,11 +200,20 @@ def _planes(batch, outputs, lengths, SPEC: gl.constexpr):
 
 
 @gluon.jit
+def _origin(first, SPEC: gl.constexpr, axis: gl.constexpr):
+    """Where the first box of columns starts: where the first window does, or at a multiple of its side."""
+    side: gl.constexpr = SPEC.columns[axis]
+    if SPEC.keeps:
+        first = first // side * side
+    return first
+
+
+@gluon.jit
 def _reach(start, outputs, length, SPEC: gl.constexpr, axis: gl.constexpr):
     if SPEC.flat[axis]:
         first, boxes = gl.to_tensor(0), gl.to_tensor(1)
     else:
-        first = first_key(start, length, SPEC, axis)
+        first = _origin(first_key(start, length, SPEC, axis), SPEC, axis)
         stop = stop_key(gl.minimum(start + SPEC.tile[axis], outputs) - 1, length, SPEC, axis)
         boxes = (stop - first + SPEC.columns[axis] - 1) // SPEC.columns[axis]
     return first, boxes
@@ -214,7 +236,7 @@ def _seen_from(start, length, SPEC: gl.constexpr, axis: gl.constexpr):
     if SPEC.flat[axis]:
         first, boxes = gl.to_tensor(0), gl.to_tensor(1)
     else:
-        first = first_query(start, length, SPEC, axis)
+        first = _origin(first_query(start, length, SPEC, axis), SPEC, axis)
         stop = stop_query(gl.minimum(start + SPEC.tile[axis], length) - 1, length, SPEC, axis)
         boxes = gl.maximum(stop - first + SPEC.columns[axis] - 1, 0) // SPEC.columns[axis]
     return first, boxes

@@ -161,6 +161,14 @@ def inside(at, extents):
 
 
 @gluon.jit
+def overhangs(start, extents, SPEC: gl.constexpr):
+    """Whether a warpgroup's box of rows holds some that lie outside the tensor."""
+    rows: gl.constexpr = SPEC.rows
+    beyond = (start[0] + rows[0] > extents[0]) | (start[1] + rows[1] > extents[1])
+    return beyond | (start[2] + rows[2] > extents[2])
+
+
+@gluon.jit
 def _crosses(at, shared, SPEC: gl.constexpr, axis: gl.constexpr):
     """Whether the box of columns at `at` holds some, along `axis`, that not every row sees."""
     columns: gl.constexpr = SPEC.columns

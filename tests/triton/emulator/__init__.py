@@ -135,7 +135,7 @@ def _module(name, **members):
 
 def _language():
     layouts = ("NVMMADistributedLayout", "DotOperandLayout", "SliceLayout", "BlockedLayout")
-    layouts += ("SwizzledSharedLayout", "NVMMASharedLayout")
+    layouts += ("SwizzledSharedLayout", "NVMMASharedLayout", "DistributedLinearLayout")
     taken = {name: getattr(arrays, name) for name in (
         *arrays.DTYPES.keys() - {"bool"}, "int1", "full", "arange", "where", "minimum", "maximum", "exp2",
         "log2", "broadcast",

@@ -131,6 +131,9 @@ class Block:
     def reshape(self, shape):
         return Block(self.held.reshape(shape), self.dtype)
 
+    def permute(self, order):
+        return Block(self.held.transpose(order), self.dtype)
+
     def __getitem__(self, where):
         return Block(self.held[where], self.dtype)
 

@@ -184,11 +184,23 @@ def _finish(me, queue, lane, left):
     me.knowledge.seen[lane] = max(lane.count - left, me.knowledge.seen.get(lane, 0))
 
 
-class Accumulator:
-    """Sums of a product under way."""
+class Accumulator(Block):
+    """Sums of a product under way, which no more than another product may take."""
 
     def __init__(self, number, shape, where):
-        self.number, self.shape, self.where, self.held, self.dtype = number, shape, where, None, float32
+        self.number, self.extents, self.where, self.sums, self.dtype = number, shape, where, None, float32
+
+    @property
+    def shape(self):
+        return list(self.extents)
+
+    @property
+    def held(self):
+        raise Fault(f"{here()} takes the product of {self.where}, which may be under way")
+
+
+def _summed(x):
+    return x.sums if isinstance(x, Accumulator) else x.held
 
 
 def warpgroup_mma(a, b, acc, *, use_acc=True, precision=None, max_num_imprecise_acc=None, is_async=False):
@@ -206,7 +218,7 @@ def warpgroup_mma(a, b, acc, *, use_acc=True, precision=None, max_num_imprecise_
     found = Accumulator(me.product_lane.count, shape, here())
 
     def multiply():
-        found.held = product(a.held, b.held, acc.held if use_acc else None).held
+        found.sums = product(a.held, b.held, _summed(acc) if use_acc else None).held
 
     me.scheduler.later("product", multiply, me.products)
     return found if is_async else warpgroup_mma_wait(0, (found,))
@@ -217,10 +229,8 @@ def warpgroup_mma_wait(num_outstanding=0, deps=None):
     me.switch()
     left = number(num_outstanding)
     _finish(me, me.products, me.product_lane, left)
-    for one in deps:
-        if isinstance(one, Accumulator) and one.number > me.product_lane.count - left:
-            raise Fault(f"{here()} takes the product of {one.where}, which may be under way")
-    found = tuple(Block(one.held, one.dtype) for one in deps)
+    flying = lambda one: isinstance(one, Accumulator) and one.number > me.product_lane.count - left  # noqa: E731
+    found = tuple(one if flying(one) else Block(_summed(one), one.dtype) for one in deps)
     return found[0] if len(found) == 1 else found
 
 
