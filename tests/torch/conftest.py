@@ -3,7 +3,7 @@
 import pytest
 
 from tests.torch.test_blocked import prefer
-from vicinal.torch.strips import band, direct, plan
+from vicinal.torch.strips import direct, plan
 
 
 @pytest.fixture
@@ -12,5 +12,5 @@ def tiled(monkeypatch):
     prefer(monkeypatch, None)
     plan.parts.cache_clear()
     yield
-    for cached in (plan.parts, direct.faster, band.faster):
+    for cached in (plan.parts, direct.faster):
         cached.cache_clear()

@@ -1,22 +1,17 @@
-"""`blocked` chooses strips or PyTorch's fused kernel: every path is right, and the same to the bit in any
+"""`blocked` chooses strips or all pairs at once: every path is right, and the same to the bit in any
 thread."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
 
-from tests import budget, oracle
-from tests.torch.problems import array, problems, window
-from tests.torch.test_blocked import BITWISE, check, equal, flat, make, prefer, restrided, run, walk
+from tests.torch.test_blocked import BITWISE, check, equal, flat, make, prefer, run, walk
 from vicinal import Axis, Problem, catalog
-from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import band, direct, plan
+from vicinal.torch.strips import direct, plan
 from vicinal.torch.strips.layout import chunks
 from vicinal.torch.strips.products import multiply
 
@@ -25,20 +20,7 @@ from vicinal.torch.strips.products import multiply
 def _paths():
     """No test sees what another one preferred."""
     yield
-    for cached in (direct.faster, band.faster, band._launches):
-        cached.cache_clear()
-
-
-def check_forward(problem, scale=0.4, seed=0):
-    """Output and log-sum-exp that no gradients will follow."""
-    query, operands = make(problem, seed)
-    out, lse = BLOCKED.attend(problem, operands, scale)
-    win = oracle.window(problem.rank, **window(problem))
-    answer = oracle.attend(array(query), array(operands.key), array(operands.value), win, scale)
-    assert out.is_contiguous()
-    assert lse.is_contiguous()
-    budget.check("out", array(out), answer.out, problem.dtype)
-    budget.check("lse", array(lse), answer.lse, "float64" if problem.dtype == "float64" else "float32")
+    direct.faster.cache_clear()
 
 
 @pytest.fixture(params=[None, direct], ids=["tiles", "direct"])
@@ -51,62 +33,6 @@ def path(request, monkeypatch):
 def test_both_paths_match_the_oracle(path, case):
     check(case.problem, with_lse=False)
     assert not direct.faster(case.problem) or path is direct
-
-
-BANDS = (
-    Problem((Axis(300, 33),), heads=2, kv_heads=2, dim=8, value_dim=8),
-    Problem((Axis(259, 7),), 3, 4, 2, 16, 16),
-    Problem((Axis(131, 9, stride=4, dilation=3),), 2, 3, 1, 5, 5, "float64"),
-    Problem((Axis(200, 40, causal=True, output_stride=2),), 1, 2, 2, 8, 8),
-    Problem((Axis(144, 5, dilation=24),), 1, 4, 2, 8, 8),
-    Problem((Axis(700, 601),), heads=1, kv_heads=1, dim=64, value_dim=64),
-    Problem((Axis(64, 9, 9),), heads=1, kv_heads=1, dim=4, value_dim=4),
-)
-
-
-@pytest.mark.parametrize("span", [band.SPAN, 20_000])
-@pytest.mark.parametrize("problem", BANDS, ids=str)
-def test_bands_match_the_oracle(monkeypatch, problem, span):
-    """Boxes at both ends, tiles cut off, and calls of few tiles."""
-    prefer(monkeypatch, band)
-    monkeypatch.setattr(band, "SPAN", span)
-    band._launches.cache_clear()
-    assert band.faster(problem)
-    assert not band.faster(replace(problem, gradients=True))
-    check_forward(problem)
-
-
-@given(problems(longest=(60,)))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_bands_with_every_option(monkeypatch, problem):
-    prefer(monkeypatch, band)
-    problem = replace(problem, value_dim=problem.dim, bias=False, extra=0, gradients=False)
-    assume(band.faster(problem))
-    check_forward(problem)
-
-
-def test_a_band_is_refused_where_bits_would_depend_on_threads(monkeypatch):
-    """Seven rows of seven keys: the second thread's buffer would start between vectors."""
-    prefer(monkeypatch, band)
-    assert not band.faster(Problem((Axis(7, 5),), heads=4, kv_heads=4, dim=4, value_dim=4))
-    assert band.faster(Problem((Axis(8, 5),), heads=4, kv_heads=4, dim=4, value_dim=4))
-
-
-def test_masks_of_a_band_take_little_memory(monkeypatch):
-    """Every tile before the first whole causal window has its own."""
-    prefer(monkeypatch, band)
-    assert band.faster(Problem((Axis(4096, 255, causal=True),)))
-    assert not band.faster(Problem((Axis(8192, 4095, causal=True),)))
-
-
-@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
-def test_bands_of_any_strides(monkeypatch, layout):
-    prefer(monkeypatch, band)
-    problem = Problem((Axis(43, 5, dilation=2),), 2, 4, 2, 6, 6)
-    assert band.faster(problem)
-    operands = Operands(*(restrided(x, layout) for x in make(problem)[1]))
-    plain = Operands(*(None if x is None else x.contiguous() for x in operands))
-    assert equal(BLOCKED.attend(problem, operands, 0.4), BLOCKED.attend(problem, plain, 0.4))
 
 
 @pytest.mark.parametrize("length", range(190, 230, 3))
@@ -134,11 +60,18 @@ ODD = (
     Problem((Axis(5, 3), Axis(5, 5)), heads=4, kv_heads=4, dim=16, value_dim=16),
     Problem((Axis(21, 7),), 2, 4, 2, 7, 7),
 )
+# One axis, whole tiles and others.
+LINES = (
+    Problem((Axis(259, 7),), 3, 4, 2, 16, 16),
+    Problem((Axis(131, 9, stride=4, dilation=3),), 2, 3, 1, 5, 5, "float64"),
+    Problem((Axis(200, 40, causal=True, output_stride=2),), 1, 2, 2, 8, 8),
+    Problem((Axis(144, 5, dilation=24),), 1, 4, 2, 8, 8),
+)
 # The last columns of some boxes lie between whole cache lines.
 GAPS = (Problem((Axis(14, 6), Axis(7, 7, causal=True), Axis(9, 3)), 2, 2, 2, 5, 8, "float64"),)
 PATHS = [
     (problem, path)
-    for path, some in ((None, BITWISE + ODD + GAPS), (band, BANDS), (direct, ODD))
+    for path, some in ((None, BITWISE + ODD + GAPS + LINES), (direct, ODD))
     for problem in some
 ]
 
@@ -158,7 +91,7 @@ def test_bits_do_not_depend_on_run_or_threads(problem, path, threads, monkeypatc
     results = []
     for count in (1, 1, 2, 3, 8):
         threads(count)
-        gradients = () if path is band else run(problem, operands, with_lse=path is None)[2]
+        gradients = run(problem, operands, with_lse=path is None)[2]
         results.append(flat(*BLOCKED.attend(problem, operands, 0.4), gradients))
     assert all(equal(results[0], other) for other in results[1:])
 

@@ -120,7 +120,12 @@ def test_masks_of_all_pieces_of_a_box_take_little_memory():
     for part in plan.parts(replace(problem, gradients=True)):
         masks = [x for x in part.memo.values() if isinstance(x, Additive)]
         assert len(masks) == len(part.pieces) > 1
-        held = [x.nbytes for mask in masks for x in (mask.source, mask.table) if x is not None]
+        held = [
+            x.nbytes
+            for mask in masks
+            for x in (mask.source, mask.table, *mask.kept.values())
+            if x is not None
+        ]
         assert sum(held) <= plan.TABLE
 
 

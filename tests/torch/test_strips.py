@@ -18,6 +18,7 @@ from vicinal import Axis, Problem, catalog, tiling
 from vicinal.torch.backends.blocked import BLOCKED
 from vicinal.torch.strips import forward, fresh, plan, ring, rows
 from vicinal.torch.strips.residues import residues
+from vicinal.torch.strips.scores import Additive
 
 pytestmark = pytest.mark.usefixtures("tiled")
 
@@ -45,6 +46,29 @@ def test_maxima_match_the_oracle_on_every_small_case(maxed, case):
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_maxima_with_every_option(maxed, problem):
     check(problem, scale=0.1)
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_masks_that_fill_no_table_serve_neighbors(monkeypatch, kept):
+    """One is made where a tile sees its box otherwise than those of which masks are kept."""
+    problem, made = Problem((Axis(600, 33),), heads=3, kv_heads=3, dim=8, value_dim=8), []
+    (part,) = plan.parts(problem)
+    entries = Additive.entries
+    monkeypatch.setattr(plan, "TABLE", kept * 4 * part.rows * part.rings[0].width)
+    monkeypatch.setattr(
+        Additive, "entries", lambda self, *chosen: made.append(chosen) or entries(self, *chosen)
+    )
+    assert part.classes > kept
+    _, operands = make(problem)
+    BLOCKED.attend(problem, operands, 0.1)
+    held, expected = [], 0
+    for batch, slab in part.passes():
+        for kind in part.kinds(part.measure(batch, slab, 0), 1, ring.CPU).tolist():
+            if kind not in held:
+                expected += 1
+                held = [*held[: kept - 1], kind]
+    assert len(made) == expected < 3 * part.rings[0].tiles / 2
+    check(problem)
 
 
 @pytest.mark.parametrize(("factor", "bare"), [(0.3, True), (1.5, True), (30.0, False), (-30.0, False)])
@@ -200,7 +224,7 @@ def test_long_axes_have_the_rings_and_classes_that_their_own_tiles_tell(monkeypa
         stride = draw.randint(1, size) if draw.random() < 0.5 else 1
         length = size * dilation + draw.randint(0, draw.choice((60, 1200)))
         axis = Axis(length, size, stride, dilation, draw.random() < 0.5, draw.choice((1, 1, 2, 3)))
-        for tile, units in product((1, 4, 7, 16, 32), (ring.WHOLES, ring.SINGLE, ring.FUSED)):
+        for tile, units in product((1, 4, 7, 16, 32), (ring.WHOLES, ring.SINGLE)):
             found = []
             for short in (ring.SHORT, (1 << 30, 0)):
                 with monkeypatch.context() as patch:

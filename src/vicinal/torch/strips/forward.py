@@ -1,7 +1,6 @@
 """Fused attention on strips, forward."""
 
 from math import isfinite, isnan
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from ...problem import Problem
 from ..backends.base import Operands, Ready
 from ..composite import accumulating
-from . import band, direct, fresh, narrow, plan
+from . import direct, fresh, narrow, plan
 from .arena import Like, keep, sheet, trim
 from .call import LOG2E, Call, chunk, columns_of, rows_of
 from .layout import Strips, chunks, cut
@@ -33,10 +32,9 @@ def attend(
     problem: Problem, operands: Operands, scale: float, into: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp, written `into` tensors where there are some."""
-    path = _path(problem, operands)
-    if path is None:
+    if not _is_direct(problem, operands):
         return _attend(problem, operands, scale, into)
-    found = path.prepare(problem, operands, scale)(*operands)
+    found = direct.prepare(problem, operands, scale)(*operands)
     if into is None:
         return found
     return into[0].copy_(found[0]), into[1].copy_(found[1])
@@ -44,17 +42,13 @@ def attend(
 
 def prepare(problem: Problem, operands: Operands, scale: float) -> Ready:
     """What computes attention of operands like these."""
-    path = _path(problem, operands)
-    if path is None:
+    if not _is_direct(problem, operands):
         return lambda *given: _attend(problem, Operands(*given), scale, None)
-    return path.prepare(problem, operands, scale)
+    return direct.prepare(problem, operands, scale)
 
 
-def _path(problem: Problem, operands: Operands) -> ModuleType | None:
-    """What takes less time than strips, if anything."""
-    if not operands.query.numel() * operands.value.numel():
-        return None
-    return next((path for path in (direct, band) if path.faster(problem)), None)
+def _is_direct(problem: Problem, operands: Operands) -> bool:
+    return bool(operands.query.numel() * operands.value.numel()) and direct.faster(problem)
 
 
 def _attend(
@@ -64,7 +58,8 @@ def _attend(
     if out.numel() == 0:
         return out, lse
     trim()
-    _warm(operands)
+    if problem.rank > 1:
+        _warm(operands)
     for part in parts(problem):
         call = Call(part, operands, scale)
         run = narrow.run_pass if narrow.faster(problem, part) else run_pass

@@ -31,8 +31,6 @@ faster."""
 WHOLES: tuple[Unit, ...] = ((16, 32),)
 SINGLE: tuple[Unit, ...] = ((8, 6), *WHOLES)
 """Of the short boxes of a single axis."""
-FUSED: tuple[Unit, ...] = ((16, 1),)
-"""Of the fused kernel, whose loops take as many scores at a time."""
 
 
 class Ring(NamedTuple):

@@ -42,9 +42,11 @@ class Additive:
             mine = bias[heads.start * part.share : heads.stop * part.share]
         self.source = torch.nn.functional.pad(mine, (0, 1) * part.rank, value=HIDDEN)
         # Those of all pieces are kept.
-        size = len(self.heads) * part.classes * part.rows * part.rings[0].width * part.width
-        self.fits = size * like.dtype.itemsize <= plan.TABLE
+        size = part.rows * part.rings[0].width * part.width * like.dtype.itemsize
+        self.most = plan.TABLE // size
+        self.fits = len(self.heads) * part.classes <= self.most
         self.table = None
+        self.kept: dict[int, Tensor] = {}
         if self.fits:
             self.table = self.laid(self._expand(self.entries(), self.source)).contiguous()
 
@@ -71,10 +73,25 @@ class Additive:
         if self.table is not None:
             torch.index_select(self.table, 0, kinds, out=self.laid(scores))
             return
-        for tile, kind in zip(scores, kinds.tolist(), strict=True):
-            head, chosen = self._class(kind)
-            source = self.source[head * self.part.share : (head + 1) * self.part.share]
-            tile.copy_(self._expand(self.entries(chosen), source)[0])
+        for tile, kind in zip(self.laid(scores), kinds.tolist(), strict=True):
+            tile.copy_(self._entry(kind))
+
+    def _entry(self, kind: int) -> Tensor:
+        """A table entry as it lies in memory. Some are kept, always the last: neighbors often share one."""
+        found = self.kept.get(kind)
+        if found is not None:
+            return found
+        head, chosen = self._class(kind)
+        source = self.source[head * self.part.share : (head + 1) * self.part.share]
+        # A tensor made in inference mode could not be used outside of it.
+        with torch.inference_mode(False):
+            found = self.laid(self._expand(self.entries(chosen), source)[0]).contiguous()
+        if self.kept and len(self.kept) >= self.most:
+            # The newest gives way: tiles come in the same order again.
+            self.kept.popitem()
+        if self.most:
+            self.kept[kind] = found
+        return found
 
     def dense(self) -> Tensor:
         """`[heads, rows, keys]` of a part that is one tile."""
