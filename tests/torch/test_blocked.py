@@ -12,7 +12,7 @@ from tests.torch.problems import array, problems, window
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import arena, costs, direct, narrow, plan, sums
+from vicinal.torch.strips import arena, costs, direct, narrow, passes, plan, sums
 
 ALL = (True,) * 6
 FIELDS = Operands._fields
@@ -140,11 +140,12 @@ def test_walks_with_every_option(problem):
     check_walks(problem)
 
 
-@pytest.fixture(params=[(3000, 2000, 1 << 20), (20000, 2000, 4000), (400, 300, 4)], ids=str)
+@pytest.fixture(params=[(3000, 2000, 1 << 20, 900), (20000, 2000, 4000, 3000), (400, 300, 4, 100)], ids=str)
 def tight(request, monkeypatch, tiled):
     """Budgets so small that batches, slabs, pieces of boxes, chunks and tables all get split."""
-    for name, size in zip(("PASS", "CHUNK", "TABLE"), request.param, strict=True):
+    for name, size in zip(("PASS", "CHUNK", "TABLE"), request.param[:3], strict=True):
         monkeypatch.setattr(plan, name, size)
+    monkeypatch.setattr(passes, "SUMS", request.param[3])
     monkeypatch.setattr(sums, "ROOM", 0)
 
 
@@ -337,11 +338,11 @@ def test_a_plan_takes_at_most_64_mib(problem, operation):
     back = operation == "attend_back"
     problem = replace(problem, operation=operation.removesuffix("_back") if back else operation)
     for part in plan.parts(problem, back):
-        per = plan.load(problem, back)
+        per = passes.load(problem, back)
         work = part.measure(0, 0, 0)
-        slots = work.strips * work.length * part.width * (per.slot + per.width)
+        slots = work.strips * work.length * work.width * (per.slot + per.width)
         need = 4 * (slots + work.boxes * part.rows * per.row)
-        scores = max(plan.CHUNK, 4 * part.rows * len(work.slots) * part.width) * per.scores
+        scores = max(plan.CHUNK, 4 * part.rows * work.keys) * per.scores
         assert need + scores + plan.TABLE <= 48 * MEGA
 
 

@@ -3,6 +3,7 @@ thread."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from tests.torch.test_blocked import BITWISE, check, equal, flat, make, prefer, run, walk
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import direct, plan
+from vicinal.torch.strips import direct, passes, plan
 from vicinal.torch.strips.layout import chunks
 from vicinal.torch.strips.products import multiply
 
@@ -76,10 +77,16 @@ PATHS = [
 ]
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("problem", ODD, ids=str)
-def test_the_direct_path_matches_the_oracle(monkeypatch, problem):
+def test_the_direct_path_matches_the_oracle(monkeypatch, problem, alone):
+    """All heads and batch entries in one call, or each in its own."""
     prefer(monkeypatch, direct)
     assert direct.faster(problem)
+    part = plan.whole(problem)
+    if alone:
+        monkeypatch.setattr(direct, "COPIES", direct.COPIES // direct._at_a_time(problem, part))
+    assert len(direct._groups(problem, part)) == (problem.batch * problem.kv_heads if alone else 1)
     check(problem, with_lse=False)
 
 
@@ -93,6 +100,31 @@ def test_bits_do_not_depend_on_run_or_threads(problem, path, threads, monkeypatc
         threads(count)
         gradients = run(problem, operands, with_lse=path is None)[2]
         results.append(flat(*BLOCKED.attend(problem, operands, 0.4), gradients))
+    assert all(equal(results[0], other) for other in results[1:])
+
+
+SMALL = (
+    Problem((Axis(12, 9),), 1, 2, 1, 16, 8, "bfloat16", bias=True, extra=3),
+    Problem((Axis(6, 5), Axis(7, 5)), 1, 1, 1, 24, 24, "bfloat16"),
+)
+
+
+@pytest.mark.parametrize("problem", SMALL, ids=str)
+def test_bits_of_pieces_and_bands_do_not_depend_on_threads(problem, threads, monkeypatch):
+    """Boxes in pieces over all axes, sums of some columns at a time."""
+    for module, name, size in ((plan, "PASS", 2000), (passes, "PIECE", 4000), (passes, "SUMS", 700)):
+        monkeypatch.setattr(module, name, size)
+    prefer(monkeypatch, None)
+    plan.parts.cache_clear()
+    (part,) = plan.parts(replace(problem, gradients=True), True)
+    assert len(part.pieces) > 1
+    assert part.bands[0] is not None
+    _, operands = make(problem)
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append((*flat(*run(problem, operands)[:3]), *walk(problem, operands, 0.0)))
+    plan.parts.cache_clear()
     assert all(equal(results[0], other) for other in results[1:])
 
 

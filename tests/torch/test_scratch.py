@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from tests.torch.problems import problems
 from tests.torch.test_blocked import check, equal, flat, make, run, walk
 from tests.torch.test_strips import LINUX
 from vicinal import Axis, Problem, catalog
-from vicinal.torch.strips import arena, plan, sums
+from vicinal.torch.strips import arena, call, passes, plan, sums
 from vicinal.torch.strips.scores import Additive
 
+FLOATS = ("float64", "float32", "bfloat16", "float16")
 pytestmark = pytest.mark.usefixtures("tiled")
 
 PEAK = """
@@ -99,16 +103,76 @@ WIDE = (
     ((16, 16), 5, 1, 2048, 1500, "float32"),
     ((262144,), 15, 1, 64, 0, "bfloat16"),
     ((512, 512), 7, 1, 32, 0, "float16"),
+    ((64, 64), 63, 1, 16, 0, "float64"),
+    ((1, 32, 32), (1, 32, 32), 1, 4096, 0, "float32"),
+    ((1, 16, 16), (1, 15, 15), 1, 4096, 0, "float64"),
+    ((1, 16, 16), (1, 16, 16), 1, 8192, 0, "bfloat16"),
+    ((96, 96, 24), (5, 5, 23), 1, 32, 0, "bfloat16"),
+    ((8, 8), 5, 1, 65536, 40, "float32"),
 )
 
 
 @LINUX
 @pytest.mark.parametrize("case", WIDE, ids=str)
 def test_scratch_is_at_most_64_mib(case):
-    """Masks of tiles of which no two are alike, of all pairs, what tiles add to additional tokens, and sums
-    of gradients in narrow dtypes."""
+    """Masks of tiles of which no two are alike, of all pairs, what tiles add to additional tokens, sums of
+    gradients in narrow dtypes, boxes of which one slot of the first axis is large."""
     most, results = peak(*case)
     assert most - results <= 64 << 10
+
+
+SCALE = 256
+LIMITS = {
+    plan: ("PASS", "CHUNK", "TABLE", "ROWS", "SCORES"),
+    passes: ("SUMS", "ROWS", "SCORES", "PIECE"),
+    sums: ("ROOM",),
+    call: ("TOKENS",),
+    arena: ("HELD",),
+}
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Limits so small that small problems meet them."""
+    for module, names in LIMITS.items():
+        for name in names:
+            monkeypatch.setattr(module, name, getattr(module, name) // SCALE)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    plan.cheapest.cache_clear()
+    arena.clear()
+    yield
+    plan.cheapest.cache_clear()
+    arena.clear()
+
+
+@given(problems(dtypes=FLOATS, longest=(600, 40, 14)), st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_scratch_is_bounded_by_its_limits(scaled, problem, dim, value_dim):
+    """One call after another, whatever a thread keeps of those before."""
+    problem = replace(problem, dim=dim, value_dim=value_dim)
+    _, operands = make(problem)
+    for take in (run, walk):
+        take(problem, operands)
+        assert arena.held() <= (64 << 20) // SCALE
+
+
+@pytest.mark.parametrize("problem", SLABS, ids=str)
+def test_gradients_of_bands_are_those_of_all_columns(monkeypatch, problem):
+    """Tiles that read several bands are computed for each, and counted once."""
+    problem = replace(problem, dtype="bfloat16")
+    _, operands = make(problem)
+    found = []
+    for size in (passes.SUMS, 600):
+        monkeypatch.setattr(passes, "SUMS", size)
+        monkeypatch.setattr(sums, "ROOM", size)
+        plan.parts.cache_clear()
+        bands = [band for part in plan.parts(replace(problem, gradients=True), True) for band in part.bands]
+        assert (bands[0] is None) == (size > 600)
+        assert size > 600 or not all(band.own for band in bands)
+        found.append((*flat(*run(problem, operands)[:3]), *walk(problem, operands, 0.0)))
+    for whole, part in zip(*found, strict=True):
+        torch.testing.assert_close(whole, part, rtol=2**-6, atol=2**-6)
+    check(problem)
 
 
 def test_masks_of_all_pieces_of_a_box_take_little_memory():

@@ -8,8 +8,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-HELD = 32 << 20
-"""Bytes that a thread keeps between calls at most. A pass takes no more than that again."""
+HELD = 20 << 20
+"""Bytes that a thread keeps between calls at most. What a call takes besides is less than 44 MiB."""
+
+MADE = 1024
+"""Things made of views that a thread keeps at most."""
+RECENT = 8 << 20
+"""Bytes of what was worked out for the passes of a part that are kept."""
 
 T = TypeVar("T")
 
@@ -58,10 +63,42 @@ def keep(key: Hashable, device: torch.device, make: Callable[[], T]) -> T:
         return make()
     found = _arena.made.get(key)
     if found is None:
+        if len(_arena.made) >= MADE:
+            _arena.made.clear()
         with torch.inference_mode(False):
             made = make()
         found = _arena.made[key] = made
     return found
+
+
+class Recent:
+    """What was made last, for any thread."""
+
+    def __init__(self) -> None:
+        self.made: dict[Hashable, Any] = {}
+        self.bytes = 0
+
+    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, made again once much else was made."""
+        found = self.made.get(key)
+        if found is None:
+            # A tensor made in inference mode could not be used outside of it.
+            with torch.inference_mode(False):
+                found = make()
+            if self.bytes > RECENT:
+                self.made, self.bytes = {}, 0
+            self.made[key] = found
+            self.bytes += _weight(found)
+        return found
+
+
+def _weight(x: Any) -> int:
+    """Bytes that `x` takes, about."""
+    if isinstance(x, Tensor):
+        return x.nbytes + 512
+    if isinstance(x, tuple):
+        return sum(map(_weight, x)) + 64
+    return sum(map(_weight, getattr(x, "__dict__", {}).values())) + 64
 
 
 def sheet(
@@ -99,7 +136,7 @@ def _rounded(size: int, shares: int) -> int:
 
 def trim() -> None:
     """Give back what this thread holds over the limit; views taken before stay valid for who has them."""
-    if len(_arena.views) + len(_arena.made) > 4096 or _arena.held > HELD:
+    if len(_arena.views) > 4 * MADE or _arena.held > HELD:
         clear()
 
 

@@ -12,7 +12,7 @@ from . import direct, plan
 from .arena import Like, keep, sheet, take, trim
 from .call import LOG2E, Call, chunk, columns_of, rows_of
 from .gradients import Gradients, gradients
-from .layout import Segment, Strips, accumulate, chunks, cut, fold, segments, strips
+from .layout import Segment, Strips, accumulate, chunks, cut, fold, meets, segments, strips
 from .moves import Place
 from .plan import Pass, parts
 from .products import fewest, multiply, turns
@@ -54,13 +54,13 @@ def attend_back(
 
 
 class Saved(NamedTuple):
-    """Results of the forward pass and what flows into them.
+    """Results of the forward pass, the output where it is as exact as sums, and what flows into them.
 
     `exists` is one, where there is a bias: in tiles it is zero, as are all numbers, in rows that do not
     exist. Their scores are the bias alone, whose exponential might not be finite.
     """
 
-    out: Tensor
+    out: Tensor | None
     lse: Tensor
     grad_out: Tensor
     grad_lse: Tensor | None
@@ -73,8 +73,9 @@ class Saved(NamedTuple):
         if grad_out is None:
             grad_out = out.new_zeros(()).expand_as(out)
         lse = lse.unsqueeze(-1)
-        exists = torch.ones_like(lse) if has_bias else None
-        return cls(out, lse, grad_out, None if grad_lse is None else grad_lse.unsqueeze(-1), exists)
+        exists = lse.new_ones(()).expand_as(lse) if has_bias else None
+        exact = out if out.dtype == lse.dtype else None
+        return cls(exact, lse, grad_out, None if grad_lse is None else grad_lse.unsqueeze(-1), exists)
 
 
 class _Rows(NamedTuple):
@@ -104,10 +105,17 @@ def run_pass(
     inputs = columns_of(part, call.key, batch), columns_of(part, call.value, batch)
     work = part.measure(batch, slab, 0)
     rows = _rows(call, batch, work, saved, grads)
-    if rows.pending and grads.slopes:
+    pieces = [part.measure(batch, slab, piece) for piece in range(len(part.pieces))]
+    own = work.band is None or work.band.own
+    if not own:
+        grads = grads.sums
+    if grads.slopes and (rows.pending or saved.out is None):
+        for piece in () if rows.pending else pieces:
+            _piece(call, batch, piece, inputs, rows, None, (None, None))
         _extra_delta(call, batch, rows)
-    for piece in range(len(part.pieces)):
-        _piece(call, batch, part.measure(batch, slab, piece), inputs, rows, grads, columns)
+    for piece in pieces:
+        if own or meets(part, piece):
+            _piece(call, batch, piece, inputs, rows, grads, columns)
     _extra(call, batch, rows, grads)
     if rows.grad is not None and grads.query is not None:
         scatter(part, work, rows.grad, "grad_query", rows_of(part, grads.query, batch))
@@ -123,10 +131,9 @@ def _rows(call: Call, batch: int, work: Pass, saved: Saved, grads: Gradients) ->
     level = tiled(saved.lse, "level").mul_(LOG2E)
     if saved.exists is not None:
         level.masked_fill_(tiled(saved.exists, "exists") == 0, -HIDDEN)
-    # The output is rounded to its dtype, so it serves only where the weights do not come all at once.
     pending = len(part.pieces) == 1
     delta = tiles(part, work, 1, "delta", like).zero_()
-    if not pending:
+    if not pending and saved.out is not None:
         torch.sum(tiled(saved.out, "grad_query").mul_(pull), -1, keepdim=True, out=delta)
     if saved.grad_lse is not None:
         delta.sub_(tiled(saved.grad_lse, "grad_lse"))
@@ -142,9 +149,10 @@ def _piece(
     work: Pass,
     inputs: tuple[Place, Place],
     rows: _Rows,
-    grads: Gradients,
+    grads: Gradients | None,
     columns: Sequence[Place | None],
 ) -> None:
+    """Add what a piece gives to gradients, or to `delta` alone where there are none."""
     part, like = call.part, call.like
     names = ("key", "value")
     keys, values = (cut(part, work, x, name, like) for x, name in zip(inputs, names, strict=True))
@@ -153,8 +161,8 @@ def _piece(
         for sink, x, name in zip(columns, inputs, names, strict=True)
     ]
     mask = call.additive(work, batch, turns(part.rows, like.device))
-    kinds, first = mask.kinds(work), not work.slots.start
-    for some in _chunks(call, work, mask, rows, keys, values, sums, grads.slopes):
+    kinds, with_slopes = mask.kinds(work), grads is None or grads.slopes
+    for some in _chunks(call, work, mask, rows, keys, values, sums, with_slopes):
         mine, weights = some.rows, some.weights
         mask.fill(weights, kinds[some.tiles])
         multiply(weights, mine.query, some.key_turned, call.scale * LOG2E)
@@ -163,14 +171,17 @@ def _piece(
         accumulate(some.to_value, mine.pull, 1.0)
         if some.slopes is None:
             continue
+        if grads is None:
+            _gain(some.slopes, mine, weights, some.value_turned)
+            continue
         _slope(some.slopes, mine, weights, some.value_turned, some.blanks)
         if mine.grad is not None:
-            multiply(mine.grad, some.slopes, some.key, call.scale, 0 if first else 1)
+            multiply(mine.grad, some.slopes, some.key, call.scale, 0 if work.opens else 1)
         accumulate(some.to_key, mine.query, call.scale)
         grads.count(part, mask, some.slopes, kinds[some.tiles])
     for sink, made in zip(columns, sums, strict=True):
         if sink is not None and made is not None:
-            fold(part, work, made, sink, like, grads.fresh)
+            fold(part, work, made, sink, like, grads is not None and grads.fresh)
 
 
 class _Chunk(NamedTuple):
@@ -199,7 +210,7 @@ def _chunks(
     sums: list[Tensor | None],
     with_slopes: bool,
 ) -> list[_Chunk]:
-    part, like, span = call.part, call.like, len(work.slots) * call.part.width
+    part, like, span = call.part, call.like, work.keys
 
     def make() -> list[_Chunk]:
         found = []
@@ -210,7 +221,7 @@ def _chunks(
             weights, whole = sheet("scores", size, *lie)
             slopes = sheet("slopes", size, *lie)[0] if with_slopes else None
             to_key, to_value = (
-                [] if slots is None or x is None else segments(part, work, slots, some, x)
+                [] if slots is None or x is None else segments(work, slots, some, x)
                 for slots, x in zip(sums, (slopes, weights), strict=True)
             )
             boxes = key, key.mT, values.boxes(some).mT
@@ -232,15 +243,21 @@ def _slope(
     `blanks` are boxes without a tile. What they read of two strips may hold a NaN of one, which their sum
     would carry to the other.
     """
-    multiply(slopes, rows.pull, value_turned, beta=0)
     if not rows.pending:
+        multiply(slopes, rows.pull, value_turned, beta=0)
         slopes.sub_(rows.delta).mul_(weights)
         return
-    slopes.mul_(weights)
-    rows.delta.add_(slopes.sum(-1, keepdim=True))
+    _gain(slopes, rows, weights, value_turned)
     if blanks is not None:
         rows.delta.index_fill_(0, blanks, 0)
     slopes.addcmul_(weights, rows.delta, value=-1)
+
+
+def _gain(slopes: Tensor, rows: _Rows, weights: Tensor, value_turned: Tensor) -> None:
+    """Write weights times their gradients, and add them to `delta`."""
+    multiply(slopes, rows.pull, value_turned, beta=0)
+    slopes.mul_(weights)
+    rows.delta.add_(slopes.sum(-1, keepdim=True))
 
 
 def _extra_weights(call: Call, rows: _Rows, key: Tensor) -> Tensor:
@@ -258,8 +275,7 @@ def _extra_delta(call: Call, batch: int, rows: _Rows) -> None:
         mine = rows.some(some)
         weights = _extra_weights(call, mine, key)
         slopes = take("slopes", tuple(weights.shape), call.like)
-        multiply(slopes, mine.pull, value.mT, beta=0)
-        mine.delta.add_(weights.mul_(slopes).sum(-1, keepdim=True))
+        _gain(slopes, mine, weights, value.mT)
 
 
 def _extra(call: Call, batch: int, rows: _Rows, grads: Gradients) -> None:

@@ -18,7 +18,7 @@ from ...problem import Problem
 from ...window import Axis
 from ..documents import Batch, arranged
 from ..ops import sampled
-from . import costs, direct, plan
+from . import costs, direct, passes, plan
 from .plan import Part, Pass
 from .residues import Residue, columns_view, residues, rows_view
 from .ring import CPU, Ring, Table, Unit, held, rings, tables, widened
@@ -87,7 +87,7 @@ class Bundle(Part):
         first, last = self.members[0].work, self.members[-1]
         volumes = sum(member.work.volumes for member in self.members)
         return Pass(
-            first.slab, first.slots, volumes, last.box + last.work.boxes, first.pitch, first.pitch, 1, 1
+            first.slab, first.box, None, volumes, last.box + last.work.boxes, first.pitch, first.pitch, 1, 1
         )
 
     @cached_property
@@ -118,7 +118,7 @@ class Bundle(Part):
             blank = self._tile(self.boxes, 0) >= self._each("tiles", 0)[self.boxes.number]
             return blank[some].nonzero().view(-1)
 
-        return self.remember(("blanks", some.start, some.stop, device), make)
+        return self.recent.recall(("blanks", some.start, some.stop, device), make)
 
     def unused(self, device: torch.device) -> Tensor:
         """Rows of tiles that do not exist, of all rows of all boxes."""
@@ -272,7 +272,7 @@ def _bundled(
     for document in sorted(places):
         for part, work, mine, _, classes in places[document]:
             more = [one | other for one, other in zip(kinds, classes, strict=True)]
-            masks = prod(map(len, more)) * part.rows * len(work.slots) * part.width
+            masks = prod(map(len, more)) * part.rows * work.keys
             if members and ((numbers + mine) * itemsize > plan.PASS or masks * itemsize > plan.TABLE):
                 yield _bundle(members, batch)
                 members, numbers, box, more = [], 0, 0, list(classes)
@@ -304,7 +304,7 @@ def _joined(part: Part) -> Pass:
     length = (first.tiles - 1) * first.step + first.width
     places = -(-length // first.step)
     strips = volumes * prod(map(len, slab[1:]))
-    return Pass(slab, part.pieces[0], volumes, strips, first.step, places * first.step, places, 1)
+    return Pass(slab, part.pieces[0], None, volumes, strips, first.step, places * first.step, places, 1)
 
 
 def _parts(problem: Problem, small: Sequence[Group], back: bool) -> dict[Group, list[Planned]]:
@@ -364,11 +364,11 @@ def _planned(problem: Problem, chosen: Sequence[Chosen], back: bool) -> Planned:
     groups, ring, masks, classes = zip(*chosen, strict=True)
     grid = (problem.kv_heads, 1, *(residue.groups for residue in groups))
     batch = tuple(slice(0, extent) for extent in grid)
-    slab, box = tuple(range(one.tiles) for one in ring), range(ring[0].width)
-    share, per = problem.heads // problem.kv_heads, plan.load(problem, back)
+    slab, box = tuple(range(one.tiles) for one in ring), tuple(range(one.width) for one in ring)
+    share, per = problem.heads // problem.kv_heads, passes.load(problem, back)
     made = Part(groups, ring, problem.window, share, problem.kv_heads, grid, (batch,), (slab,), (box,))
     made.memo["tables", CPU] = masks
     work = _joined(made)
-    numbers = work.boxes * (made.rows * per.row + work.pitch * made.width * per.slot)
-    cost = costs.work_cost(problem, work.boxes, made.rows, len(box) * made.width, numbers, back)
+    numbers = work.boxes * (made.rows * per.row + work.pitch * work.width * per.slot)
+    cost = costs.work_cost(problem, work.boxes, made.rows, work.keys, numbers, back)
     return Planned(made, work, numbers, cost, classes)

@@ -44,7 +44,7 @@ def rows_of(part: Part, x: Tensor, batch: int) -> Place:
             rows_view(blank(x.shape, x.stride()), part.residues, part.kv_heads)[part.batches[batch]]
         )
 
-    return placed(x, part.remember(("rows", batch, x.shape, x.stride()), make))
+    return placed(x, part.recent.recall(("rows", batch, x.shape, x.stride()), make))
 
 
 def columns_of(part: Part, x: Tensor, batch: int) -> Place:
@@ -56,7 +56,7 @@ def columns_of(part: Part, x: Tensor, batch: int) -> Place:
     def make() -> Geometry:
         return geometry(columns_view(blank(x.shape, x.stride()), part.residues)[part.batches[batch]])
 
-    return placed(x, part.remember(("columns", batch, x.shape, x.stride()), make))
+    return placed(x, part.recent.recall(("columns", batch, x.shape, x.stride()), make))
 
 
 class Call:
@@ -71,19 +71,19 @@ class Call:
 
     def additive(self, work: Pass, batch: int, turned: bool = False) -> Additive:
         """Masks of a pass. The last ones are kept: neighbors often share them."""
-        slots = work.slots
+        box = work.box
         if self.bias is None:
-            key = ("mask", slots, self.like, turned)
+            key = ("mask", box, self.like, turned)
             return self.part.remember(
-                key, lambda: Additive(self.part, slots, None, range(1), self.like, turned)
+                key, lambda: Additive(self.part, box, None, range(1), self.like, turned)
             )
         heads = range(self.part.kv_heads)[self.part.batches[batch][0]]
-        if self.mask is None or (self.mask.slots, self.mask.heads, self.mask.turned) != (
-            slots,
+        if self.mask is None or (self.mask.box, self.mask.heads, self.mask.turned) != (
+            box,
             heads,
             turned,
         ):
-            self.mask = Additive(self.part, slots, self.bias, heads, self.like, turned)
+            self.mask = Additive(self.part, box, self.bias, heads, self.like, turned)
         return self.mask
 
     def extra_chunks(
@@ -101,7 +101,7 @@ class Call:
         heads, entries = self.part.batches[batch][:2]
         pairs = list(product(range(self.part.kv_heads)[heads], range(key.shape[0])[entries]))
         share, width = boxes // len(pairs), max(key.shape[-1], value.shape[-1])
-        most = min(max(TOKENS // (TILES * width), TILES), EXTRA)
+        most = min(max(TOKENS // (TILES * width), 1), EXTRA)
         for place, (head, entry) in enumerate(pairs):
             for token in range(0, key.shape[1], most):
                 where = (entry, slice(token, token + most), head)

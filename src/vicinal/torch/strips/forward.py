@@ -219,7 +219,7 @@ def _piece(
     for number, some in enumerate(found):
         mask.fill(some.scores, some.kinds)
         multiply(some.scores, some.query, some.key, scale)
-        if work.slots.start:
+        if not work.opens:
             some.state.absorb(some.scores, some.whole, some.value)
             continue
         some.state.start(some.scores, some.whole, some.value, bare)

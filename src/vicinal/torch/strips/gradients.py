@@ -1,6 +1,8 @@
 """Gradients of one call while its passes add to them."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
+from functools import cached_property
 from itertools import repeat
 from math import prod
 
@@ -59,6 +61,13 @@ class Gradients:
     def slopes(self) -> bool:
         """Whether the gradient of the scores is wanted, and not only the weights."""
         return any(x is not None for x in (self.query, self.key, self.bias, self.extra_key))
+
+    @cached_property
+    def sums(self) -> "Gradients":
+        """Those of keys and values alone."""
+        found = copy(self)
+        found.query = found.bias = found.extra_key = found.extra_value = None
+        return found
 
     def columns(self, part: Part, batch: int) -> Iterator[tuple[Place | None, ...]]:
         """Where each slab adds the gradients of keys and values, to be taken to the end."""

@@ -43,11 +43,9 @@ def runs(ring: Ring, slots: range) -> list[Run]:
 
 def _read(part: Part, work: Pass, axis: int) -> range:
     """Slots of an axis that the tiles of a pass read."""
-    slots = part.rings[axis].read(work.slab[axis])
-    if axis:
-        return slots
-    first = slots.start + work.slots.start
-    return range(first, first + work.length)
+    ring, box, tiles = part.rings[axis], work.box[axis], work.slab[axis]
+    first = ring.read(tiles).start + box.start
+    return range(first, first + ((len(tiles) - 1) * ring.step + len(box) if axis else work.length))
 
 
 class Strips(NamedTuple):
@@ -68,9 +66,9 @@ def strips(part: Part, work: Pass, dim: int, name: str, like: Like) -> Strips:
 
 
 def _strips(part: Part, work: Pass, dim: int, name: str, like: Like) -> Strips:
-    span, row = len(work.slots), part.width * dim
-    slots = take(name, (_body(work) + _tail(work), part.width, dim), like)
-    shape = (work.runs, work.boxes // work.runs, span * part.width, dim)
+    row = work.width * dim
+    slots = take(name, (_body(work) + _tail(work), work.width, dim), like)
+    shape = (work.runs, work.boxes // work.runs, work.keys, dim)
     boxes = slots.as_strided(shape, (work.length * row, work.pitch * row, dim, 1))
     return Strips(slots, boxes.unbind(), slots.view(-1, dim))
 
@@ -101,7 +99,7 @@ def _body(work: Pass) -> int:
 
 def _tail(work: Pass) -> int:
     """Slots past the last strip that its last box reads."""
-    return max(len(work.slots) - work.pitch, 0) if work.strips > work.runs else 0
+    return max(work.slots - work.pitch, 0) if work.strips > work.runs else 0
 
 
 def cut(part: Part, work: Pass, x: Place, name: str, like: Like) -> Strips:
@@ -120,10 +118,10 @@ def _cut(
 ) -> tuple[Strips, Lookup | None, list[Held]]:
     made, key = strips(part, work, x.shape[-1], name, like), ("cut", work, x.shape, x.stride())
     if isinstance(part, Bundle):
-        return made, part.remember(key, lambda: part.cut(x, _tail(work) * part.width)), []
+        return made, part.recent.recall(key, lambda: part.cut(x, _tail(work) * work.width)), []
     if part.rank > 1:
-        return made, part.remember(key, lambda: _cutting(part, work, x, _tail(work) * part.width)), []
-    moves = part.remember(key, lambda: record(_lines(part, work, x)))
+        return made, part.recent.recall(key, lambda: _cutting(part, work, x, _tail(work) * work.width)), []
+    moves = part.recent.recall(key, lambda: record(_lines(part, work, x)))
     return made, None, hold(moves, made.slots)
 
 
@@ -149,12 +147,12 @@ def _cutting(part: Part, work: Pass, x: Tensor, tail: int) -> Lookup:
     outer = batch_starts(x, ndim, batch)
     for axis in range(1, rank):
         ring, count = part.rings[axis], partial(torch.arange, device=x.device)
-        slots = count(len(work.slab[axis])).unsqueeze(1) * ring.step + count(ring.width)
+        slots = count(len(work.slab[axis])).unsqueeze(1) * ring.step + count(len(work.box[axis]))
         starts = _columns(ring, slots + _read(part, work, axis).start) * steps[batch + axis]
         outer.append(among(starts, ndim, axis - 2 * rank, axis - rank))
     slots = torch.arange(work.length, device=x.device) + _read(part, work, 0).start
     inner = among(_columns(part.rings[0], slots) * steps[batch], ndim, -rank)
-    return lookup(x, outer, [inner], tail, len(part.slabs))
+    return lookup(x, outer, [inner], tail, len(part.slabs) * len(part.pieces))
 
 
 def _columns(ring: Ring, slots: Tensor) -> Tensor:
@@ -171,8 +169,19 @@ def batch_starts(x: Tensor, ndim: int, batch: int) -> list[Tensor]:
 
 
 def _padded_shape(part: Part, work: Pass, x: Tensor) -> tuple[int, ...]:
-    hulls = (len(ring.hull(_read(part, work, axis))) for axis, ring in list(enumerate(part.rings))[1:])
+    hulls = (len(_hull(part, work, axis)) for axis in range(1, part.rank))
     return (*x.shape[: -part.rank - 1], work.length, *hulls, x.shape[-1])
+
+
+def _hull(part: Part, work: Pass, axis: int) -> range:
+    """Slots of a padded copy: where it is one of several tiles, also those that wrapped ones repeat."""
+    slots = _read(part, work, axis)
+    return slots if _is_plain(part) else part.rings[axis].hull(slots)
+
+
+def _is_plain(part: Part) -> bool:
+    """Whether strips are padded copies: of one axis, or parts of one box."""
+    return part.rank == 1 or len(part.pieces) > 1
 
 
 def _strip_shape(part: Part, work: Pass, dim: int) -> tuple[int, ...]:
@@ -193,12 +202,10 @@ def _windows(part: Part, work: Pass, padded: Tensor) -> Tensor:
 
 
 def _axis_runs(part: Part, work: Pass) -> list[list[Run]]:
-    """Runs of every axis; the other axes' include the slots that wrapped ones repeat."""
-    length = (len(work.slab[0]) - 1) * work.pitch + len(work.slots)
+    """Runs of every axis of a padded copy."""
+    length = (len(work.slab[0]) - 1) * work.pitch + work.slots
     found = [runs(part.rings[0], _read(part, work, 0)[:length])]
-    for axis in range(1, part.rank):
-        ring = part.rings[axis]
-        found.append(runs(ring, ring.hull(_read(part, work, axis))))
+    found += (runs(part.rings[axis], _hull(part, work, axis)) for axis in range(1, part.rank))
     return found
 
 
@@ -226,6 +233,15 @@ def covers(part: Part) -> bool:
     return all(ring.columns == axis[0].length for ring, axis in zip(part.rings, found, strict=True))
 
 
+def meets(part: Part, work: Pass) -> bool:
+    """Whether a pass adds to its band."""
+    band = work.band
+    if band is None or len(part.pieces) == 1:
+        return True
+    axes = zip(_axis_runs(part, work), band.columns, strict=True)
+    return all(any(_within(one, columns).length for one in found) for found, columns in axes)
+
+
 def fold(part: Part, work: Pass, made: Tensor, target: Place, like: Like, first: bool = False) -> None:
     """Add strips `[slots, width, dim]` to the columns they hold in `target` `[*batch, *columns, dim]`, or be
     the `first` to write them.
@@ -238,17 +254,17 @@ def fold(part: Part, work: Pass, made: Tensor, target: Place, like: Like, first:
         return
     shape = _padded_shape(part, work, meta)
     key = ("fold", first, work, target.shape, target.strides)
-    body = blank((_body(work), part.width, target.shape[-1]))
-    moves = part.remember(key, lambda: record(_folding(part, work, meta, body, first)))
+    body = blank((_body(work), work.width, target.shape[-1]))
+    moves = part.recent.recall(key, lambda: record(_folding(part, work, meta, body, first)))
     strips = placed(made)
-    run(moves, target, strips, strips if part.rank == 1 else placed(take("padded", shape, like)))
+    run(moves, target, strips, strips if _is_plain(part) else placed(take("padded", shape, like)))
 
 
 def _fold_all(part: Bundle, work: Pass, made: Tensor, target: Place, meta: Tensor, like: Like) -> None:
     """Where a dtype is too narrow for sums, they are made beside (0), and then rounded (3)."""
     dtype = target.tensor.dtype
     key = ("fold", work, target.shape, target.strides, dtype, made.shape)
-    sums, padded, moves = part.remember(key, lambda: _folding_all(part, made, meta, dtype != like.dtype))
+    sums, padded, moves = part.recent.recall(key, lambda: _folding_all(part, made, meta, dtype != like.dtype))
     beside, strips = placed(take("sums", (sums,), like)) if sums else target, placed(made)
     run(moves, beside, strips, strips if part.rank == 1 else placed(take("padded", (padded,), like)), target)
 
@@ -275,24 +291,31 @@ def _folding_all(part: Bundle, made: Tensor, like: Tensor, rounds: bool) -> tupl
 
 
 def _folding(part: Part, work: Pass, target: Tensor, body: Tensor, first: bool) -> Iterator[Step]:
-    """From strips (1) through a padded copy (2) to a tensor (0)."""
+    """From strips (1) through a padded copy (2), which strips of one box are, to a tensor (0)."""
     rank, shape, dim = part.rank, _padded_shape(part, work, target), target.shape[-1]
-    padded = body.view(shape) if rank == 1 else blank(shape)
-    if rank > 1:
+    found = _axis_runs(part, work)
+    padded = body.view(shape) if _is_plain(part) else blank(shape)
+    if not _is_plain(part):
         yield Step("zero_", 2, padded)
         yield from _overlap(part, body.view(-1, *_strip_shape(part, work, dim)), _windows(part, work, padded))
-    found = _axis_runs(part, work)
-    for axis in range(1, rank):
-        for repeat, sink in _halos(_inside(padded, found, axis), axis - rank - 1, found[axis]):
-            yield Step("add_", 2, sink, 2, repeat)
-    for axis in range(1, rank):
-        inside = found[axis][0]
-        padded = padded.narrow(axis - rank - 1, inside.at, inside.length)
-        target = target.narrow(axis - rank - 1, inside.column, inside.length)
-    for one in found[0]:
-        columns = target.narrow(-rank - 1, one.column, one.length)
-        action = "copy_" if first and one is found[0][0] else "add_"
-        yield Step(action, 0, columns, 2, padded.narrow(-rank - 1, one.at, one.length))
+        for axis in range(1, rank):
+            for repeat, sink in _halos(_inside(padded, found, axis), axis - rank - 1, found[axis]):
+                yield Step("add_", 2, sink, 2, repeat)
+        found[1:] = (one[:1] for one in found[1:])
+    for number, chosen in enumerate(product(*found)):
+        source, sink = padded, target
+        for axis, one in enumerate(chosen):
+            some = one if work.band is None else _within(one, work.band.columns[axis])
+            source = source.narrow(axis - rank - 1, some.at, some.length)
+            sink = sink.narrow(axis - rank - 1, some.column, some.length)
+        yield Step("copy_" if first and not number else "add_", 0, sink, 2, source)
+
+
+def _within(one: Run, columns: range) -> Run:
+    """The part of a run that holds some columns."""
+    start = min(max(one.column, columns.start), one.column + one.length)
+    stop = min(one.column + one.length, columns.stop)
+    return Run(one.at + start - one.column, start, max(stop - start, 0))
 
 
 def _overlap(part: Part, made: Tensor, windows: Tensor) -> Iterator[Step]:
@@ -319,21 +342,21 @@ class Segment(NamedTuple):
     made: Tensor | None
 
 
-def segments(part: Part, work: Pass, slots: Tensor, some: Chunk, weights: Tensor) -> list[Segment]:
+def segments(work: Pass, slots: Tensor, some: Chunk, weights: Tensor) -> list[Segment]:
     """The boxes of a chunk, for `weights` `[boxes, rows, keys]`.
 
     Boxes overlap, segments of one pitch do not. Far segments go first: then a slot takes its tiles
     in order, whether or not they come in one chunk.
     """
-    span, dim, like, found = len(work.slots), slots.shape[-1], Like(slots.dtype, slots.device), []
-    row = part.width * dim
+    span, dim, like, found = work.slots, slots.shape[-1], Like(slots.dtype, slots.device), []
+    row = work.width * dim
     for at in range((span - 1) // work.pitch * work.pitch, -1, -work.pitch):
-        length = min(work.pitch, span - at) * part.width
+        length = min(work.pitch, span - at) * work.width
         size = (len(weights), length, dim)
         sink = slots.as_strided(size, (work.pitch * row, dim, 1), (some.slot + at) * row)
-        mine = weights[:, :, at * part.width : at * part.width + length].mT
+        mine = weights[:, :, at * work.width : at * work.width + length].mT
         # A product written with gaps runs matrix by matrix.
-        gaps = length < work.pitch * part.width
+        gaps = length < work.pitch * work.width
         made = sheet("segment", size, like, first=some.all.start)[0] if gaps else None
         found.append(Segment(sink, mine, made))
     return found

@@ -21,7 +21,7 @@ NARROW = torch.bfloat16
 
 def faster(problem: Problem, part: Part) -> bool:
     """Whether the fused kernel can run the tiles of a part of `problem`, and wins."""
-    keys = len(part.measure(0, 0, 0).slots) * part.width
+    keys = part.measure(0, 0, 0).keys
     return len(part.pieces) == 1 and saved(problem, part.rows, keys) > 0
 
 
@@ -36,7 +36,7 @@ def run_pass(call: Call, batch: int, slab: int, results: tuple[Tensor, Tensor]) 
     lse = tiles(part, work, 1, "top", wide)
     mask = call.additive(work, batch)
     kinds = mask.kinds(work)
-    span = len(work.slots) * part.width
+    span = work.keys
     for some in chunks(work, chunk(part.rows, span, wide), fewest(like.device)):
         operands = (x.unsqueeze(1) for x in (queries[some.all], keys.boxes(some), values.boxes(some)))
         hidden = take("scores", (some.all.stop - some.all.start, part.rows, span), wide)

@@ -1,19 +1,21 @@
 """Which tiles a problem is cut into, and in which passes they are computed so that scratch memory stays
 bounded."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import tiling
 from ...problem import Problem
+from .arena import Recent
 from .costs import saved, work_cost
+from .passes import ROWS, SCORES, Band, Batch, Box, Load, Planner, Slab, Window, load, numbers
 from .residues import Residue, residues
 from .ring import SINGLE, WHOLES, Ring, Table, Unit, rings, table
 
@@ -22,41 +24,16 @@ PASS = 12 << 20
 take."""
 CHUNK = 1 << 20
 """Bytes of a buffer of scores that a thread works on at a time: its second-level cache."""
-SCORES = 1 << 20
-"""Scores of a tile at most, where a smaller tile exists."""
 CALL = 16_000
 """Scores that are worth the calls of one more chunk."""
 TABLE = 4 << 20
 """Bytes of a table of masks; over it, masks are made tile by tile."""
 
 
-class Load(NamedTuple):
-    """Numbers kept for each slot of a strip and each row of a tile, the wider of two strips, and buffers of
-    scores."""
-
-    slot: int
-    row: int
-    width: int
-    scores: int = 1
-
-
-def load(problem: Problem, back: bool) -> Load:
-    dim, value_dim, weights = problem.dim, problem.value_dim, prod(problem.window)
-    both = dim + value_dim
-    if problem.operation != "attend":
-        return Load(dim, dim + weights, dim, 3)
-    if back:
-        return Load(2 * both, 2 * both + 2, max(dim, value_dim), 2)
-    return Load(both, both + 2, max(dim, value_dim))
-
-
-Slab = tuple[range, ...]
-"""Tiles of every axis that a pass computes."""
-
-
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One slab of `volumes` equal volumes, and the `slots` of the first axis' boxes that are read.
+    """One slab of `volumes` equal volumes, the slots of a `box` that are read, and the `band` that is summed,
+    if it is not all columns.
 
     The boxes of a strip, `length` slots, start `pitch` slots of the first axis apart. Boxes of one spacing
     make a run: either each strip is one, or all strips are, and then each is rounded up to `places` boxes,
@@ -64,7 +41,8 @@ class Pass:
     """
 
     slab: Slab
-    slots: range
+    box: Box
+    band: Band | None
     volumes: int
     strips: int
     pitch: int
@@ -77,12 +55,28 @@ class Pass:
         return self.strips * self.places
 
     @cached_property
+    def slots(self) -> int:
+        """Slots of the first axis that a box reads."""
+        return len(self.box[0])
+
+    @cached_property
+    def width(self) -> int:
+        """Keys in one of them."""
+        return prod(map(len, self.box[1:]))
+
+    @cached_property
+    def keys(self) -> int:
+        return self.slots * self.width
+
+    @property
+    def opens(self) -> bool:
+        """Whether nothing of the box is read before."""
+        return not any(slots.start for slots in self.box)
+
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Passes of a part that have one shape have their boxes at the same places in memory."""
-        return len(self.slots), len(self.slab[0]), self.strips, self.places, self.runs
-
-
-Batch = tuple[slice, ...]
+        return *map(len, self.box), len(self.slab[0]), self.strips, self.places, self.runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +92,12 @@ class Part:
     grid: tuple[int, ...]
     batches: tuple[Batch, ...]
     slabs: tuple[Slab, ...]
-    pieces: tuple[range, ...]
+    pieces: tuple[Box, ...]
+    windows: tuple[Window, ...] = ()
+    walk: int = 0
+    bands: tuple[Band | None, ...] = (None,)
     memo: dict = field(default_factory=dict)
+    recent: Recent = field(default_factory=Recent)
 
     @property
     def rank(self) -> int:
@@ -115,16 +113,11 @@ class Part:
         return self.share * prod(self.tile)
 
     @cached_property
-    def width(self) -> int:
-        """Keys in one slot of the first axis' box."""
-        return prod(ring.width for ring in self.rings[1:])
-
-    @cached_property
     def classes(self) -> int:
         return prod(axis.classes for axis in self.tables(torch.device("cpu")))
 
     def remember(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` returns, made once."""
+        """What `make` returns, made once. What is made pass by pass goes to `recent`."""
         found = self.memo.get(key)
         if found is None:
             # A tensor made in inference mode could not be used outside of it.
@@ -140,13 +133,8 @@ class Part:
         axes = zip(self.residues, self.rings, self.sizes, strict=True)
         return tuple(table(residue, ring, size, device) for residue, ring, size in axes)
 
-    @cached_property
-    def walk(self) -> int:
-        """The axis along which slabs follow one another."""
-        return _walk(self.rings, self.slabs)
-
     def reach(self, slab: int) -> range:
-        """Columns of that axis, from the first to the last that a slab reads, by number."""
+        """Columns of the axis that slabs walk, from the first to the last that a slab reads, by number."""
         return self.rings[self.walk].reach(self.slabs[slab][self.walk])
 
     def passes(self) -> Iterator[tuple[int, int]]:
@@ -155,35 +143,36 @@ class Part:
 
     def measure(self, batch: int, slab: int, piece: int) -> Pass:
         """The pass of a batch, a slab and a piece, by number."""
-        return self.remember(("pass", batch, slab, piece), lambda: self._shared(batch, slab, piece))
+        return self.recent.recall(("pass", batch, slab, piece), lambda: self._shared(batch, slab, piece))
 
     def _shared(self, batch: int, slab: int, piece: int) -> Pass:
         """One pass for all batches of a size: what is remembered for one serves all."""
         ranges = zip(self.batches[batch], self.grid, strict=True)
         volumes = prod(len(range(*one.indices(size))) for one, size in ranges)
         key = ("volumes", volumes, slab, piece)
-        return self.remember(key, lambda: self._measure(volumes, self.slabs[slab], self.pieces[piece]))
+        chosen = self.slabs[slab], self.pieces[piece], self.bands[slab]
+        return self.recent.recall(key, lambda: self._measure(volumes, *chosen))
 
-    def _measure(self, volumes: int, slab: Slab, slots: range) -> Pass:
-        tiles, span = len(slab[0]), len(slots)
+    def _measure(self, volumes: int, slab: Slab, box: Box, band: Band | None) -> Pass:
+        tiles, span = len(slab[0]), len(box[0])
         strips = volumes * prod(map(len, slab[1:]))
         pitch = self.rings[0].step if tiles > 1 else span
         length = (tiles - 1) * pitch + span
         places = -(-length // pitch)
-        if strips == 1 or self._apart(strips, tiles, places - tiles, span):
-            return Pass(slab, slots, volumes, strips, pitch, length, tiles, strips)
-        return Pass(slab, slots, volumes, strips, pitch, places * pitch, places, 1)
+        if strips == 1 or self._apart(strips, tiles, places - tiles, prod(map(len, box))):
+            return Pass(slab, box, band, volumes, strips, pitch, length, tiles, strips)
+        return Pass(slab, box, band, volumes, strips, pitch, places * pitch, places, 1)
 
-    def _apart(self, strips: int, tiles: int, junk: int, span: int) -> bool:
+    def _apart(self, strips: int, tiles: int, junk: int, keys: int) -> bool:
         """Whether more calls cost less than boxes without a tile."""
-        scores, held = self.rows * span * self.width, CHUNK // 4
+        scores, held = self.rows * keys, CHUNK // 4
         calls = strips * -(-tiles * scores // held) - -(-strips * (tiles + junk) * scores // held)
         return calls * CALL < strips * junk * scores
 
     def ids(self, work: Pass, device: torch.device) -> tuple[Tensor, ...]:
         """`[boxes]` class on every axis of the tile that reads each box; boxes without a tile take the
         first class."""
-        return self.remember(("ids", work, device), lambda: self._ids(work, device))
+        return self.recent.recall(("ids", work, device), lambda: self._ids(work, device))
 
     def _ids(self, work: Pass, device: torch.device) -> tuple[Tensor, ...]:
         tables, found = self.tables(device), []
@@ -201,7 +190,7 @@ class Part:
         """Those of `some` boxes that belong to no tile, counted from the first of them."""
         if work.places == len(work.slab[0]):
             return None
-        return self.remember(
+        return self.recent.recall(
             ("blanks", work, some.start, some.stop, device), lambda: self._blanks(work, some, device)
         )
 
@@ -222,7 +211,6 @@ class Part:
 @lru_cache(64)
 def parts(problem: Problem, back: bool = False) -> tuple[Part, ...]:
     """The parts of a problem, each output in one."""
-    itemsize = 8 if problem.dtype == "float64" else 4
     tile = cheapest(problem, back).rows
     per_axis = [
         list(zip(residues(axis), rings(axis, side, units(problem)), strict=True))
@@ -235,100 +223,28 @@ def parts(problem: Problem, back: bool = False) -> tuple[Part, ...]:
         grid = (problem.kv_heads, problem.batch, *(residue.groups for residue in groups))
         # A forward pass keeps no sums beside its strips: as many tiles take half of the room.
         ahead = problem.operation == "attend" and not back
-        room = _passes(grid, ring, problem, load(problem, back), PASS // (1 + ahead) // itemsize)
-        found.append(Part(groups, ring, problem.window, share, problem.kv_heads, grid, *room))
+        passes = Planner(grid, ring, problem, back, PASS // (1 + ahead)).passes()
+        found.append(Part(groups, ring, problem.window, share, problem.kv_heads, grid, *passes))
     return tuple(found)
-
-
-def _passes(
-    grid: tuple[int, ...], ring: tuple[Ring, ...], problem: Problem, per: Load, limit: int
-) -> tuple[tuple[Batch, ...], tuple[Slab, ...], tuple[range, ...]]:
-    """Batches of volumes, slabs of tiles and pieces of boxes that together need at most `limit` numbers at
-    a time."""
-    first, *rest = ring
-    strips = tuple(axis.tiles for axis in rest)
-    box = range(first.width)
-    # Numbers for one slot of the first axis: its strips, and the padded copy that strips are cut from.
-    padded = prod(max(axis.step, axis.width) for axis in rest) if rest else 0
-    slot = prod(axis.width for axis in rest) * per.slot + padded * per.width
-    rows = problem.heads // problem.kv_heads * prod(axis.tile for axis in ring) * per.row
-
-    def need(tiles: int, slots: int) -> int:
-        length = (tiles - 1) * first.step + slots
-        return length * slot + -(-length // first.step) * rows
-
-    room = limit // need(first.tiles, first.width)
-    if room >= prod(strips):
-        whole = tuple(range(axis.tiles) for axis in ring)
-        return tuple(_boxes(grid, room // prod(strips))), (whole,), (box,)
-    alone = tuple(_boxes(grid, 1))
-    if room:
-        found = [(range(first.tiles), *_ranges(part)) for part in _boxes(strips, room)]
-        return alone, _ordered(ring, found), (box,)
-    one, more = need(1, first.width), need(2, first.width) - need(1, first.width)
-    tiles = max(1 + (limit - one) // more, 1)
-    found = [(last, *others) for *others, last in map(_ranges, _boxes((*strips, first.tiles), tiles))]
-    slabs = _ordered(ring, found)
-    if tiles > 1 or one <= limit or problem.operation != "attend":
-        return alone, slabs, (box,)
-    slots = max((limit - rows) // slot, 1)
-    return alone, slabs, tuple(box[start : start + slots] for start in range(0, first.width, slots))
-
-
-def _ordered(ring: tuple[Ring, ...], slabs: Sequence[Slab]) -> tuple[Slab, ...]:
-    walk = _walk(ring, slabs)
-    return tuple(sorted(slabs, key=lambda slab: slab[walk].start))
-
-
-def _walk(ring: tuple[Ring, ...], slabs: Sequence[Slab]) -> int:
-    """The axis of which slabs read the least share at a time."""
-
-    def share(axis: int) -> float:
-        ranges = {slab[axis] for slab in slabs}
-        return max(map(len, map(ring[axis].reach, ranges))) / ring[axis].columns
-
-    return min(range(len(ring)), key=share)
-
-
-def _boxes(shape: tuple[int, ...], limit: int) -> Iterator[tuple[slice, ...]]:
-    """Boxes of at most `limit` entries that tile `shape`: whole in the last axes, one range, single in the
-    first."""
-    split, inner = len(shape), 1
-    while split and inner * shape[split - 1] <= limit:
-        split -= 1
-        inner *= shape[split]
-    rest = tuple(slice(0, extent) for extent in shape[split:])
-    if not split:
-        yield rest
-        return
-    extent = shape[split - 1]
-    count = -(-extent // max(limit // inner, 1))
-    size = -(-extent // count) if count else 1
-    for before in product(*map(range, shape[: split - 1])):
-        for start in range(0, extent, size):
-            yield (*(slice(x, x + 1) for x in before), slice(start, min(start + size, extent)), *rest)
-
-
-def _ranges(box: tuple[slice, ...]) -> tuple[range, ...]:
-    return tuple(range(part.start, part.stop) for part in box)
 
 
 @lru_cache(4096)
 def cheapest(problem: Problem, back: bool) -> tiling.Plan:
     """The cheapest tile."""
     sides = [_sides(axis.outputs, axis.period) for axis in problem.axes]
-    share = problem.heads // problem.kv_heads
+    share, per = problem.heads // problem.kv_heads, load(problem, back)
+    scores, most = numbers(problem, SCORES), numbers(problem, ROWS)
     options = []
     for rows in product(*sides):
         axes = zip(problem.axes, rows, strict=True)
         widths = tuple(max(ring.width for ring in rings(axis, side, units(problem))) for axis, side in axes)
         height = share * prod(rows)
-        least = rows == tuple(side[0] for side in sides)
-        if least or (height <= 512 and height * prod(widths) <= SCORES):
+        small = height <= 512 and height * prod(widths) <= scores and height * per.row <= most
+        if small or rows == tuple(side[0] for side in sides):
             options.append((rows, widths))
 
     def cost(problem: Problem, rows: tiling.Boxes, columns: tiling.Boxes, counts: tiling.Counts) -> float:
-        return _cost(problem, rows, columns, counts, load(problem, back), share, back)
+        return _cost(problem, rows, columns, counts, per, share, back)
 
     return tiling.best(problem, options, cost)
 
@@ -386,7 +302,7 @@ def whole(problem: Problem) -> Part | None:
     ring = tuple(rings(axis, axis.outputs)[0] for axis in problem.axes)
     if any((one.shift, one.width) != (0, one.columns) for one in ring):
         return None
-    box, tiles = range(ring[0].width), tuple(range(1) for _ in ring)
+    box, tiles = tuple(range(one.width) for one in ring), tuple(range(1) for _ in ring)
     chosen = tuple(group[0] for group in groups)
     grid = (problem.kv_heads, *(1 for _ in range(1 + len(ring))))
     batch, share = tuple(slice(0, extent) for extent in grid), problem.heads // problem.kv_heads

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .arena import Like, take
+
 LINE = 64
 """Bytes of a cache line."""
 
@@ -39,4 +41,4 @@ def _alike(x: Tensor, count: int) -> Tensor:
     """Uninitialised matrices, of which the first starts where `x` does in a line: a BLAS rounds otherwise
     elsewhere."""
     first = x.data_ptr() % LINE // x.itemsize
-    return x.new_empty(first + count * x.numel())[first:].view(count, *x.shape)
+    return take("same", (first + count * x.numel(),), Like(x.dtype, x.device))[first:].view(count, *x.shape)

@@ -226,12 +226,17 @@ class Table(NamedTuple):
         key = take(f"entries {axis}", (*self.first.shape, len(slots)), Like(slot.dtype, slot.device))
         return torch.sub(slot, self.first.unsqueeze(-1), out=key).remainder_(self.width)
 
-    def places(self, size: int) -> Tensor:
-        """`[classes, tile, size]` slot of the box that holds each key of the window, -1 where there is
-        none."""
-        slot = torch.arange(size, device=self.first.device)
-        held = (self.first.unsqueeze(-1) + slot) % self.width
-        return torch.where(slot < self.seen.unsqueeze(-1), held, -1)
+    def places(self, some: range, slots: range, step: int, none: int, axis: int) -> Tensor:
+        """`[classes, tile, keys]` which of `slots` holds each of some keys of the window, times `step`, or
+        `none`; valid until it is asked for an `axis` again."""
+        key = torch.arange(some.start, some.stop, device=self.first.device)
+        size = (*self.first.shape, len(some))
+        slot = take(f"places {axis}", size, Like(key.dtype, key.device))
+        torch.add(self.first.unsqueeze(-1), key, out=slot).remainder_(self.width).sub_(slots.start)
+        outside = take("outside", size, Like(torch.bool, key.device))
+        torch.ge(key, self.seen.unsqueeze(-1), out=outside)
+        outside.logical_or_(slot < 0).logical_or_(slot >= len(slots))
+        return slot.mul_(step).masked_fill_(outside, none)
 
 
 def table(residue: Residue, ring: Ring, size: int, device: torch.device) -> Table:

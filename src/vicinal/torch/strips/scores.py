@@ -2,12 +2,14 @@
 gradient."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
 from . import plan
-from .arena import Like
+from .arena import Like, take
+from .passes import Box
 from .plan import Part, Pass
 
 HIDDEN = -1e30
@@ -25,16 +27,16 @@ class Additive:
     def __init__(
         self,
         part: Part,
-        slots: range,
+        box: Box,
         bias: Tensor | None,
         heads: range,
         like: Like,
         turned: bool = False,
     ) -> None:
-        self.part, self.slots, self.device, self.turned = part, slots, like.device, turned
+        self.part, self.box, self.device, self.turned = part, box, like.device, turned
         self.heads = heads if bias is not None else range(1)
         self.tables = part.tables(like.device)
-        self.keys = len(slots) * part.width
+        self.keys = prod(map(len, box))
         self.biased = bias is not None
         if bias is None:
             mine = torch.zeros((part.share, *(1 for _ in part.sizes)), dtype=like.dtype, device=like.device)
@@ -42,20 +44,22 @@ class Additive:
             mine = bias[heads.start * part.share : heads.stop * part.share]
         self.source = torch.nn.functional.pad(mine, (0, 1) * part.rank, value=HIDDEN)
         # Those of all pieces are kept.
-        size = part.rows * part.rings[0].width * part.width * like.dtype.itemsize
+        size = part.rows * prod(ring.width for ring in part.rings) * like.dtype.itemsize
         self.most = plan.TABLE // size
         self.fits = len(self.heads) * part.classes <= self.most
         self.table = None
         self.kept: dict[int, Tensor] = {}
         if self.fits:
-            self.table = self.laid(self._expand(self.entries(), self.source)).contiguous()
+            self.table = self.laid(self._flat(self.entries(), self.source)).clone(
+                memory_format=torch.contiguous_format
+            )
 
     def entries(self, chosen: Sequence[int] | None = None) -> list[Tensor]:
         """`[classes, rows, slots]` of every axis, for a class of each or for all: places in `source`."""
         found = []
         for axis, (table, size) in enumerate(zip(self.tables, self.part.sizes, strict=True)):
             mine = table if chosen is None else table.of(slice(chosen[axis], chosen[axis] + 1))
-            slots = range(table.width) if axis else self.slots
+            slots = self.box[axis]
             found.append(mine.entries(slots, size, axis) if self.biased else mine.hidden(slots, axis))
         return found
 
@@ -66,7 +70,7 @@ class Additive:
     def kinds(self, work: Pass) -> Tensor:
         """`[boxes]` table entry of every box of a pass."""
         key = ("kinds of heads", work, len(self.heads), self.device)
-        return self.part.remember(key, lambda: self.part.kinds(work, len(self.heads), self.device))
+        return self.part.recent.recall(key, lambda: self.part.kinds(work, len(self.heads), self.device))
 
     def fill(self, scores: Tensor, kinds: Tensor) -> None:
         """Write what belongs to `scores` `[boxes, rows, keys]`."""
@@ -83,19 +87,21 @@ class Additive:
             return found
         head, chosen = self._class(kind)
         source = self.source[head * self.part.share : (head + 1) * self.part.share]
-        # A tensor made in inference mode could not be used outside of it.
-        with torch.inference_mode(False):
-            found = self.laid(self._expand(self.entries(chosen), source)[0]).contiguous()
+        made = self._expand(self.entries(chosen), source)
+        entry = take("mask", (self.part.rows, self.keys), Like(made.dtype, made.device))
+        found = self.laid(entry.view(made.shape).copy_(made).view(entry.shape))
         if self.kept and len(self.kept) >= self.most:
             # The newest gives way: tiles come in the same order again.
             self.kept.popitem()
         if self.most:
-            self.kept[kind] = found
+            # A tensor made in inference mode could not be used outside of it.
+            with torch.inference_mode(False):
+                self.kept[kind] = found.clone(memory_format=torch.contiguous_format)
         return found
 
     def dense(self) -> Tensor:
         """`[heads, rows, keys]` of a part that is one tile."""
-        return self._expand(self.entries(), self.source) if self.table is None else self.table
+        return self._flat(self.entries(), self.source) if self.table is None else self.table
 
     def _class(self, kind: int) -> tuple[int, list[int]]:
         """Head, and class on every axis, of a table entry."""
@@ -105,15 +111,21 @@ class Additive:
             chosen.append(one)
         return kind, chosen[::-1]
 
+    def _flat(self, entries: Sequence[Tensor], source: Tensor) -> Tensor:
+        """`[heads * classes, rows, keys]`."""
+        return self._expand(entries, source).reshape(-1, self.part.rows, self.keys)
+
     def _expand(self, entries: Sequence[Tensor], source: Tensor) -> Tensor:
-        """`[heads * classes, rows, keys]` for the classes that `entries` hold."""
+        """`[heads, *classes, share, *rows, *keys]` for the classes that `entries` hold, in memory that `take`
+        gave."""
+        like, rank = Like(source.dtype, source.device), len(entries)
         for axis, table in enumerate(entries):
-            source = source.index_select(axis + 1, table.flatten())
-        rank = len(entries)
+            size = (*source.shape[: axis + 1], table.numel(), *source.shape[axis + 2 :])
+            into = take(f"mask {axis}", size, like)
+            source = torch.index_select(source, axis + 1, table.flatten(), out=into)
         shape = (-1, self.part.share, *(extent for table in entries for extent in table.shape))
         classes, rows, keys = (range(2 + i, 2 + 3 * rank, 3) for i in range(3))
-        ordered = source.view(shape).permute(0, *classes, 1, *rows, *keys)
-        return ordered.reshape(-1, self.part.rows, self.keys)
+        return source.view(shape).permute(0, *classes, 1, *rows, *keys)
 
 
 def _matched(sums: Tensor, table: Tensor, entries: int) -> Tensor:

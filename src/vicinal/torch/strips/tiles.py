@@ -131,7 +131,7 @@ def _gather(
     part: Part, work: Pass, x: Tensor, name: str, like: Like
 ) -> tuple[Tensor, Lookup | None, list[Held]]:
     made, key = tiles(part, work, x.shape[-1], name, like), ("gather", work, x.shape, x.stride())
-    found, moves = part.remember(key, lambda: _gathering(part, work, x))
+    found, moves = part.recent.recall(key, lambda: _gathering(part, work, x))
     return made, found, hold(moves, made)
 
 
@@ -144,4 +144,4 @@ def scatter(part: Part, work: Pass, made: Tensor, name: str, target: Place) -> N
 
 def _scatter(part: Part, work: Pass, x: Tensor, made: Tensor) -> list[Held]:
     key = ("scatter", work, x.shape, x.stride())
-    return hold(part.remember(key, lambda: record(_scattering(part, work, x))), made)
+    return hold(part.recent.recall(key, lambda: record(_scattering(part, work, x))), made)
