@@ -145,8 +145,8 @@ def scaled(monkeypatch):
     arena.clear()
 
 
-@given(problems(dtypes=FLOATS, longest=(600, 40, 14)), st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(problems(dtypes=FLOATS, longest=(200, 20, 8)), st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_scratch_is_bounded_by_its_limits(scaled, problem, dim, value_dim):
     """One call after another, whatever a thread keeps of those before."""
     problem = replace(problem, dim=dim, value_dim=value_dim)
