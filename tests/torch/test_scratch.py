@@ -121,7 +121,7 @@ def test_scratch_is_at_most_64_mib(case):
     assert most - results <= 64 << 10
 
 
-SCALE = 256
+SCALE = 1024
 LIMITS = {
     plan: ("PASS", "CHUNK", "TABLE", "ROWS", "SCORES"),
     passes: ("SUMS", "ROWS", "SCORES", "PIECE"),
@@ -146,7 +146,7 @@ def scaled(monkeypatch):
 
 
 @given(problems(dtypes=FLOATS, longest=(200, 20, 8)), st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_scratch_is_bounded_by_its_limits(scaled, problem, dim, value_dim):
     """One call after another, whatever a thread keeps of those before."""
     problem = replace(problem, dim=dim, value_dim=value_dim)
