@@ -20,8 +20,7 @@ from .residues import Residue, residues
 from .ring import SINGLE, WHOLES, Ring, Table, Unit, rings, table
 
 PASS = 12 << 20
-"""Bytes of strips and tiles in one pass: a share of the last-level cache, and half of what scratch may
-take."""
+"""Bytes of strips and tiles in one pass: a share of the last-level cache."""
 CHUNK = 1 << 20
 """Bytes of a buffer of scores that a thread works on at a time: its second-level cache."""
 CALL = 16_000
