@@ -92,7 +92,7 @@ TURNING = {**WINDOWS, "unseen": (Axis(17, 8, 6), Axis(20, 1, 1, 3, True, 2))}
 
 @pytest.mark.usefixtures("few_programs")
 @pytest.mark.parametrize(
-    ("axes", "dim"), zip(TURNING.values(), cycle((32, 64, 16)), strict=False), ids=TURNING
+    ("axes", "dim"), list(zip(TURNING.values(), cycle((32, 64, 16)), strict=False)), ids=TURNING
 )
 def test_programs_go_on_to_other_tiles(axes, dim):
     # Of another batch than elsewhere: plans are kept.
