@@ -8,7 +8,8 @@ split    `qk` and `av` beside the fused operation in the same round, one thread;
          operation's time and that of writing as many weights once
 memory   peak of resident memory over what the process held before, of 2-D 128x128, window 13, 8 heads of 64;
          Linux
-threads  wall time of one thread over that of two, the best of all rounds; wants two idle cores
+threads  wall time of one thread over that of two, the best of all rounds, each after a call that wakes the
+         threads; problems that take one thread over 20 ms, in two dtypes; wants two idle cores
 
 Bind the command to idle cores with `taskset` or the like.
 """
@@ -18,6 +19,7 @@ import json
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -27,7 +29,19 @@ from cpu_peers import CASES, machine
 from vicinal.torch import av, neighborhood_attention, qk
 
 SPLIT = ("1d_1024", "2d_32", "2d_56", "2d_64", "3d_16")
-THREADED = ("2d_56", "1d_8192", "2d_128", "3d_16x32x32")
+THREADED = {
+    "forward": ("1d_8192", "2d_56", "2d_64_stride", "2d_128", "3d_16x32x32"),
+    "training": (
+        "1d_8192",
+        "2d_56",
+        "2d_56_dilated",
+        "2d_64",
+        "2d_64_stride",
+        "2d_128",
+        "3d_16",
+        "3d_16x32x32",
+    ),
+}
 
 
 def drawn(lengths, batch: int, heads: int, dim: int, count: int) -> list[torch.Tensor]:
@@ -139,22 +153,35 @@ def resident(name: str) -> int:
 
 def threads(rounds: int) -> dict:
     found = {}
-    for case in THREADED:
-        lengths, size, stride, dilation, batch, heads, dim = CASES[case]
-        inputs = drawn(lengths, batch, heads, dim, 3)
-
-        def on(count: int, inputs=inputs, window=(size, stride, dilation)):
-            torch.set_num_threads(count)
-            neighborhood_attention(*inputs, *window, backend="blocked")
-
-        calls = {"one": lambda on=on: on(1), "two": lambda on=on: on(2)}
-        times = {name: min(row) for name, row in interleaved(calls, rounds, time.perf_counter_ns).items()}
-        found[case] = {
-            **{k: round(v, 2) for k, v in times.items()},
-            "gain": round(times["one"] / times["two"], 2),
-        }
+    for mode, cases in THREADED.items():
+        for case, dtype in product(cases, ("float32", "bfloat16")):
+            row = gain(case, mode == "training", getattr(torch, dtype), rounds)
+            found[f"{case} {mode} {dtype}"] = row
+            print(case, mode, dtype, row, flush=True)
     torch.set_num_threads(1)
     return found
+
+
+def gain(case: str, gradients: bool, dtype: torch.dtype, rounds: int) -> dict[str, float]:
+    lengths, size, stride, dilation, batch, heads, dim = CASES[case]
+    *inputs, grad = (x.to(dtype) for x in drawn(lengths, batch, heads, dim, 4))
+    leaves = [x.requires_grad_(gradients) for x in inputs]
+
+    def call() -> None:
+        out = neighborhood_attention(*leaves, size, stride, dilation, backend="blocked")
+        if gradients:
+            torch.autograd.grad(out, leaves, grad)
+
+    times = {"one": [], "two": []}
+    for _ in range(rounds):
+        for count, row in enumerate(times.values(), 1):
+            torch.set_num_threads(count)
+            call()
+            before = time.perf_counter_ns()
+            call()
+            row.append((time.perf_counter_ns() - before) / 1e6)
+    one, two = map(min, times.values())
+    return {"one": round(one, 2), "two": round(two, 2), "gain": round(one / two, 2)}
 
 
 PARTS = {"growth": growth, "split": split, "memory": memory, "threads": threads}
