@@ -10,6 +10,7 @@ import vicinal.torch as na
 from tests.torch import problems
 from vicinal import Axis, Problem, using
 from vicinal.catalog import named
+from vicinal.torch import sections
 
 FUSED = {
     "everything": Problem(
@@ -24,6 +25,14 @@ FUSED = {
     "full": Problem((Axis(2, 2), Axis(2, 2)), heads=2, dim=2, value_dim=3, extra=1, dtype="float64"),
     "line": Problem((Axis(5, 3),), heads=1, dim=2, value_dim=2, dtype="float64"),
 }
+
+
+@pytest.fixture(autouse=True)
+def single_heads(monkeypatch):
+    """Weights of one head at a time: problems this small would be one section."""
+    monkeypatch.setattr(sections, "WEIGHTS", {"cuda": 1})
+
+
 fused_problem = pytest.mark.parametrize("problem", FUSED.values(), ids=FUSED)
 
 
@@ -217,6 +226,33 @@ def test_vmap_over_nothing(make):
     grads = torch.func.grad(loss, tuple(range(len(args))))(none[0], *given[1:])
     assert grads[0].shape == none[0].shape
     assert not any(x.any() for x in grads[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("weights", [1, 800, 4000])
+def test_sections_of_a_problem_are_the_whole(monkeypatch, dtype, weights):
+    """Batch entries and heads one by one, and several at a time; one bias serves the batch."""
+    problem = Problem(
+        (Axis(5, 3), Axis(4, 2, causal=True)), 4, 6, 3, 2, 3, bias=True, extra=2, dtype="float64"
+    )
+    args = [x.detach().to(dtype).requires_grad_() for x in problems.operands(problem).values()]
+    function, _ = fused(problem)
+    found, made, room = [], [], sections.Section.room
+    monkeypatch.setattr(sections.Section, "room", lambda *given: made.append(given) or room(*given))
+    for limit in (1 << 20, weights):
+        monkeypatch.setattr(sections, "WEIGHTS", {"cuda": limit})
+        torch.manual_seed(0)
+        outputs = function(*args)
+        flow = [torch.randn_like(x).requires_grad_() for x in outputs]
+        grads = torch.autograd.grad(outputs, args, flow, create_graph=True)
+        again = torch.autograd.grad(grads, (*args, *flow), [torch.randn_like(x) for x in grads])
+        moves = tuple(torch.randn_like(x) for x in args)
+        along = torch.func.jvp(function, tuple(x.detach() for x in args), moves)[1]
+        found.append((*again, *along))
+        assert bool(made) == (limit < 1 << 20)
+    for whole, parts in zip(*found, strict=True):
+        assert whole.dtype == parts.dtype
+        torch.testing.assert_close(parts, whole)
 
 
 def test_half_precision_second_derivatives():

@@ -28,7 +28,7 @@ def resident(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
-def step(lengths, size, heads, dim, extra, dtype):
+def step(lengths, size, heads, dim, extra, dtype, twice=False):
     shape = (1, *lengths, heads, dim)
     leaves = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
     grad, options = torch.randn(shape, dtype=dtype), {}
@@ -40,14 +40,17 @@ def step(lengths, size, heads, dim, extra, dtype):
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     out = neighborhood_attention(*leaves[:3], size, backend="blocked", **options)
-    found = torch.autograd.grad(out, leaves, grad)
-    return resident("VmHWM") - before, sum(x.nbytes for x in (out, *found)) >> 10
+    found = torch.autograd.grad(out, leaves, grad, create_graph=twice)
+    results = (out, *found)
+    if twice:
+        results += torch.autograd.grad(found, leaves, [grad] * 3)
+    return resident("VmHWM") - before, sum(x.nbytes for x in results) >> 10
 
 torch.set_num_threads(1)
-lengths, size, heads, dim, extra, dtype = eval(sys.argv[1])
+lengths, size, heads, dim, extra, dtype, *twice = eval(sys.argv[1])
 dtype = getattr(torch, dtype)
-step([16 for _ in lengths], 3, heads, dim, min(extra, 1), dtype)
-print(*step(lengths, size, heads, dim, extra, dtype))
+step([16 for _ in lengths], 3, heads, dim, min(extra, 1), dtype, *twice)
+print(*step(lengths, size, heads, dim, extra, dtype, *twice))
 """
 
 
@@ -62,6 +65,14 @@ def peak(*case):
 def test_training_on_128x128_takes_under_300_mib():
     most, results = peak((128, 128), 13, 8, 64, 0, "float32")
     assert 128 << 10 <= results <= most <= 300 << 10
+
+
+@LINUX
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_second_derivatives_keep_weights_of_few_heads(dtype):
+    """All of 16 heads would take ten times 42 MiB."""
+    most, results = peak((64, 64), 13, 16, 64, 0, dtype, True)
+    assert most - results <= 130 << 10
 
 
 SLABS = (

@@ -6,6 +6,7 @@ dispatcher.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from math import prod
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -21,10 +22,11 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.autograd.function import _SingleLevelFunction
 
 from .. import settings
-from . import composite, dense
+from . import composite, dense, sections
 from .composite import Parts, Walks, parts, wide
 from .known import call
 from .ops import LIBRARY, SCHEMAS
+from .sections import OPERANDS, RESULTS
 from .watching import is_recorded, is_transformed
 
 ops = torch.ops.vicinal
@@ -125,9 +127,16 @@ def _filled(found: tuple, like: tuple) -> Parts:
 
 
 def _narrow(found: Parts, like: tuple) -> tuple:
+    """In the dtypes of operands, but for the bias, which is not summed yet."""
     (key, extra_key), (value, extra_value) = found.key, found.value
-    grads = (found.query, key, value, found.bias, extra_key, extra_value)
-    return tuple(x if x is None or t is None else x.to(t.dtype) for x, t in zip(grads, like, strict=True))
+    grads = (found.query, key, value, None, extra_key, extra_value)
+    query, key, value, _, *more = (x if x is None else x.to(t.dtype) for x, t in zip_longest(grads, like))
+    return query, key, value, found.bias, *more
+
+
+def _rounded(grads: Sequence, like: tuple) -> tuple:
+    """In the dtypes of operands."""
+    return tuple(x if x is None else x.to(t.dtype) for x, t in zip(grads, like, strict=False))
 
 
 def _walks(operands: tuple, window: tuple, run: tuple) -> Walks:
@@ -143,7 +152,21 @@ def _walks(operands: tuple, window: tuple, run: tuple) -> Walks:
     )
 
 
-class Attend(Formula):
+class Sectioned(Formula):
+    """Of attention over `operands` tensors; those of dense attention are fewer."""
+
+    operands = 6
+
+    def walks(self, ctx, operands):
+        return _walks(operands, ctx.window, ctx.run)
+
+    def sections(self, ctx, compute, tensors, given, results):
+        """What `compute` returns for operands and further tensors, of which `given` says what they are."""
+        walks, places = self.walks(ctx, tensors), OPERANDS[: self.operands] + given
+        return sections.apply(compute, tensors, places, results, walks.slots)
+
+
+class Attend(Sectioned):
     tensors = 6
 
     def save(self, ctx, inputs, output):
@@ -158,57 +181,74 @@ class Attend(Formula):
         return tuple([grad if need else None for grad, need in zip(grads, needs, strict=True)])
 
     def jvp(self, ctx, *tangents):
-        operands, (out, lse) = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-        walks = _walks(operands, ctx.window, ctx.run)
-        tangents = _filled(tangents, operands)
-        move_out, move_lse = composite.attend_jvp(walks, parts(*operands), tangents, ctx.scale)
-        return move_out.to(out.dtype), move_lse.to(lse.dtype)
+        count = self.operands
+        operands, (out, lse) = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+
+        def compute(*given):
+            at, moves = given[:count], _filled(given[count:], given[:count])
+            move_out, move_lse = composite.attend_jvp(self.walks(ctx, at), parts(*at), moves, ctx.scale)
+            return move_out.to(out.dtype), move_lse.to(lse.dtype)
+
+        return tuple(self.sections(ctx, compute, (*operands, *tangents), OPERANDS[:count], RESULTS))
 
 
-class AttendBack(Formula):
+class AttendBack(Sectioned):
     """`out` and `lse` count as functions of the operands, so their own gradients are left out."""
 
     tensors = 10
 
     def save(self, ctx, inputs, output):
-        operands, (out, lse, grad_out, grad_lse) = inputs[:6], inputs[6:10]
+        count = self.operands
+        operands, (out, lse, grad_out, grad_lse) = inputs[:count], inputs[count : self.tensors]
         keep(ctx, *operands, zeros(grad_out, out.detach()), zeros(grad_lse, lse.detach()))
-        *window, ctx.scale, ctx.needs, backend, tf32 = inputs[10:]
-        ctx.window, ctx.run = fixed(window, backend, tf32)
         ctx.given = (grad_out is not None, grad_lse is not None)
+        self.settle(ctx, *inputs[self.tensors :])
+
+    def settle(self, ctx, *rest):
+        *window, ctx.scale, ctx.needs, backend, tf32 = rest
+        ctx.window, ctx.run = fixed(window, backend, tf32)
 
     def backward(self, ctx, *cotangents):
-        operands, grad_out, grad_lse = ctx.saved_tensors[:6], *ctx.saved_tensors[6:]
-        cotangents = tuple(x if need else None for x, need in zip(cotangents, ctx.needs, strict=True))
-        grads, to_out, to_lse = composite.attend_back_back(
-            _walks(operands, ctx.window, ctx.run),
-            parts(*operands),
-            wide(grad_out),
-            wide(grad_lse),
-            _filled(cotangents, operands),
-            ctx.scale,
-        )
-        found = (*_narrow(grads, operands), None, None, to_out.to(grad_out.dtype), to_lse.to(grad_lse.dtype))
-        given = (True,) * 8 + ctx.given
-        wanted = zip(found, given, ctx.needs_input_grad[1:11], strict=True)
+        count = self.operands
+
+        def compute(*given):
+            at, (grad_out, grad_lse), cotangents = given[:count], given[count : count + 2], given[count + 2 :]
+            pull = _filled(cotangents, at)
+            grads, to_out, to_lse = composite.attend_back_back(
+                self.walks(ctx, at), parts(*at), wide(grad_out), wide(grad_lse), pull, ctx.scale
+            )
+            flow = to_out.to(grad_out.dtype), to_lse.to(grad_lse.dtype)
+            return *_narrow(grads, at)[:count], *flow
+
+        some = (x if need else None for x, need in zip(cotangents, ctx.needs, strict=True))
+        kinds, tensors = OPERANDS[:count], (*ctx.saved_tensors, *some)
+        *grads, to_out, to_lse = self.sections(ctx, compute, tensors, RESULTS + kinds, kinds + RESULTS)
+        found = (*_rounded(grads, tensors), None, None, to_out, to_lse)
+        wanted = zip(found, (True,) * (count + 2) + ctx.given, ctx.needs_input_grad[1:], strict=True)
         return tuple(x if present and need else None for x, present, need in wanted)
 
     def jvp(self, ctx, *tangents):
-        operands, grad_out, grad_lse = ctx.saved_tensors[:6], *ctx.saved_tensors[6:]
-        moved = composite.attend_back_jvp(
-            _walks(operands, ctx.window, ctx.run),
-            parts(*operands),
-            wide(grad_out),
-            wide(grad_lse),
-            _filled(tangents[:6], operands),
-            wide(zeros(tangents[8], grad_out)),
-            wide(zeros(tangents[9], grad_lse)),
-            ctx.scale,
-        )
-        return tuple(
-            x if need and x is not None else grad_out.new_empty(0)
-            for x, need in zip(_narrow(moved, operands), ctx.needs, strict=True)
-        )
+        count = self.operands
+
+        def compute(*given):
+            at, (grad_out, grad_lse), moves = given[:count], given[count : count + 2], given[count + 2 :]
+            moved = composite.attend_back_jvp(
+                self.walks(ctx, at),
+                parts(*at),
+                wide(grad_out),
+                wide(grad_lse),
+                _filled(moves[:count], at),
+                wide(zeros(moves[count], grad_out)),
+                wide(zeros(moves[count + 1], grad_lse)),
+                ctx.scale,
+            )
+            return _narrow(moved, at)[:count]
+
+        kinds, like = OPERANDS[:count], ctx.saved_tensors[count]
+        tensors = (*ctx.saved_tensors, *tangents[:count], *tangents[count + 2 :])
+        moved = self.sections(ctx, compute, tensors, RESULTS + kinds + RESULTS, kinds)
+        found = zip(_rounded(moved, tensors), ctx.needs, strict=True)
+        return tuple(x if need and x is not None else like.new_empty(0) for x, need in found)
 
 
 class Dot(Formula):
@@ -223,7 +263,7 @@ class Dot(Formula):
         x, y, bias = ctx.saved_tensors
         _, *needs = ctx.needs_input_grad[:4]
         lengths, kv_heads = y.shape[1:-2], y.shape[-2]
-        scaled = grad * ctx.scale
+        scaled = grad if ctx.scale == 1 else grad * ctx.scale
         to_x = call("mix", (scaled, y), *ctx.window, *ctx.run) if needs[0] else None
         to_y = call("mix_back", (scaled, x), lengths, kv_heads, *ctx.window, *ctx.run) if needs[1] else None
         to_bias = ops.tally(grad, lengths, *ctx.window).to(bias.dtype) if needs[2] else None
@@ -307,55 +347,26 @@ class Tally(Formula):
         return ops.tally(move, ctx.lengths, *ctx.window)
 
 
-class Dense(Formula):
-    tensors = 3
+class Dense(Attend):
+    tensors = operands = 3
 
     def save(self, ctx, inputs, output):
         keep(ctx, *inputs[:3], *output)
         ctx.is_causal, ctx.scale = inputs[3:]
 
+    def walks(self, ctx, operands):
+        return dense.walks(operands[1], ctx.is_causal)
+
     def backward(self, ctx, grad_out, grad_lse):
         return ops.dense_back(*ctx.saved_tensors, grad_out, grad_lse, ctx.is_causal, ctx.scale)
 
-    def jvp(self, ctx, *tangents):
-        operands, (out, lse) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        walks = dense.walks(operands[1], ctx.is_causal)
-        at, move = (parts(*x) for x in (operands, map(zeros, tangents, operands)))
-        move_out, move_lse = composite.attend_jvp(walks, at, move, ctx.scale)
-        return move_out.to(out.dtype), move_lse.to(lse.dtype)
 
+class DenseBack(AttendBack):
+    tensors, operands, walks = 7, 3, Dense.walks
 
-class DenseBack(Formula):
-    """As in `AttendBack`, `out` and `lse` count as functions of the operands."""
-
-    tensors = 7
-
-    def save(self, ctx, inputs, output):
-        operands, (out, lse, grad_out, grad_lse) = inputs[:3], inputs[3:7]
-        keep(ctx, *operands, zeros(grad_out, out.detach()), zeros(grad_lse, lse.detach()))
-        ctx.is_causal, ctx.scale = inputs[7:]
-        ctx.given = (grad_out is not None, grad_lse is not None)
-
-    def backward(self, ctx, *cotangents):
-        operands, (grad_out, grad_lse) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        walks = dense.walks(operands[1], ctx.is_causal)
-        at, pull = (parts(*x) for x in (operands, map(zeros, cotangents, operands)))
-        grads, to_out, to_lse = composite.attend_back_back(
-            walks, at, wide(grad_out), wide(grad_lse), pull, ctx.scale
-        )
-        flow = (to_out.to(grad_out.dtype), to_lse.to(grad_lse.dtype))
-        wanted = (x if given else None for x, given in zip(flow, ctx.given, strict=True))
-        return (*_narrow(grads, (*operands, None, None, None))[:3], None, None, *wanted)
-
-    def jvp(self, ctx, *tangents):
-        operands, (grad_out, grad_lse) = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        walks = dense.walks(operands[1], ctx.is_causal)
-        at, move = (parts(*x) for x in (operands, map(zeros, tangents[:3], operands)))
-        move_out, move_lse = (wide(zeros(*x)) for x in zip(tangents[5:], (grad_out, grad_lse), strict=True))
-        moved = composite.attend_back_jvp(
-            walks, at, wide(grad_out), wide(grad_lse), move, move_out, move_lse, ctx.scale
-        )
-        return _narrow(moved, (*operands, None, None, None))[:3]
+    def settle(self, ctx, *rest):
+        ctx.is_causal, ctx.scale = rest
+        ctx.needs = (True,) * 3
 
 
 FORMULAS = {

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from . import packed  # noqa: F401  (defines operators)
+from .sections import BIAS, OPERANDS, RESULTS, TOKENS
 
 ops = torch.ops.vicinal
-
-# Where each tensor has its heads, counted from the end if negative; bias has them first.
-_TOKENS, _ROWS, _BIAS = -2, -1, 0
 
 
 def _fold(x: Tensor | None, batched: int | None, heads: int, size: int) -> Tensor | None:
@@ -63,17 +61,14 @@ def _rule(name: str, inputs: Sequence[int], outputs: Sequence[int], adjust: Call
     torch.library.register_vmap(f"vicinal::{name}", batched)
 
 
-_OPERANDS = (_TOKENS, _TOKENS, _TOKENS, _BIAS, _TOKENS, _TOKENS)
-_COTANGENTS = (_TOKENS, _ROWS, _TOKENS, _ROWS)
-
-_rule("attend", _OPERANDS, (_TOKENS, _ROWS))
-_rule("attend_back", _OPERANDS + _COTANGENTS, _OPERANDS)
-_rule("attend_varlen", _OPERANDS, (_TOKENS, _ROWS))
-_rule("attend_varlen_back", _OPERANDS + _COTANGENTS, _OPERANDS)
-_rule("dot", (_TOKENS, _TOKENS, _BIAS), (_TOKENS,))
-_rule("mix", (_TOKENS, _TOKENS), (_TOKENS,))
-_rule("mix_back", (_TOKENS, _TOKENS), (_TOKENS,), lambda rest, size: (rest[0], rest[1] * size, *rest[2:]))
-_rule("spread", (_BIAS,), (_TOKENS,))
-_rule("tally", (_TOKENS,), (_BIAS,))
-_rule("dense", (_TOKENS,) * 3, (_TOKENS, _ROWS))
-_rule("dense_back", (_TOKENS,) * 3 + _COTANGENTS, (_TOKENS,) * 3)
+_rule("attend", OPERANDS, RESULTS)
+_rule("attend_back", OPERANDS + RESULTS * 2, OPERANDS)
+_rule("attend_varlen", OPERANDS, RESULTS)
+_rule("attend_varlen_back", OPERANDS + RESULTS * 2, OPERANDS)
+_rule("dot", (TOKENS, TOKENS, BIAS), (TOKENS,))
+_rule("mix", (TOKENS, TOKENS), (TOKENS,))
+_rule("mix_back", (TOKENS, TOKENS), (TOKENS,), lambda rest, size: (rest[0], rest[1] * size, *rest[2:]))
+_rule("spread", (BIAS,), (TOKENS,))
+_rule("tally", (TOKENS,), (BIAS,))
+_rule("dense", (TOKENS,) * 3, RESULTS)
+_rule("dense_back", (TOKENS,) * 3 + RESULTS * 2, (TOKENS,) * 3)

@@ -148,14 +148,16 @@ def attend_back_back(
     """Gradients of `<attend_back(...), cotangents>` for the operands, `grad_out` and `grad_lse`."""
     p = _probabilities(walks, at, scale)
     gain = walks.dot(grad_out, at.value)
-    centered = gain - _row_sum(p * gain) + grad_lse.unsqueeze(-1)
-    slope = p * centered
+    gain = gain - _row_sum(p * gain) + grad_lse.unsqueeze(-1)
     # What the gradients' cotangents ask of the slope is the score tangent along them.
     pull = _score_tangent(walks, at, cotangents, scale)
     mean = _row_sum(p * pull)
-    gain_grad = p * (pull - mean)
-    p_grad = pull * centered - mean * gain + walks.dot(grad_out, cotangents.value)
+    pull = pull - mean
+    # But for what is the same for all keys of a row: no score notices.
+    p_grad = pull * gain + walks.dot(grad_out, cotangents.value)
     scores_grad = p * (p_grad - _row_sum(p * p_grad))
+    slope, gain_grad = p * gain, p * pull
+    del gain, pull, p_grad
     values = walks.mix_back(gain_grad, grad_out, at.value)
     through = _score_grads(walks, at, scores_grad, scale, values)
     turned = _score_grads(walks, cotangents._replace(bias=None), slope, scale, values)
