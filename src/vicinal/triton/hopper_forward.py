@@ -15,6 +15,7 @@ from . import hopper_parts as hp
 from . import hopper_schedule as hs
 from . import hopper_softmax as hx
 from . import hopper_tile as ht
+from . import hopper_veil as hv
 from . import hopper_window as hw
 
 LN2 = gl.constexpr(0.6931471805599453)
@@ -96,8 +97,6 @@ def _attend_tile(
     row = hw.coordinates(gl.arange(0, 64, layout=row_layout), start, box_of_rows)
     first, stop = hw.windows(hw.clip(row, tile.outputs), tile.lengths, SPEC)
     shared = hw.shared_window(start, tile, SPEC)
-    sizes: gl.constexpr = SPEC.sizes
-    column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, score_layout))
 
     slot = count % SPEC.depth * SPEC.warpgroups + warpgroup
     filled = count // SPEC.depth & 1
@@ -119,8 +118,9 @@ def _attend_tile(
     scores = hp.landed(flying, 0)[0]
     hs.give(turn, 1 - warpgroup, SPEC)
     mbarrier.arrive(keys.empty.index(stage), count=1)
-    scores = hw.hide(scores, hx.HIDDEN, at, column, first, stop, shared, sizes, SPEC)
-    weights, units, _, total = hx.softmax(scores, hx.lowest(scores, scale2), scale2)
+    scores = hv.hide(scores, at, first, stop, shared, SPEC)
+    veil = hv.veil(scores, at, first, stop, shared, SPEC)
+    weights, units, _, total = hx.softmax(scores, hx.lowest(scores), veil, scale2)
     operand = gl.convert_layout(weights.to(out.map.dtype), weight_layout)
     if SPEC.depth > 1:
         # By now the outputs of the tile before have left shared memory.
@@ -140,8 +140,9 @@ def _attend_tile(
         hs.give(turn, 1 - warpgroup, SPEC)
         scores = hp.landed(flying, len(adding))[0]
         at = ht.box_at(tile.first, box, SPEC)
-        scores = hw.hide(scores, hx.HIDDEN, at, column, first, stop, shared, sizes, SPEC)
-        weights, units, shrink, sums = hx.softmax(scores, units, scale2)
+        scores = hv.hide(scores, at, first, stop, shared, SPEC)
+        veil = hv.veil(scores, at, first, stop, shared, SPEC)
+        weights, units, shrink, sums = hx.softmax(scores, units, veil, scale2)
         total = total * shrink + sums
         rounded = weights.to(out.map.dtype)
         acc = hp.landed(adding, 0)

@@ -174,7 +174,6 @@ def _walk(
     slope_layout: gl.constexpr = hp.weight_layout(cuts)
     first, stop = hw.windows(row, tile.lengths, SPEC)
     shared = hw.shared_window(start, tile, SPEC)
-    sizes: gl.constexpr = SPEC.sizes
     column = gl.arange(0, SPEC.width, layout=gl.SliceLayout(0, score_layout))
     index = gl.arange(0, 64, layout=gl.SliceLayout(1, score_layout))
     box_of_rows: gl.constexpr = SPEC.rows
@@ -218,7 +217,7 @@ def _walk(
         if SPEC.apart:
             row = hw.clip(hw.coordinates(hp.afresh(index, i), start, box_of_rows), tile.outputs)
             first, stop = hw.windows(row, tile.lengths, SPEC)
-        weights = hw.hide(weights, 0.0, at, column, first, stop, shared, sizes, SPEC)
+        weights = hw.hide(weights, at, column, first, stop, shared, SPEC)
         if not SPEC.masks:
             # Long past, but as branches of masks do it keeps ptxas from moving the waits before the weights.
             mbarrier.wait(grad_outs.full.index(slot), filled)

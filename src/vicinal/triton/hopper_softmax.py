@@ -11,9 +11,10 @@ PTX, since Gluon's branches are those of all warps.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-# Finite, so that a row whose first boxes hold no key of its window stays free of NaN; a power of two, so that
-# its product with the scale is exact and what a fused multiply-add leaves of the two is zero.
-HIDDEN = gl.constexpr(-(2.0**100))
+from . import hopper_veil as hv
+
+# Units of rows that no key has been seen of: finite, since hidden scores are not.
+LOWEST = gl.constexpr(-(2.0**100))
 # As PTX writes 8 and 1.
 _SLACK, _ONE = "0f41000000", "0f3F800000"
 
@@ -72,36 +73,59 @@ HELD = gl.constexpr("=f,=f,0,1")
 
 
 @gluon.jit
-def _by_thread(x):
-    """`[64, columns]` with what a thread holds apart: the third axis counts the threads of a row."""
-    return x.reshape([64, x.shape[1] // 8, 4, 2])
-
-
-@gluon.jit
 def _beside(numbers, x):
     """Numbers of threads beside what they hold."""
     return gl.convert_layout(numbers, gl.SliceLayout(1, gl.SliceLayout(3, x.type.layout)))[:, None, :, None]
 
 
 @gluon.jit
-def lowest(scores, scale2):
-    """Units of rows that no box has been seen of."""
-    highest = gl.max(gl.max(_by_thread(scores), 3), 1)
-    return gl.full(highest.shape, HIDDEN, gl.float32, layout=highest.type.layout) * scale2
+def lowest(scores):
+    """Units of rows that no key has been seen of, `[64, 4]`."""
+    layout: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(3, hv.by_thread(scores).type.layout))
+    return gl.full([64, 4], LOWEST, gl.float32, layout=layout)
 
 
 @gluon.jit
-def softmax(scores, units, scale2):
-    """Weights of a box and units that they are in, what old sums shrink by, and sums of the weights."""
-    held = _by_thread(scores)
-    highest = gl.max(gl.max(held, 3), 1) * scale2
+def _highest(scores, veil, scale2):
+    """The highest score that each thread sees."""
+    if len(veil) > 0:
+        # Of columns that one number hides the highest first.
+        apart = hv.along_last(scores, veil[0].shape[1])
+        held = hv.by_thread(gl.max(apart, 1) * scale2 - veil[0])
+        highest = gl.max(gl.max(held, 3), 1)
+    else:
+        held = hv.by_thread(scores)
+        highest = gl.max(gl.max(held, 3), 1) * scale2
+    return highest
+
+
+@gluon.jit
+def _powers(scores, units, veil, scale2):
+    if len(veil) > 0:
+        hidden = hv.by_thread(veil[0])
+        hidden = (_beside(units, hidden) + hidden).reshape(veil[0].shape)
+        hidden = gl.convert_layout(hidden, veil[0].type.layout)
+        weights = gl.exp2(hv.along_last(scores, hidden.shape[1]) * scale2 - hidden[:, None, :])
+    else:
+        held = hv.by_thread(scores)
+        weights = gl.exp2(held * scale2 - _beside(units, held))
+    return weights
+
+
+@gluon.jit
+def softmax(scores, units, veil, scale2):
+    """Weights of a box and units that they are in, what old sums shrink by, and sums of the weights.
+
+    `veil` is as `hopper_veil.veil` gives it.
+    """
+    highest = gl.convert_layout(_highest(scores, veil, scale2), units.type.layout)
     units, shrink = gl.inline_asm_elementwise(
         RAISE, RAISED, [highest, units], dtype=(gl.float32, gl.float32), is_pure=False, pack=2
     )
-    weights = gl.exp2(held * scale2 - _beside(units, held))
-    sums = gl.sum(gl.sum(weights, 3), 1)
+    weights = _powers(scores, units, veil, scale2).reshape(scores.shape)
+    sums = gl.sum(gl.sum(hv.by_thread(weights), 3), 1)
     sums = gl.inline_asm_elementwise(HOLD, HELD, [sums], dtype=gl.float32, is_pure=False, pack=2)
-    return weights.reshape(scores.shape), units, shrink, sums
+    return weights, units, shrink, sums
 
 
 @gluon.jit
@@ -109,7 +133,7 @@ def _rescale(part, shrink):
     count: gl.constexpr = part.shape[1] // 2
     source: gl.constexpr = rescaling(count)
     operands: gl.constexpr = _rescaled(count)
-    held = _by_thread(part)
+    held = hv.by_thread(part)
     factor, held = gl.broadcast(_beside(shrink, held), held)
     held = gl.inline_asm_elementwise(
         source, operands, [held, factor], dtype=gl.float32, is_pure=True, pack=count

@@ -126,6 +126,11 @@ class Spec:
         return tuple(self.order.index(axis) for axis in range(3))
 
     @property
+    def veiled(self) -> bool:
+        """Whether columns of the last axis are few enough to be hidden for all rows of a box at once."""
+        return self.masked[2] and 8 <= self.columns[2] <= 32
+
+    @property
     def mask_count(self) -> int:
         return sum(self.masked)
 

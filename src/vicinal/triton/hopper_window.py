@@ -169,7 +169,7 @@ def overhangs(start, extents, SPEC: gl.constexpr):
 
 
 @gluon.jit
-def _crosses(at, shared, SPEC: gl.constexpr, axis: gl.constexpr):
+def crosses(at, shared, SPEC: gl.constexpr, axis: gl.constexpr):
     """Whether the box of columns at `at` holds some, along `axis`, that not every row sees."""
     columns: gl.constexpr = SPEC.columns
     return (at[axis] < shared[0][axis]) | (at[axis] + columns[axis] > shared[1][axis])
@@ -181,21 +181,22 @@ def crossed(at, shared, SPEC: gl.constexpr):
     bits = gl.to_tensor(0)
     for axis in gl.static_range(3):
         if SPEC.masked[axis]:
-            bits |= _crosses(at, shared, SPEC, axis).to(gl.int32) << axis
+            bits |= crosses(at, shared, SPEC, axis).to(gl.int32) << axis
     return bits
 
 
 @gluon.jit
-def hide(scores, fill: gl.constexpr, at, index, first, stop, shared, sizes: gl.constexpr, SPEC: gl.constexpr):
-    """`scores` over the box of columns at `at`, `fill` where a row sees none of [first, stop) there.
+def hide(weights, at, index, first, stop, shared, SPEC: gl.constexpr):
+    """`weights` over the box of columns at `at`, 0 where a row sees none of [first, stop) there.
 
     Each axis pays only in boxes that cross the border of what all rows see.
     """
     columns: gl.constexpr = SPEC.columns
+    sizes: gl.constexpr = SPEC.sizes
     for axis in gl.static_range(3):
         if SPEC.masked[axis]:  # noqa: SIM102 the outer branch is taken at compile time
-            if _crosses(at, shared, SPEC, axis):
+            if crosses(at, shared, SPEC, axis):
                 column = place(index, columns, axis) + at[axis]
                 seen = sees(column[None, :], first[axis][:, None], stop[axis][:, None], sizes[axis])
-                scores = gl.where(seen, scores, fill)
-    return scores
+                weights = gl.where(seen, weights, 0.0)
+    return weights

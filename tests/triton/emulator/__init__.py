@@ -138,7 +138,7 @@ def _language():
     layouts += ("SwizzledSharedLayout", "NVMMASharedLayout", "DistributedLinearLayout")
     taken = {name: getattr(arrays, name) for name in (
         *arrays.DTYPES.keys() - {"bool"}, "int1", "full", "arange", "where", "minimum", "maximum", "exp2",
-        "log2", "broadcast",
+        "log2", "broadcast", "expand_dims",
     )}  # fmt: skip
     taken |= {name: getattr(operations, name) for name in (
         "allocate_shared_memory", "thread_barrier", "atomic_add", "program_id", "num_programs",

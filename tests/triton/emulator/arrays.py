@@ -226,6 +226,10 @@ def _function(function):
 exp2, log2 = _function(np.exp2), _function(np.log2)
 
 
+def expand_dims(x, axis):
+    return Block(np.expand_dims(x.held, axis), x.dtype)
+
+
 def broadcast(x, y):
     return tuple(
         Block(held, one.dtype) for held, one in zip(np.broadcast_arrays(x.held, y.held), (x, y), strict=True)
