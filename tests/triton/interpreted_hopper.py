@@ -176,11 +176,11 @@ def exact(case, given, scale, grad_of):
 # Producers as far ahead as they can be, then as far behind; one consumer ahead, then the other; what goes on
 # beside partitions at once, or as late as it can be.
 ORDERS = (
-    ("partition 2", "partition 3", "load", "partition 0", "partition 1", "store", "product"),
-    ("partition 0", "partition 1", "product", "store", "load", "partition 3", "partition 2"),
-    ("partition 0", "load", "partition 2", "product", "store", "partition 1", "partition 3"),
-    ("product", "store", "load", "partition 1", "partition 3", "partition 2", "partition 0"),
-    ("partition 1", "partition 0", "partition 2", "partition 3", "product", "store", "load"),
+    ("partition 2", "partition 3", "partition 4", "load", "partition 0", "partition 1", "store", "product"),
+    ("partition 0", "partition 1", "product", "store", "load", "partition 4", "partition 3", "partition 2"),
+    ("partition 0", "load", "partition 2", "product", "store", "partition 1", "partition 4", "partition 3"),
+    ("product", "store", "load", "partition 1", "partition 3", "partition 2", "partition 4", "partition 0"),
+    ("partition 1", "partition 0", "partition 2", "partition 4", "partition 3", "product", "store", "load"),
 )
 
 
@@ -326,7 +326,9 @@ if __name__ == "__main__":
             check_kept(*KEPT["line, head by head"], [{"order": order, "restless": 0.0} for order in ORDERS])
         check_far_below_zero()
     elif sys.argv[1:] == ["orders"]:
-        check(LONG, [{"order": order, "restless": 0.0} for order in ORDERS])
+        for dim in (64, 96):
+            case = replace(LONG, dim=dim, value_dim=dim)
+            check(case, [{"order": order, "restless": 0.0} for order in ORDERS])
         # Units of rows move from box to box.
         check(LONG, [{"seed": 0}], scale=2.0)
         for order in (("partition 0", "partition 1"), ("partition 1", "partition 0")):

@@ -19,6 +19,7 @@ with emulator.stand_ins():
         hopper_forward,
         hopper_kept,
         hopper_key_gradient,
+        hopper_key_products,
         hopper_query_gradient,
         hopper_query_sum,
         hopper_schedule,
@@ -65,6 +66,12 @@ FAULTS = (
         "hp.landed(flying, len(adding) + 1)",
         "takes the product of .* multiply .* may be under way",
     ),
+    (
+        hopper_key_products,
+        "found = hp.landed(pulling + adding_key + adding_value, 0)",
+        "found = hp.landed(pulling + adding_key + adding_value, 1)",
+        "takes the product of .* multiply .* may be under way",
+    ),
     # Counts of barriers.
     (
         hopper_forward,
@@ -77,6 +84,12 @@ FAULTS = (
         "keys = hc.ring(key, SPEC.stages, SPEC.warpgroups)",
         "keys = hc.ring(key, SPEC.stages, SPEC.warpgroups + 1)",
         r"deadlock:(.|\n)*_copy\) waits for phase 0 of keys.empty\[\d\], which has 2 of 3 arrivals",
+    ),
+    (
+        hopper_query_gradient,
+        "keys = hc.ring(key, SPEC.stages, SPEC.warpgroups) if",
+        "keys = hc.ring(key, SPEC.stages, SPEC.warpgroups - 1) if",
+        "race on keys.buffers|arrives 1 times at keys.empty|of keys.(full|empty)",
     ),
     (
         hopper_key_gradient,
@@ -100,7 +113,7 @@ FAULTS = (
         WIDEST,
     ),
     (
-        hopper_key_gradient,
+        hopper_key_products,
         "        mbarrier.wait(grad_outs.full.index(place), (i // SPEC.value_stages) & 1)\n        pulling",
         "        pulling",
         "race on grad_outs|reads grad_outs.*nothing|grad_outs.full",

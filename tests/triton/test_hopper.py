@@ -127,15 +127,26 @@ def test_boxes_aligned_with_shared_windows_need_no_mask():
     assert hopper_plan.forward(sliding).spec.masked == (False, True, True)
 
 
-def test_narrow_heads_get_a_third_warpgroup():
+@pytest.mark.parametrize("gradient", [False, True])
+def test_narrow_heads_get_a_third_warpgroup(gradient):
+    def spec(length, size, dim):
+        case = Problem((Axis(length, size),), dim=dim, value_dim=32, dtype="float16")
+        return (hopper_plan.query_gradient(case, True, False) if gradient else hopper_plan.forward(case)).spec
+
     for dim, warpgroups in ((32, 3), (64, 3), (72, 2), (128, 2)):
-        long = Problem((Axis(8192, 2048),), dim=dim, value_dim=32, dtype="float16")
-        spec = hopper_plan.forward(long).spec
-        assert spec.warpgroups == warpgroups
-        assert spec.tile == (1, 1, 64 * warpgroups)
+        long = spec(8192, 2048, dim)
+        assert long.warpgroups == warpgroups
+        assert long.tile == (1, 1, 64 * warpgroups)
     # Not where tiles walk over few boxes.
-    short = Problem((Axis(8192, 500),), dim=64, value_dim=64, dtype="float16")
-    assert hopper_plan.forward(short).spec.warpgroups == 2
+    assert spec(8192, 500, 64).warpgroups == 2
+
+
+def test_both_sums_of_narrow_heads_lag_behind_scores():
+    for dim, value_dim, lags in ((64, 64, True), (48, 32, True), (72, 64, False), (64, 128, False)):
+        case = Problem((Axis(8192, 2048),), dim=dim, value_dim=value_dim, dtype="float16")
+        for wants in ((True, True), (True, False), (False, True)):
+            specs = [plan.spec for plan in hopper_plan.key_gradients(case, *wants)]
+            assert [spec.lags for spec in specs] == [lags and all(wants)], (dim, value_dim, wants)
 
 
 @pytest.mark.parametrize(("length", "size"), [(16, 15), (32, 31), (64, 61)])

@@ -49,11 +49,13 @@ def tiles(p):
     yield f"forward: {'in turns' if spec.turns else 'as they like'}"
     yield f"forward: queries {'in registers' if spec.held else 'in shared memory'}"
     spec, _ = hopper_plan.query_gradient(p, True, True)
+    yield f"query gradient: {spec.warpgroups} warpgroups"
     yield f"query gradient: {'parts' if len(spec.cuts) > 1 else 'whole'}"
     yield f"query gradient: {'next tile early' if spec.depth > 1 else 'tile by tile'}"
     key_specs = [spec for spec, _ in hopper_plan.key_gradients(p, True, True)]
     yield f"key gradient: {len(key_specs)} kernels"
     yield f"key gradient: {'parts' if len(key_specs[0].cuts) > 1 else 'whole'}"
+    yield f"key gradient: sums {'beside scores' if key_specs[0].lags else 'of a box in it'}"
     yield f"key gradient: {'next tile early' if key_specs[0].depth > 1 else 'tile by tile'}"
     for name, held in (("keys", key_specs[0].held), ("values", key_specs[0].value_held)):
         yield f"key gradient: {name} {'in registers' if held else 'in shared memory'}"
@@ -97,12 +99,14 @@ FORMS = {
     ),
     "hopper": (
         tiles,
-        each(("forward",), "2 warpgroups", "3 warpgroups", "groups", "several tiles")
+        each(("forward",), "groups", "several tiles")
+        | each(("forward", "query gradient"), "2 warpgroups", "3 warpgroups")
         | each(("forward", *GRADIENTS), "parts", "whole")
         | each(("forward",), "in turns", "as they like", "queries in registers", "queries in shared memory")
         | each(GRADIENTS, "next tile early", "tile by tile")
         | each(GRADIENTS[1:], "1 kernels", "2 kernels", "keys in registers", "keys in shared memory")
-        | each(GRADIENTS[1:], "values in registers", "values in shared memory"),
+        | each(GRADIENTS[1:], "values in registers", "values in shared memory")
+        | each(GRADIENTS[1:], "sums beside scores", "sums of a box in it"),
     ),
     "kept slopes": (
         keeps,

@@ -48,9 +48,11 @@ def _work(problem: Problem, planned: hopper_plan.Plan, inverse: bool = False) ->
     axes = hopper_plan.three_axes(problem)
     loaded = tiling.counts(axes, spec.tile, spec.columns, inverse).visited
     visited, full = hopper_counts.counts(axes, spec.tile, spec.split, spec.columns, inverse, spec.warpgroups)
-    walks = problem.batch * problem.heads * spec.width / 128
+    heads = problem.batch * problem.heads
     boxes = loaded if spec.warpgroups == 2 else hopper_plan.computed(visited, loaded, spec.warpgroups)
-    each = programs * spec.warpgroups / 2, walks * boxes, walks * (visited - full) / 2
+    boxes *= (spec.width + hopper_plan.BESIDE) / (128 + hopper_plan.BESIDE)
+    masked = (visited - full) * spec.width / 256
+    each = programs * spec.warpgroups / 2, heads * boxes, heads * masked
     return Work(*(count / MULTIPROCESSORS for count in each))
 
 
@@ -65,7 +67,7 @@ def _hopper_backward(problem: Problem) -> float:
     launches += [(one, True) for one in hopper_plan.key_gradients(problem, True, True)]
     each = [_work(problem, planned, inverse) for planned, inverse in launches]
     work, width = Work(*map(sum, zip(*each, strict=True))), _width(problem)
-    return work.programs * (1.67 + 1.81 * width) + work.boxes * (0.9 + 1.44 * width) + work.masked * 0.18
+    return work.programs * (1.63 + 1.87 * width) + work.boxes * (0.9 + 1.19 * width) + work.masked * 0.19
 
 
 class Costs(NamedTuple):

@@ -1,7 +1,7 @@
 """Gradients of keys and values for Hopper in Gluon: a tile of keys walks boxes of the queries that see them.
 
 Each box costs four products of transposed scores: S^T = K Q^T, dP^T = V dO^T, dV += P^T dO and dK += dS^T Q.
-The last one of a box runs beside the first two of the next.
+The last one of a box, or where registers hold what it takes the last two, run beside the others of the next.
 Query heads that share a key head are walked one after the other, so the sums need neither atomics nor another
 pass. As in the forward, a program computes tile after tile. One warp copies boxes of queries, one the rows.
 """
@@ -15,6 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from . import hopper_copies as hc
 from . import hopper_kept as hk
+from . import hopper_key_products as hb
 from . import hopper_notes as hn
 from . import hopper_parts as hp
 from . import hopper_schedule as hs
@@ -82,31 +83,6 @@ def _pass(queries, grad_outs, i, SPEC: gl.constexpr):
 
 
 @gluon.jit
-def _start(
-    key, value, slope, sum_key, queries, grad_outs, stage, before, i, opening, empty, SPEC: gl.constexpr
-):  # fmt: skip
-    """Starts a box: its scores, dP, and adds slopes of the box before, which is done if `SPEC.apart`."""
-    cuts: gl.constexpr = SPEC.cuts
-    value_cuts: gl.constexpr = SPEC.value_cuts
-    pulling, adding = (), sum_key
-    if SPEC.apart:
-        # Beside a wide sum registers do not hold the slopes and two products of a box.
-        adding = hp.add(slope, hp.matrix(queries.buffers, before), sum_key, cuts)
-        flying = hp.multiply(key, hp.matrix(queries.buffers, stage), empty, cuts)
-        adding = hp.landed(adding, 1)
-        mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)
-        place = i % SPEC.value_stages
-        mbarrier.wait(grad_outs.full.index(place), (i // SPEC.value_stages) & 1)
-        pulling = hp.multiply(value, hp.matrix(grad_outs.buffers, place), empty, value_cuts)
-    else:
-        flying = hp.multiply(key, hp.matrix(queries.buffers, stage), empty, cuts)
-        if SPEC.wants_key:
-            adding = hp.add(slope, hp.matrix(queries.buffers, before), sum_key, cuts)
-            pulling = hp.multiply(value, hp.matrix(grad_outs.buffers, stage), empty, value_cuts)
-    return flying, pulling, adding
-
-
-@gluon.jit
 def _walk(
     warpgroup: gl.constexpr, keys, values, slot, sum_key, sum_value, queries, grad_outs, notes, borders,
     viewers, slopes, scale2, start, tile, opening, closing, SPEC: gl.constexpr,
@@ -116,14 +92,16 @@ def _walk(
     cuts: gl.constexpr = SPEC.cuts
     value_cuts: gl.constexpr = SPEC.value_cuts
     slope_layout: gl.constexpr = hp.weight_layout(cuts)
-    weight_layout: gl.constexpr = hp.weight_layout(value_cuts)
     note_layout: gl.constexpr = gl.SliceLayout(0, score_layout)
     held_key = hp.factors(hp.matrix(keys, slot), score_layout, cuts, SPEC.held)
     held_value = hp.factors(hp.matrix(values, slot), score_layout, value_cuts, SPEC.value_held)
     empty = gl.full([64, SPEC.width], 0.0, gl.float32, layout=score_layout)
-    slope = gl.full([64, SPEC.width], 0.0, keys.dtype, layout=slope_layout)
+    # What is left of the box before is zero at first, and may meet any finite queries and gradients.
+    if SPEC.lags:  # noqa: SIM108 kernels have no conditional expressions of tuples
+        left = (empty, empty)
+    else:
+        left = (gl.full([64, SPEC.width], 0.0, keys.dtype, layout=slope_layout),)
     stage, phase = opening % SPEC.stages, opening // SPEC.stages & 1
-    # The slopes of the box before are zero at first, and may meet any finite queries.
     # Computed once more: Triton 3.6 would not carry what starts as `stage` and becomes it.
     before = opening % SPEC.stages
     lane = hk.lane_of(start, SPEC)
@@ -131,8 +109,8 @@ def _walk(
     for i in range(opening, closing):
         key = held_key if SPEC.held else hp.anew(keys, slot, i, cuts)
         value = held_value if SPEC.value_held else hp.anew(values, slot, i, value_cuts)
-        flying, pulling, adding_key = _start(
-            key, value, slope, sum_key, queries, grad_outs, stage, before, i, opening, empty, SPEC
+        flying, pulling, adding_key, adding_value = hb.start(
+            key, value, left, sum_key, sum_value, queries, grad_outs, stage, before, i, opening, empty, SPEC
         )
         # Shared memory answers late while products read it: what the weights need is loaded here.
         axes = hn.number(borders.index(stage), warpgroup) if SPEC.masks or SPEC.ragged else 0
@@ -141,15 +119,10 @@ def _walk(
         scores = hp.landed(flying, SPEC.later)[0]
         weights = gl.exp2(scores * scale2 - lse2[None, :])
         weights = hn.hide(weights, axes, warpgroup, borders.index(stage), viewers, start, tile, i, SPEC)
-        if SPEC.wants_value:
+        if SPEC.wants_value and not SPEC.lags:
             # No weight is left for later than this.
-            rounded = gl.convert_layout(weights.to(keys.dtype), weight_layout)
-            adding_value = hp.add(rounded, hp.matrix(grad_outs.buffers, stage), sum_value, value_cuts)
-        if SPEC.apart:
-            pulled, sum_key = hp.landed(pulling, 0)[0], adding_key
-        elif SPEC.wants_key:
-            found = hp.landed(pulling + adding_key, len(value_cuts) if SPEC.wants_value else 0)
-            pulled, sum_key = found[0], found[1:]
+            adding_value = hb.add_weights(weights, grad_outs, stage, sum_value, SPEC)
+        pulled, sum_key, sum_value = hb.landed(pulling, adding_key, adding_value, sum_value, SPEC)
         if SPEC.wants_key:
             delta = notes.index(stage).slice(SPEC.width, SPEC.width).load(note_layout)
         # An arrival has a barrier before what follows it: here a product runs beside it.
@@ -159,22 +132,16 @@ def _walk(
             mbarrier.arrive(queries.empty.index(before), count=1, pred=i > opening)
         gl.thread_barrier()
         if SPEC.wants_key:
-            slope = (weights * (pulled - delta[None, :])).to(keys.dtype)
-            if SPEC.keeps:
-                hk.leave(slopes, slope, block)
-            slope = gl.convert_layout(slope, slope_layout)
+            left = hb.remainder(weights, pulled, delta, keys.dtype, slopes, block, SPEC)
         before = stage
         stage += 1
         phase = gl.where(stage == SPEC.stages, phase ^ 1, phase)
         stage = gl.where(stage == SPEC.stages, 0, stage)
         mbarrier.wait(queries.full.index(stage), phase, pred=i + 1 < closing)
-        if SPEC.wants_value:
+        if SPEC.wants_value and not SPEC.lags:
             sum_value = hp.landed(adding_value, 0)
     if opening < closing:
-        if SPEC.wants_key:
-            adding_key = hp.add(slope, hp.matrix(queries.buffers, before), sum_key, cuts)
-            sum_key = hp.landed(adding_key, 0)
-        mbarrier.arrive(queries.empty.index(before), count=1)
+        sum_key, sum_value = hb.finish(left, sum_key, sum_value, queries, grad_outs, before, SPEC)
     return sum_key, sum_value
 
 

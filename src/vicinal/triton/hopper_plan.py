@@ -1,5 +1,6 @@
 """The boxes a problem gets in the Hopper kernels, and what these are compiled for."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from itertools import permutations, product
@@ -18,16 +19,23 @@ ROWS = 64
 SHARED = 232448 - 1024
 # Multiprocessors, each of which runs one program at a time.
 RESIDENT = 132
-# Largest head dimension at which the warpgroups of the forward multiply when they like.
+# Largest head dimension at which the warpgroups of the forward multiply when they like, and may be three; so
+# may those of the gradient of queries.
 FREE = 64
 # Time of a box that one of two warpgroups leaves to the other, over that of one both compute; and of three.
 ALONE = {2: 0.6, 3: 0.7}
-# Boxes of a tile from which on a third warpgroup gains: measured with 15 and more, and lost with 8 and fewer.
-WALK = 12
+# Columns that a tile walks over from which on a third warpgroup gains: measured with 15 boxes of 128 and more
+# forward, and lost with 8 and fewer.
+WALK = 12 * 128
+# What a box takes beside its columns, in columns: with two warpgroups gradients of queries took as much time,
+# or 4 % more, with boxes of 64 than with boxes of 128, which hold 4 to 9 % more columns.
+BESIDE = 16
 # Widest rows that are multiplied from registers, where these hold one sum: wider ones leave it no room.
 HELD = 192
 # The same of the forward, where wider ones are not tried.
 FORWARD_HELD = 128
+# Widest sums of keys and values beside which registers hold weights and slopes of a box until the next.
+LAGGING = 64
 # Boxes of a tile up to which the gradients of keys and values gain more by early rows than by a fourth box in
 # flight: measured with 34 and 100, and the other way round with 162.
 SHORT = 128
@@ -93,7 +101,7 @@ def _held(spec: Spec) -> tuple[bool, bool]:
     if alone:
         # Slopes need the rows of both, weights those of keys.
         return widest <= HELD or not spec.wants_key, False
-    return widest <= 96, widest <= 64
+    return widest <= 96, widest <= 32
 
 
 @lru_cache(1024)
@@ -127,19 +135,24 @@ class Kernel(NamedTuple):
     grid: bool = False
 
 
-@lru_cache(1024)
-def _forward(problem: Problem) -> Plan:
-    cost, plan = _shared_by(2, problem)
+def _shared(shared_by: Callable[[int, Problem], tuple[float, Plan]], problem: Problem) -> Plan:
+    """Boxes for two warpgroups, or for three."""
+    cost, plan = shared_by(2, problem)
     if max(plan.spec.dim, plan.spec.value_dim) <= FREE:
         # Exponentials of narrow heads take as long as products: a third warpgroup fills what two leave open.
-        other_cost, other = _shared_by(3, problem)
+        other_cost, other = shared_by(3, problem)
         counts = tiling.counts(problem, other.spec.tile, other.spec.columns)
-        if counts.visited >= WALK * counts.tiles and other_cost < cost:
+        if counts.visited * other.spec.width >= WALK * counts.tiles and other_cost < cost:
             return other
     return plan
 
 
-def _shared_by(warpgroups: int, problem: Problem) -> tuple[float, Plan]:
+@lru_cache(1024)
+def _forward(problem: Problem) -> Plan:
+    return _shared(_forward_by, problem)
+
+
+def _forward_by(warpgroups: int, problem: Problem) -> tuple[float, Plan]:
     """Boxes of the forward for so many warpgroups, and their cost."""
     dim, value_dim = padded(problem.dim), padded(problem.value_dim)
     width = 128 if max(dim, value_dim) <= 128 else 64
@@ -186,20 +199,28 @@ def order(problem: Problem, tile: Triple, inverse: bool) -> Triple:
 
 @lru_cache(1024)
 def _query_gradient(problem: Problem) -> Plan:
+    return _shared(_query_gradient_by, problem)
+
+
+def _query_gradient_by(warpgroups: int, problem: Problem) -> tuple[float, Plan]:
+    """Boxes of the gradient of queries for so many warpgroups, and their cost."""
     dim, value_dim = padded(problem.dim), padded(problem.value_dim)
     wide = multiplied(_cuts(problem.dim)) > HELD
-    width = 128 if max(dim, value_dim) <= 64 else 64 if wide or max(dim, value_dim) <= 128 else 32
+    # Registers of three warpgroups hold scores and slopes of fewer columns.
+    narrow = max(dim, value_dim) <= 64 and warpgroups == 2
+    width = 128 if narrow else 64 if wide or max(dim, value_dim) <= 128 else 32
     # Queries in registers leave their room to those of the next tile. Then gradients take the place of those
     # of outputs, beside which the next are copied.
     persistent = not _described(problem)
     depth = 2 if persistent and dim == value_dim <= HELD else 1
-    fixed = 2 * ROWS * (dim + depth * value_dim) * BYTES
-    kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 4)
+    fixed = warpgroups * ROWS * (dim + depth * value_dim) * BYTES
+    kernel = Kernel(width, fixed, width * (dim + value_dim) * BYTES, 4, warpgroups=warpgroups)
     spec, programs = _best(problem, kernel, problem.heads)
+    cost = _cost(problem, kernel, spec.tile, spec.split, spec.columns, False)
     # Sums of three quarters leave registers for the rows of both products.
     both = 64 < max(multiplied(spec.cuts), multiplied(spec.value_cuts)) <= 96
     spec = _apart(spec, kernel) if wide else replace(spec, value_stages=spec.stages)
-    return Plan(replace(spec, depth=depth, value_held=both), programs)
+    return cost * (width + BESIDE), Plan(replace(spec, depth=depth, value_held=both), programs)
 
 
 @lru_cache(1024)
@@ -214,7 +235,8 @@ def key_boxes(problem: Problem, wants_key: bool, wants_value: bool, kept: bool =
     # Two numbers for each key; beside a wide sum they are computed anew.
     kernel = Kernel(width, fixed, stage, 4, mask=0 if wide else 2 * ROWS * 8, grid=kept)
     spec, programs = _best(problem, kernel, problem.kv_heads, inverse=True)
-    spec = replace(spec, wants_key=wants_key, wants_value=wants_value)
+    lags = wants_key and wants_value and max(dim, value_dim) <= LAGGING
+    spec = replace(spec, wants_key=wants_key, wants_value=wants_value, lags=lags)
     held, value_held = _held(spec)
     spec = replace(spec, held=held, value_held=value_held)
     if wide:

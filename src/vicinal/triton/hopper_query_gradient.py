@@ -38,7 +38,7 @@ def _copy(key, value, keys, values, tickets, counter, grid, SPEC: gl.constexpr):
 
 @gluon.jit
 def _pass(keys, values, i, SPEC: gl.constexpr):
-    """Leaves a box to the other warpgroup."""
+    """Leaves a box to the other warpgroups."""
     stage = i % SPEC.stages
     mbarrier.wait(keys.full.index(stage), (i // SPEC.stages) & 1)
     place = i % SPEC.value_stages
@@ -123,7 +123,7 @@ def _differentiate_tile(
     box_of_rows: gl.constexpr = SPEC.rows
     start = ht.corner(tile.start, warpgroup, SPEC)
     row = hw.coordinates(gl.arange(0, 64, layout=row_layout), start, box_of_rows)
-    slot = count % SPEC.depth * 2 + warpgroup
+    slot = count % SPEC.depth * SPEC.warpgroups + warpgroup
     filled = count // SPEC.depth & 1
     lse2, delta = _prepare(
         out, lse, grad_lse, statistics, grad_outs, slot, filled, row, start, tile, grid,
@@ -133,7 +133,7 @@ def _differentiate_tile(
         if SPEC.depth > 1:
             # By now the gradients of the tile before have left shared memory.
             tma.store_wait(0)
-            before = (count + 1) % SPEC.depth * 2 + warpgroup
+            before = (count + 1) % SPEC.depth * SPEC.warpgroups + warpgroup
             mbarrier.arrive(grad_outs.empty.index(before), count=1, pred=count > 0)
         mbarrier.wait(queries.full.index(warpgroup), count & 1)
         held = hp.factors(hp.matrix(queries.buffers, warpgroup), score_layout, cuts, SPEC.held)
@@ -247,34 +247,57 @@ def _run(
     plane, SPEC: gl.constexpr,
 ):  # fmt: skip
     value_dim = grad_out.map.shape[4]
-    grad_outs = hc.ring(grad_out, 2 * SPEC.depth, 1)
+    grad_outs = hc.ring(grad_out, SPEC.warpgroups * SPEC.depth, 1)
     # Triton lays barriers that no partition uses over buffers of others.
-    queries = hc.ring(query, 2, 1) if SPEC.wants_query else ()
-    keys = hc.ring(key, SPEC.stages, 2) if SPEC.wants_query else ()
+    queries = hc.ring(query, SPEC.warpgroups, 1) if SPEC.wants_query else ()
+    keys = hc.ring(key, SPEC.stages, SPEC.warpgroups) if SPEC.wants_query else ()
     values = ()
     if SPEC.wants_query:
         if SPEC.apart:
-            values = hc.ring(value, SPEC.value_stages, 2)
+            values = hc.ring(value, SPEC.value_stages, SPEC.warpgroups)
         else:
             # Keys and values of a stage are empty together: a warpgroup's threads meet before each arrival.
             values = hc.Ring(hc.buffers(value, SPEC.stages), hc.barriers(SPEC.stages, 1), keys.empty)
-    tickets = hs.tickets(3) if SPEC.persistent else ()
-    gl.warp_specialize(
-        [
-            (_differentiate, (
-                0, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, keys, values, tickets,
-                scale, scale2, grid, value_dim, plane, SPEC,
-            )),
-            (_differentiate, (
-                1, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, keys, values, tickets,
-                scale, scale2, grid, value_dim, plane, SPEC,
-            )),
-            (_copy, (key, value, keys, values, tickets, counter, grid, SPEC)),
-            (hs.copy_rows, (query, grad_out, queries, grad_outs, tickets, grid, False, SPEC)),
-        ],
-        [4, 1, 1],
-        [240, 24, 24],
-    )  # fmt: skip
+    tickets = hs.tickets(SPEC.warpgroups + 1) if SPEC.persistent else ()
+    # A tuple with a name of its own would turn its constexprs into tensors.
+    if SPEC.warpgroups == 2:
+        gl.warp_specialize(
+            [
+                (_differentiate, (
+                    0, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, keys, values, tickets,
+                    scale, scale2, grid, value_dim, plane, SPEC,
+                )),
+                (_differentiate, (
+                    1, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, keys, values, tickets,
+                    scale, scale2, grid, value_dim, plane, SPEC,
+                )),
+                (_copy, (key, value, keys, values, tickets, counter, grid, SPEC)),
+                (hs.copy_rows, (query, grad_out, queries, grad_outs, tickets, grid, False, SPEC)),
+            ],
+            [4, 1, 1],
+            [240, 24, 24],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (_differentiate, (
+                    0, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, keys, values, tickets,
+                    scale, scale2, grid, value_dim, plane, SPEC,
+                )),
+                (_differentiate, (
+                    1, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, keys, values, tickets,
+                    scale, scale2, grid, value_dim, plane, SPEC,
+                )),
+                (_differentiate, (
+                    2, grad_query, out, lse, grad_lse, statistics, queries, grad_outs, keys, values, tickets,
+                    scale, scale2, grid, value_dim, plane, SPEC,
+                )),
+                (_copy, (key, value, keys, values, tickets, counter, grid, SPEC)),
+                (hs.copy_rows, (query, grad_out, queries, grad_outs, tickets, grid, False, SPEC)),
+            ],
+            [4, 4, 1, 1],
+            [160, 160, 24, 24],
+        )  # fmt: skip
 
 
 @gluon.jit(

@@ -87,7 +87,8 @@ def copy_rows(first, second, firsts, seconds, tickets, grid, INVERSE: gl.constex
         else:
             tile = ht.query_tile(number, grid.outputs, grid.lengths, grid.heads, SPEC)
             plane = tile.planes[0]
-        for warpgroup in gl.static_range(2):
+        warpgroups: gl.constexpr = SPEC.warpgroups
+        for warpgroup in gl.static_range(warpgroups):
             if SPEC.wants_query:
                 hc.copy_row(first, firsts, warpgroup, turn, depth, plane, tile, SPEC)
             hc.copy_row(second, seconds, warpgroup, turn, SPEC.depth, plane, tile, SPEC)

@@ -36,6 +36,7 @@ class Spec:
         persistent: whether programs compute tile after tile.
         held: whether rows are multiplied from registers: queries, or keys for their gradients.
         value_held: the same of gradients of outputs, or of values.
+        lags: whether gradients of keys and values make both sums of a box beside the scores of the next.
         wants_query, wants_key, wants_value: which sums gradients keep.
         has_grad_lse: whether log-sum-exps have a gradient.
         slots: boxes of keys, per axis, that a box of queries meets at most, where slopes are kept for the
@@ -61,6 +62,7 @@ class Spec:
     persistent: bool = False
     held: bool = False
     value_held: bool = False
+    lags: bool = False
     cuts: Cuts = ()
     value_cuts: Cuts = ()
     wants_query: bool = True
@@ -113,8 +115,10 @@ class Spec:
     @property
     def later(self) -> int:
         """Products that gradients of keys and values start after a box's scores, and wait for later."""
-        others = 0 if self.apart else len(self.cuts)
-        return others + len(self.value_cuts) if self.wants_key else 0
+        if not self.wants_key:
+            return 0
+        sums = 0 if self.apart else len(self.cuts) + self.lags * len(self.value_cuts)
+        return sums + len(self.value_cuts)
 
     @property
     def masks(self) -> bool:
