@@ -9,11 +9,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.torch.live import beside_results
 from tests.torch.problems import problems
-from tests.torch.test_blocked import check, equal, flat, make, run, walk
+from tests.torch.test_blocked import ALL, check, cotangents, equal, flat, make, run, walk
 from tests.torch.test_strips import LINUX
 from vicinal import Axis, Problem, catalog
-from vicinal.torch.strips import arena, call, passes, plan, sums
+from vicinal.torch.backends.blocked import BLOCKED
+from vicinal.torch.strips import arena, call, passes, plan, rows, sums
 from vicinal.torch.strips.scores import Additive
 
 FLOATS = ("float64", "float32", "bfloat16", "float16")
@@ -132,43 +134,94 @@ def test_scratch_is_at_most_64_mib(case):
     assert most - results <= 64 << 10
 
 
-SCALE = 256
+SCALE = 64
 DIMS = st.sampled_from((5, 300, 1000))
 LIMITS = {
     plan: ("PASS", "CHUNK", "TABLE", "ROWS", "SCORES"),
     passes: ("SUMS", "ROWS", "SCORES", "PIECE"),
     sums: ("ROOM",),
     call: ("TOKENS",),
-    arena: ("HELD",),
+    rows: ("KEPT",),
+    arena: ("HELD", "RECENT"),
 }
 
 
 @pytest.fixture
 def scaled(monkeypatch):
-    """Limits so small that small problems meet them; yields what calls held when they ended."""
+    """Limits so small that small problems meet them; yields what makes one a hundred times as large."""
+
+    def enlarge(limit):
+        for module, names in LIMITS.items():
+            if limit in names:
+                monkeypatch.setattr(module, limit, 100 * getattr(module, limit))
+        forget()
+
+    def forget():
+        plan.cheapest.cache_clear()
+        plan.parts.cache_clear()
+        arena.clear()
+
     for module, names in LIMITS.items():
         for name in names:
             monkeypatch.setattr(module, name, getattr(module, name) // SCALE)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    peaks, trim = [], arena.trim
-    monkeypatch.setattr(arena, "trim", lambda: (peaks.append(arena.held()), trim()))
-    plan.cheapest.cache_clear()
-    arena.clear()
-    yield peaks
-    plan.cheapest.cache_clear()
-    arena.clear()
+    forget()
+    yield enlarge
+    forget()
+
+
+def scratch(problem, calls=("attend", "attend_back", "walk")):
+    """Bytes that each of some calls takes besides its results, as if limits had their size."""
+    _, operands = make(problem)
+    operands = operands._replace(query=operands.query.contiguous())
+    out, lse = attended = BLOCKED.attend(problem, operands, 0.4)
+    flow = cotangents(*attended)
+    functions = {
+        "attend": lambda: BLOCKED.attend(problem, operands, 0.4),
+        "attend_back": lambda: BLOCKED.attend_back(problem, operands, out, lse, *flow, 0.4, ALL),
+        "walk": lambda: walk(problem, operands, 0.0),
+    }
+    for name in calls:
+        arena.clear()
+        yield SCALE * beside_results(functions[name])[0]
 
 
 @given(problems(dtypes=FLOATS, longest=(60, 12, 5)), DIMS, DIMS)
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_scratch_is_bounded_by_its_limits(scaled, problem, dim, value_dim):
-    """One call after another, whatever a thread keeps of those before."""
-    problem = replace(problem, dim=dim, value_dim=value_dim)
-    _, operands = make(problem)
-    for take in (run, walk):
-        scaled.clear()
-        take(problem, operands)
-        assert max(scaled, default=0) <= (64 << 20) // SCALE
+    assert max(scratch(replace(problem, dim=dim, value_dim=value_dim))) <= 64 << 20
+
+
+FELT = {
+    "PASS": Problem((Axis(4000, 9),), 1, 2, 2, 16, 16),
+    "CHUNK": Problem((Axis(4000, 101),), 1, 1, 1, 1, 1),
+    "TABLE": Problem((Axis(20, 13), Axis(20, 13)), 1, 8, 8, 4, 4, bias=True),
+    "SUMS": Problem((Axis(4000, 3999, output_stride=1000),), 1, 1, 1, 64, 64, "bfloat16"),
+    "ROOM": Problem((Axis(8000, 9),), 1, 1, 1, 64, 64, "bfloat16"),
+    "ROWS": Problem((Axis(64, 9),), 1, 1, 1, 8000, 8000),
+    "SCORES": Problem((Axis(1000, 999, output_stride=500),), 1, 64, 1, 1, 1),
+    "PIECE": Problem((Axis(2000, 1999, output_stride=1000),), 1, 1, 1, 200, 200),
+    "TOKENS": Problem((Axis(16, 9),), 1, 1, 1, 2000, 2000, extra=40),
+    "KEPT": Problem((Axis(300, 3), Axis(300, 3)), 1, 1, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("limit", FELT)
+def test_each_limit_bounds_scratch(scaled, limit):
+    """With it, and not with a hundred times as much."""
+    problem = replace(FELT[limit], gradients=True)
+    assert max(scratch(problem, ("attend_back",))) <= 64 << 20
+    scaled(limit)
+    assert max(scratch(problem, ("attend_back",))) > 64 << 20
+
+
+def test_scratch_of_one_call_after_another_is_bounded(scaled):
+    """Whatever a thread keeps of those before."""
+    held = []
+    for problem in (replace(problem, dim=300) for problem in SLABS):
+        run(problem, make(problem)[1])
+        held.append(arena.held())
+    assert SCALE * max(held) <= 64 << 20
 
 
 @pytest.mark.parametrize("problem", SLABS, ids=str)
