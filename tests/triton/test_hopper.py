@@ -147,6 +147,9 @@ def test_both_sums_of_narrow_heads_lag_behind_scores():
         for wants in ((True, True), (True, False), (False, True)):
             specs = [plan.spec for plan in hopper_plan.key_gradients(case, *wants)]
             assert [spec.lags for spec in specs] == [lags and all(wants)], (dim, value_dim, wants)
+    # Not where tiles walk over few boxes.
+    short = Problem((Axis(8192, 500),), dim=64, value_dim=64, dtype="float16")
+    assert not hopper_plan.key_gradients(short, True, True)[0].spec.lags
 
 
 @pytest.mark.parametrize(("length", "size"), [(16, 15), (32, 31), (64, 61)])

@@ -154,8 +154,10 @@ def test_dilation_matches_the_oracle(case):
 def test_three_warpgroups_match_the_oracle(case, monkeypatch):
     # Otherwise for tiles that walk over many boxes.
     monkeypatch.setattr(hopper_plan, "WALK", 0)
+    monkeypatch.setattr(hopper_plan, "STARTING", 0)
     assert hopper_plan.forward(case).spec.warpgroups == 3
     assert hopper_plan.query_gradient(case, True, True).spec.warpgroups == 3
+    assert all(plan.spec.lags for plan in hopper_plan.key_gradients(case, True, True))
     check(case)
 
 

@@ -2,7 +2,7 @@
 
 Times follow from exact counts of what each plan computes, with constants fitted to times on an H200 of
 windows from 7 to close to the whole axis, of 196 to 4096 tokens and head dimensions 32, 64 and 128: their
-ratio is off by 12 % forward and 5 % with gradients (root mean square), and the family chosen took at most 8 %
+ratio is off by 11 % forward and 5 % with gradients (root mean square), and the family chosen took at most 7 %
 longer than the other. So did sweeps over rings, which small windows get.
 """
 
@@ -14,6 +14,8 @@ from ..problem import Problem
 from . import hopper_counts, hopper_plan, plan, ring_plan
 
 MULTIPROCESSORS = 132
+# Time of a box that one of two warpgroups leaves to the other, over that of one both compute.
+ALONE = 0.8
 
 
 @lru_cache(1024)
@@ -35,7 +37,7 @@ def _width(problem: Problem) -> float:
 class Work(NamedTuple):
     """What a multiprocessor computes: programs, and boxes of 128 columns, all and those with a mask.
 
-    A box counts whole where either of two warpgroups needs it, and half for each that masks it.
+    A box that one of two warpgroups leaves to the other counts by `ALONE`, and half for each that masks it.
     """
 
     programs: float
@@ -49,7 +51,7 @@ def _work(problem: Problem, planned: hopper_plan.Plan, inverse: bool = False) ->
     loaded = tiling.counts(axes, spec.tile, spec.columns, inverse).visited
     visited, full = hopper_counts.counts(axes, spec.tile, spec.split, spec.columns, inverse, spec.warpgroups)
     heads = problem.batch * problem.heads
-    boxes = loaded if spec.warpgroups == 2 else hopper_plan.computed(visited, loaded, spec.warpgroups)
+    boxes = hopper_plan.computed(visited, loaded, ALONE)
     boxes *= (spec.width + hopper_plan.BESIDE) / (128 + hopper_plan.BESIDE)
     masked = (visited - full) * spec.width / 256
     each = programs * spec.warpgroups / 2, heads * boxes, heads * masked
@@ -59,7 +61,7 @@ def _work(problem: Problem, planned: hopper_plan.Plan, inverse: bool = False) ->
 def _hopper_forward(problem: Problem) -> float:
     """Microseconds."""
     work, width = _work(problem, hopper_plan.forward(problem)), _width(problem)
-    return work.programs * 2.26 + work.boxes * (0.77 + 0.65 * width) + work.masked * 0.24
+    return work.programs * 2.11 + work.boxes * (0.82 + 0.65 * width) + work.masked * 0.19
 
 
 def _hopper_backward(problem: Problem) -> float:
@@ -67,7 +69,7 @@ def _hopper_backward(problem: Problem) -> float:
     launches += [(one, True) for one in hopper_plan.key_gradients(problem, True, True)]
     each = [_work(problem, planned, inverse) for planned, inverse in launches]
     work, width = Work(*map(sum, zip(*each, strict=True))), _width(problem)
-    return work.programs * (1.63 + 1.87 * width) + work.boxes * (0.9 + 1.19 * width) + work.masked * 0.19
+    return work.programs * (1.6 + 2.06 * width) + work.boxes * (0.96 + 1.18 * width) + work.masked * 0.17
 
 
 class Costs(NamedTuple):

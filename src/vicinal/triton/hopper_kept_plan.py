@@ -90,7 +90,7 @@ def _gains(problem: Problem, spec: Spec) -> bool:
     def boxes(spec: Spec, grid: bool) -> float:
         where = problem, spec.tile, spec.split, spec.columns, True
         visited, loaded = (counts(*where, warpgroups, grid)[0] for warpgroups in (2, 1))
-        return plans.computed(visited, loaded, 2)
+        return plans.computed(visited, loaded, plans.ALONE[2])
 
     without = boxes(plans.key_boxes(problem, True, True).spec, False)
     return boxes(spec, True) <= MOST * without and problem.batch * problem.heads * without >= FEWEST

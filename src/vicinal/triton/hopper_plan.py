@@ -36,6 +36,8 @@ HELD = 192
 FORWARD_HELD = 128
 # Widest sums of keys and values beside which registers hold weights and slopes of a box until the next.
 LAGGING = 64
+# Boxes of a tile from which on that gains: measured with 16 and more, and lost 1 or 2 % with 8 and fewer.
+STARTING = 12
 # Boxes of a tile up to which the gradients of keys and values gain more by early rows than by a fourth box in
 # flight: measured with 34 and 100, and the other way round with 162.
 SHORT = 128
@@ -101,7 +103,7 @@ def _held(spec: Spec) -> tuple[bool, bool]:
     if alone:
         # Slopes need the rows of both, weights those of keys.
         return widest <= HELD or not spec.wants_key, False
-    return widest <= 96, widest <= 32
+    return widest <= 96, widest <= 64
 
 
 @lru_cache(1024)
@@ -235,7 +237,10 @@ def key_boxes(problem: Problem, wants_key: bool, wants_value: bool, kept: bool =
     # Two numbers for each key; beside a wide sum they are computed anew.
     kernel = Kernel(width, fixed, stage, 4, mask=0 if wide else 2 * ROWS * 8, grid=kept)
     spec, programs = _best(problem, kernel, problem.kv_heads, inverse=True)
-    lags = wants_key and wants_value and max(dim, value_dim) <= LAGGING
+    counts = tiling.counts(problem, spec.tile, spec.columns, inverse=True)
+    # The first box of a walk adds what no box has left.
+    long = counts.visited >= STARTING * counts.tiles
+    lags = wants_key and wants_value and max(dim, value_dim) <= LAGGING and long
     spec = replace(spec, wants_key=wants_key, wants_value=wants_value, lags=lags)
     held, value_held = _held(spec)
     spec = replace(spec, held=held, value_held=value_held)
@@ -243,7 +248,6 @@ def key_boxes(problem: Problem, wants_key: bool, wants_value: bool, kept: bool =
         return Plan(_apart(spec, kernel), programs)
     # Keys and values of the next tile are copied early where boxes of queries still fit beside them.
     stages = min((SHARED - 2 * fixed - kernel.mask * spec.mask_count) // stage, kernel.stages)
-    counts = tiling.counts(problem, spec.tile, spec.columns, inverse=True)
     boxes = counts.visited / counts.tiles * (problem.heads // problem.kv_heads)
     if spec.persistent and stages >= (3 if boxes <= SHORT else 4):
         spec = replace(spec, depth=2, stages=stages)
@@ -297,12 +301,11 @@ def _cost(problem: Problem, kernel: Kernel, tile: Triple, split: int, box: Tripl
     """Time of a head, in boxes that two warpgroups compute."""
     visited, full = counts(problem, tile, split, box, inverse, kernel.warpgroups, kernel.grid)
     loaded, _ = counts(problem, tile, split, box, inverse, 1, kernel.grid)
-    return computed(visited, loaded, kernel.warpgroups) + kernel.masked / 2 * (visited - full)
+    return computed(visited, loaded, ALONE[kernel.warpgroups]) + kernel.masked / 2 * (visited - full)
 
 
-def computed(visited: float, loaded: float, warpgroups: int) -> float:
+def computed(visited: float, loaded: float, alone: float) -> float:
     """The same without masks: a box takes some for being loaded, and some for each visit."""
-    alone = ALONE[warpgroups]
     return (1 - alone) * visited + (2 * alone - 1) * loaded
 
 
