@@ -70,7 +70,9 @@ def test_chooses_what_was_hardly_slower(gradients, off):
     found = {row["name"]: compared(row, gradients) for row in rows}
     assert len(found) == 42
     for name, (predicted, measured) in found.items():
-        assert (max(1 / measured, 1) if predicted > 1 else max(measured, 1)) < 1.09, name
+        # Sweeps over rings are chosen without a prediction.
+        most = 1.1 if predicted == inf else 1.05
+        assert (max(1 / measured, 1) if predicted > 1 else max(measured, 1)) < most, name
     errors = [log(predicted / measured) for predicted, measured in found.values() if predicted < inf]
     assert len(errors) >= 40
     assert sum(error**2 for error in errors) / len(errors) < off**2
