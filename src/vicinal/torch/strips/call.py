@@ -28,7 +28,7 @@ TOKENS = 1 << 20
 
 def chunk(rows: int, keys: int, like: Like, buffers: int = 1) -> int:
     """Tiles whose scores are held at a time. No result depends on it, so it may follow the threads."""
-    most = 16 // buffers
+    most = 12 // buffers
     workers = min(torch.get_num_threads(), most) if like.device.type == "cpu" else most
     return max(workers * plan.CHUNK // (rows * keys * like.dtype.itemsize), 1)
 

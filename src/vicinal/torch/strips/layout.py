@@ -83,9 +83,10 @@ class Chunk(NamedTuple):
 
 
 def chunks(work: Pass, step: int, least: int) -> Iterator[Chunk]:
-    """The boxes of a pass, about `step` at a time, and no fewer than `least` where there are as many."""
+    """The boxes of a pass, about `step` at a time, half as many more at most, and no fewer than `least` where
+    there are as many."""
     count = work.boxes // work.runs
-    pieces = max(min(-(-count // step), count // least), 1)
+    pieces = max(min((count + step // 2) // step, count // least), 1)
     for number, piece in product(range(work.runs), range(pieces)):
         start, stop = (count * x // pieces for x in (piece, piece + 1))
         first = number * count + start

@@ -20,6 +20,8 @@ SCORES = 4 << 20
 """Bytes of the scores of a tile at most, where a smaller tile exists."""
 PIECE = 24 << 20
 """Bytes of what depends on the keys of a piece of a box."""
+HALO = 4
+"""Columns of a slab for each one that it reads twice, at least, where several heads share it."""
 COPIES = 10
 """Of the scores of a piece: weights and slopes, twice for one box (`products.multiply`), and what its mask is
 made of."""
@@ -103,6 +105,7 @@ class Planner:
         self.limit, self.piece, self.scores = (numbers(problem, size) for size in (limit, PIECE, SCORES))
         self.room = numbers(problem, SUMS) if problem.dtype in NARROW and self.per.sums else None
         self.windows = tuple(map(_ranges, boxes(problem.window, _weights(problem))))
+        self.ahead = problem.operation == "attend" and not back
         self.height = problem.heads // problem.kv_heads * prod(axis.tile for axis in ring)
         # Numbers for one slot of the first axis: its strips, and the padded copy that sums of strips meet in.
         padded = prod(max(axis.step, axis.width) for axis in ring[1:]) if ring[1:] else 0
@@ -111,8 +114,8 @@ class Planner:
     def passes(self) -> Passes:
         tiles = tuple(range(axis.tiles) for axis in self.ring)
         strips = prod(axis.tiles for axis in self.ring[1:])
-        volumes = max(self.strips(self.ring[0].tiles) // strips, 1)
-        slabs = self.slabs(tiles)
+        volumes = max(self.strips(self.ring[0].tiles) // strips, self.beside, 1)
+        slabs = self.slabs(tiles, volumes if len(tiles) == 1 else 1)
         walk = self.walk(slabs)
         if self.room is None or self.columns(slabs, walk) * min(volumes, prod(self.grid)) <= self.room:
             slabs.sort(key=lambda slab: slab[walk].start)
@@ -137,10 +140,19 @@ class Planner:
         return 0 if len(self.pieces) > 1 else self.limit // self.need(tiles, self.ring[0].width)
 
     @cached_property
-    def most(self) -> int:
+    def beside(self) -> int:
+        """Volumes whose strips of one axis are cut at the same tiles: heads lie together in memory, and are
+        read as they lie. Sums would be added up slab by slab."""
+        ring, *others = self.ring
+        if others or not self.ahead:
+            return 0
+        tiles = min(-(-HALO * (ring.width - ring.step) // ring.step), ring.tiles)
+        return min(self.strips(max(tiles, 1)), prod(self.grid))
+
+    def most(self, volumes: int) -> int:
         """Tiles of a slab that holds no whole strip."""
         one, two = (self.need(tiles, self.ring[0].width) for tiles in (1, 2))
-        return 1 if len(self.pieces) > 1 else max(1 + (self.limit - one) // (two - one), 1)
+        return 1 if len(self.pieces) > 1 else max(1 + (self.limit // volumes - one) // (two - one), 1)
 
     @cached_property
     def pieces(self) -> tuple[Box, ...]:
@@ -151,14 +163,14 @@ class Planner:
         key = self.per.slot + 3 * self.per.width + COPIES * self.height
         return tuple(map(_ranges, boxes(widths, max(self.piece // key, 1))))
 
-    def slabs(self, tiles: Slab) -> list[Slab]:
-        """Tiles of every axis, as many at a time as there is room for."""
+    def slabs(self, tiles: Slab, volumes: int = 1) -> list[Slab]:
+        """Tiles of every axis, as many at a time of some `volumes` as there is room for."""
         first, *others = map(len, tiles)
-        strips = self.strips(first)
+        strips = self.strips(first) // volumes
         if strips:
             found = ((slice(0, first), *part) for part in boxes(tuple(others), strips))
         else:
-            found = ((last, *part) for *part, last in boxes((*others, first), self.most))
+            found = ((last, *part) for *part, last in boxes((*others, first), self.most(volumes)))
         return [tuple(axis[part] for axis, part in zip(tiles, chosen, strict=True)) for chosen in found]
 
     def walk(self, slabs: Sequence[Slab]) -> int:

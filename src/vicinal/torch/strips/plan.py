@@ -137,8 +137,8 @@ class Part:
         return self.rings[self.walk].reach(self.slabs[slab][self.walk])
 
     def passes(self) -> Iterator[tuple[int, int]]:
-        """Batches and slabs, by number."""
-        return product(range(len(self.batches)), range(len(self.slabs)))
+        """Batches and slabs, by number. Heads lie together in memory: a slab of all comes before the next."""
+        return ((batch, slab) for slab, batch in product(range(len(self.slabs)), range(len(self.batches))))
 
     def measure(self, batch: int, slab: int, piece: int) -> Pass:
         """The pass of a batch, a slab and a piece, by number."""
@@ -221,8 +221,8 @@ def parts(problem: Problem, back: bool = False) -> tuple[Part, ...]:
         groups, ring = zip(*chosen, strict=True)
         grid = (problem.kv_heads, problem.batch, *(residue.groups for residue in groups))
         # A forward pass keeps no sums beside its strips: as many tiles take half of the room.
-        ahead = problem.operation == "attend" and not back
-        passes = Planner(grid, ring, problem, back, PASS // (1 + ahead)).passes()
+        half = problem.operation == "attend" and not back and problem.rank > 1
+        passes = Planner(grid, ring, problem, back, PASS // (1 + half)).passes()
         found.append(Part(groups, ring, problem.window, share, problem.kv_heads, grid, *passes))
     return tuple(found)
 
