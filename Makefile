@@ -18,7 +18,7 @@ CLIENTS := $(VENV)-clients
 # One test at a time: no core waits for another that has several left.
 RUN_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --maxschedchunk 1
 
-.PHONY: demo test test-offline test-tritons check lint types docs coverage test-all checker test-clients test-metal mac-selftest gpu-check gpu-sanitize gpu-bench wheel clean
+.PHONY: demo test test-offline test-tritons test-newest check lint types docs coverage test-all checker test-clients test-metal mac-selftest gpu-check gpu-sanitize gpu-bench wheel clean
 
 demo: $(READY)
 	$(BIN)/vicinal demo
@@ -26,8 +26,8 @@ demo: $(READY)
 test: $(READY)
 	$(RUN_TESTS) -m "not ($(SKIP))"
 
-# Every GPU kernel compiled for GPUs that need not be here: registers, shared memory, matrix instructions. A
-# sample of them is in `make test`.
+# GPU kernels compiled for GPUs that need not be here: registers, shared memory, matrix instructions. `make test`
+# compiles all for sm_90, but for gradients of some operands, and a sample for others; this compiles the rest.
 test-offline: $(READY)
 	$(RUN_TESTS) -m offline tests/triton
 
@@ -35,6 +35,11 @@ test-offline: $(READY)
 # gigabyte.
 test-tritons: $(READY)
 	$(PY) -m tests.triton.versions --folder $(VENV)-tritons
+
+# A sample of the portable kernels with the newest release of Triton.
+NEWEST := --sample --target cuda:90 --target cuda:100 --target hip:gfx942 newest
+test-newest: $(READY)
+	$(PY) -m tests.triton.versions --folder $(VENV)-tritons $(NEWEST)
 
 check: lint types docs test
 

@@ -184,15 +184,8 @@ def buffers(compiled, folder):
         yield int(offset), int(offset) + prod(map(int, shape.split("x"))) * int(bits) // 8
 
 
-# One dense, one with dilation groups; a run of the suite leaves the rest to `make test-offline`.
-SAMPLE = (2, 4)
-MARKED = [
-    pytest.param(case, id=str(case), marks=pytest.mark.slow if place in SAMPLE else pytest.mark.offline)
-    for place, case in enumerate(CASES)
-]
-
-
-@pytest.mark.parametrize("case", MARKED)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_compiles_to_what_hopper_is_fast_at(case, tmp_path):
     for compiled in kernels(case):
         code = checked(compiled, tmp_path, spills(case))
@@ -209,13 +202,8 @@ def test_gradients_of_some_operands_compile_as_well(case, tmp_path):
     assert [count > 0 for count in counts] == [True, False, False, *(True,) * (len(counts) - 3)]
 
 
-KEPT_MARKED = [
-    pytest.param(case, id=str(case), marks=pytest.mark.offline if place else pytest.mark.slow)
-    for place, case in enumerate(KEPT)
-]
-
-
-@pytest.mark.parametrize("case", KEPT_MARKED)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", KEPT, ids=str)
 def test_kept_slopes_compile_to_what_hopper_is_fast_at(case, tmp_path):
     keys, queries = (checked(compiled, tmp_path) for compiled in kept_kernels(case))
     # Per warpgroup S, dP, dV, and dK in a step and after the last; and dQ of two boxes of queries.

@@ -32,7 +32,9 @@ SPILLS = {
 }
 # These have no products.
 PLAIN = ("delta_of", "tally")
-# What every run of the suite compiles: every option, wide heads, rings.
+# Every run of the suite compiles all kernels for one GPU, and for others a sample: every option, wide heads,
+# rings.
+ALL = "cuda:90"
 SAMPLE = (
     "options-bfloat16-64/",
     "single-bfloat16-128/",
@@ -41,10 +43,12 @@ SAMPLE = (
 )
 
 
-@pytest.mark.offline
+MARKED = [pytest.param(x, marks=pytest.mark.slow if x == ALL else pytest.mark.offline) for x in SHARED]
+
+
 @needs_triton
 @pytest.mark.parametrize("kind", ["short", "float32"])
-@pytest.mark.parametrize("target", SHARED)
+@pytest.mark.parametrize("target", MARKED)
 def test_kernels_fit(target, kind):
     names = checked(target, kind)
     assert len(names) > 80
@@ -54,7 +58,7 @@ def test_kernels_fit(target, kind):
 
 @pytest.mark.slow
 @needs_triton
-@pytest.mark.parametrize("target", SHARED)
+@pytest.mark.parametrize("target", [target for target in SHARED if target != ALL])
 def test_a_sample_of_kernels_fits(target):
     assert len(checked(target, "short", SAMPLE)) > 15
 

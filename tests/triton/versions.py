@@ -1,9 +1,9 @@
 """The portable kernels with other releases of Triton, each in a folder of its own; needs no GPU.
 
-python -m tests.triton.versions [--folder FOLDER] [--sample] [3.4.0 3.9.0 ...]
+python -m tests.triton.versions [--folder FOLDER] [--sample] [--target cuda:90] [3.4.0 newest ...]
 
 Without versions: the oldest that the package asks for, one between, and the newest that pip finds. The newest
-compiles every kernel, unless a sample is asked for; others compile a sample.
+compiles every kernel, unless a sample is asked for; others compile a sample. Without targets, for all GPUs.
 """
 
 import argparse
@@ -44,13 +44,13 @@ def install(folder, version):
         subprocess.run([*command, folder / version, f"triton=={version}"], check=True)
 
 
-def try_version(folder, version, paths, every):
+def try_version(folder, version, paths, every, targets):
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / version), *paths])
     subprocess.run([sys.executable, "-c", HOPPER, version], check=True)
     # Register allocation is another in every release; budgets of spills are about one.
     kinds, names = (("short", "float32"), ()) if every else (("short",), SAMPLE)
     # Triton 3.4 links for AMD with a ROCm installation's linker.
-    targets = [target for target in SHARED if version[:3] != "3.4" or not target.startswith("hip")]
+    targets = [target for target in targets if version[:3] != "3.4" or not target.startswith("hip")]
     jobs = list(product(targets, kinds))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(lambda job: len(checked(*job, names, spills=False)), jobs))
@@ -65,12 +65,15 @@ def main():
     options.add_argument("versions", nargs="*")
     options.add_argument("--folder", type=Path, default=Path(".venv-tritons"))
     options.add_argument("--sample", action="store_true")
+    options.add_argument("--target", action="append", choices=SHARED)
     wanted = options.parse_args()
     folder, paths = wanted.folder.resolve(), [os.environ.get("PYTHONPATH", "src")]
     last = newest()
-    for version in wanted.versions or (*BETWEEN, last):
+    for asked in wanted.versions or (*BETWEEN, "newest"):
+        version = last if asked == "newest" else asked
         install(folder, version)
-        try_version(folder, version, paths, version == last and not wanted.sample)
+        every = version == last and not wanted.sample
+        try_version(folder, version, paths, every, wanted.target or SHARED)
 
 
 if __name__ == "__main__":
