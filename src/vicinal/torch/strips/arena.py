@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 HELD = 20 << 20
-"""Bytes that a thread keeps between calls at most. What a call takes besides is less than 44 MiB."""
+"""Bytes that a thread takes along into a call at most: a call that finds more gives all back. What it takes
+besides is less than 44 MiB."""
 
 MADE = 1024
 """Things made of views that a thread keeps at most."""
