@@ -272,7 +272,8 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux say
 def test_large_results_ask_for_huge_pages():
     """Memory that is mapped anew in every call is advised to come in huge pages, unless it is not to."""
     for flagged in (True, False):
-        x = fresh.empty((fresh.LARGE // 4,), torch.float32, torch.device("cpu"), huge=flagged)
+        # So large that no memory freed before has room for it, which may have been advised on.
+        x = fresh.empty((4 * fresh.LARGE,), torch.float32, torch.device("cpu"), huge=flagged)
         middle, flags = x.data_ptr() + x.nbytes // 2, None
         for line in Path("/proc/self/smaps").read_text().splitlines():
             head = line.split(" ", 1)[0]

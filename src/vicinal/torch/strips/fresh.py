@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 LARGE = 32 << 20
-"""Bytes from which on the C library always maps memory anew."""
+"""Bytes from which on the C library maps memory anew, unless it holds as much that was freed."""
 HUGE = 2 << 20
 """Bytes of a huge page."""
 MADV_DONTNEED = 4
