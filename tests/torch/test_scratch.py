@@ -16,7 +16,7 @@ from tests.torch.test_blocked import ALL, check, cotangents, equal, flat, make, 
 from tests.torch.test_strips import LINUX
 from vicinal import Axis, Problem, catalog
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import arena, call, passes, plan, rows, sums
+from vicinal.torch.strips import arena, call, gradients, passes, plan, rows, sums
 from vicinal.torch.strips.scores import Additive
 
 FLOATS = ("float64", "float32", "bfloat16", "float16")
@@ -141,6 +141,7 @@ LIMITS = {
     plan: ("PASS", "CHUNK", "TABLE", "ROWS", "SCORES"),
     passes: ("SUMS", "ROWS", "SCORES", "PIECE"),
     sums: ("ROOM",),
+    gradients: ("APART",),
     call: ("TOKENS",),
     rows: ("KEPT",),
     arena: ("HELD", "RECENT"),
@@ -171,26 +172,34 @@ def scaled(monkeypatch):
     forget()
 
 
-def scratch(problem, calls=("attend", "attend_back", "walk")):
+def scratch(problem, calls=("attend", "attend_back", "dot", "mix", "mix_back")):
     """Bytes that each of some calls takes besides its results, as if limits had their size."""
     _, operands = make(problem)
     operands = operands._replace(query=operands.query.contiguous())
+    query, key, value, bias, *_ = operands
     out, lse = attended = BLOCKED.attend(problem, operands, 0.4)
     flow = cotangents(*attended)
+    dot = replace(problem, operation="dot", value_dim=problem.dim)
+    mix = replace(problem, operation="mix", dim=problem.value_dim)
+    mix_back = replace(problem, operation="mix_back", value_dim=problem.dim)
+    weights = BLOCKED.dot(dot, query, key, bias, 0.4, 0.0)
     functions = {
         "attend": lambda: BLOCKED.attend(problem, operands, 0.4),
         "attend_back": lambda: BLOCKED.attend_back(problem, operands, out, lse, *flow, 0.4, ALL),
-        "walk": lambda: walk(problem, operands, 0.0),
+        "dot": lambda: BLOCKED.dot(dot, query, key, bias, 0.4, 0.0),
+        "mix": lambda: BLOCKED.mix(mix, weights, value),
+        "mix_back": lambda: BLOCKED.mix_back(mix_back, weights, query),
     }
     for name in calls:
         arena.clear()
         yield SCALE * beside_results(functions[name])[0]
 
 
-@given(problems(dtypes=FLOATS, longest=(60, 12, 5)), DIMS, DIMS)
+@given(problems(dtypes=FLOATS, longest=(60, 12, 5)), DIMS, DIMS, st.sampled_from((0, 3, 40)))
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_scratch_is_bounded_by_its_limits(scaled, problem, dim, value_dim):
-    assert max(scratch(replace(problem, dim=dim, value_dim=value_dim))) <= 64 << 20
+def test_scratch_is_bounded_by_its_limits(scaled, problem, dim, value_dim, extra):
+    problem = replace(problem, dim=dim, value_dim=value_dim, extra=extra)
+    assert max(scratch(problem)) <= 64 << 20
 
 
 FELT = {
@@ -204,6 +213,8 @@ FELT = {
     "PIECE": Problem((Axis(2000, 1999, output_stride=1000),), 1, 1, 1, 200, 200),
     "TOKENS": Problem((Axis(16, 9),), 1, 1, 1, 2000, 2000, extra=40),
     "KEPT": Problem((Axis(300, 3), Axis(300, 3)), 1, 1, 1, 1, 1),
+    "RECENT": Problem((Axis(1200, 3), Axis(120, 3)), 1, 1, 1, 8, 8),
+    "APART": Problem((Axis(16, 9),), 4, 16, 16, 64, 64, "float16", extra=40),
 }
 
 
@@ -249,6 +260,24 @@ def test_gradients_of_bands_are_those_of_all_columns(monkeypatch, problem):
     for whole, part in zip(*found, strict=True):
         torch.testing.assert_close(whole, part, rtol=2**-6, atol=2**-6)
     check(problem)
+
+
+BIAS, TOKENS = 2 * 7 * 5, 4 * (8 + 5)
+"""Numbers that belong to a bias, for a key/value head, and to additional tokens, for one of a batch entry."""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("room", "count"), [(BIAS + 3 * TOKENS, 3), (2 * (BIAS + TOKENS), 4), (BIAS + TOKENS, 9), (0, 9)]
+)
+def test_gradients_of_some_heads_at_a_time_match_the_oracle(monkeypatch, dtype, room, count):
+    """Those of a bias and of additional tokens are summed in float32, and rounded once."""
+    axes = Axis(11, 4, dilation=2), Axis(9, 3, stride=2, output_stride=2)
+    problem = Problem(axes, 3, 6, 3, 8, 5, dtype, bias=True, extra=4)
+    monkeypatch.setattr(gradients, "APART", 4 * room)
+    assert len(gradients.sections(make(problem)[1], ALL)) == count
+    check(problem)
+    check(problem, with_lse=False)
 
 
 def test_masks_of_all_pieces_of_a_box_take_little_memory():

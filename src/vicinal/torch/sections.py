@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -42,7 +42,7 @@ def apply(
     if weights <= limit:
         return compute(*tensors)
     most, joined = limit * batch * kv_heads // weights, []
-    for entries, heads in product(_ranges(batch, most // kv_heads), _ranges(kv_heads, most)):
+    for entries, heads in product(ranges(batch, most // kv_heads), ranges(kv_heads, most)):
         section = Section(entries, heads, batch, kv_heads)
         made = compute(*(section.of(x, place) for x, place in zip(tensors, places, strict=True)))
         joined = joined or [section.room(x, place) for x, place in zip(made, results, strict=True)]
@@ -53,7 +53,7 @@ def apply(
     return joined
 
 
-def _ranges(extent: int, most: int) -> list[range]:
+def ranges(extent: int, most: int) -> list[range]:
     """Parts of at most so many, or one."""
     step = -(-extent // -(-extent // max(most, 1)))
     return [range(start, min(start + step, extent)) for start in range(0, extent, step)]
@@ -67,7 +67,7 @@ class Section(NamedTuple):
     batch: int
     kv_heads: int
 
-    def of(self, x: Tensor | None, place: int) -> Tensor | None:
+    def of(self, x: Tensor | None, place: int) -> Any:
         """A view of its part of a tensor that has heads, as many as keys or more, at `place`."""
         if x is None:
             return None

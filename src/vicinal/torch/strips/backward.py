@@ -1,6 +1,7 @@
 """Fused attention on strips, backward: weights again from the saved log-sum-exp."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -8,10 +9,12 @@ from torch import Tensor
 
 from ...problem import Problem
 from ..backends.base import Grads, Needs, Operands
-from . import direct, plan
+from ..composite import accumulating
+from ..sections import OPERANDS, RESULTS, Section
+from . import direct, fresh, plan
 from .arena import Like, keep, sheet, take, trim
 from .call import LOG2E, Call, chunk, columns_of, rows_of
-from .gradients import Gradients, gradients
+from .gradients import Gradients, gradients, sections
 from .layout import Segment, Strips, accumulate, chunks, cut, fold, meets, segments, strips
 from .moves import Place
 from .plan import Pass, parts
@@ -33,6 +36,8 @@ def attend_back(
 ) -> Grads:
     """Gradients, written `into` tensors where there are some; there, those of bias and additional tokens are
     added, in the dtype of sums."""
+    if into is None and out.numel() and len(some := sections(operands, needs)) > 1:
+        return _attend_back_some(problem, some, (*operands, out, lse, grad_out, grad_lse), scale, needs)
     if grad_lse is None and grad_out is not None and out.numel() and direct.faster(problem, True):
         made = direct.attend_back(problem, operands, out, lse, grad_out, scale)
         if into is None:
@@ -50,7 +55,41 @@ def attend_back(
             for slab, columns in enumerate(grads.columns(part, batch)):
                 run_pass(call, batch, slab, saved, grads, columns)
         grads.finish(part)
-    return grads.result()
+    return grads.result() if into is None else into
+
+
+def _attend_back_some(
+    problem: Problem, some: list[Section], tensors: Sequence[Tensor | None], scale: float, needs: Needs
+) -> Grads:
+    """Gradients, some heads and batch entries at a time."""
+    whole = [
+        None if x is None or not need else fresh.empty(tuple(x.shape), x.dtype, x.device)
+        for x, need in zip(tensors[:6], needs, strict=True)
+    ]
+    bias = None
+    for section in some:
+        places = zip(tensors, OPERANDS + 2 * RESULTS, strict=True)
+        *given, out, lse, pull, slope = (section.of(x, place) for x, place in places)
+        made = Grads(*(section.of(x, place) for x, place in zip(whole, OPERANDS, strict=True)))
+        if section.entries.start == 0:
+            bias = _sums(made.bias)
+        tokens = _sums(made.extra_key), _sums(made.extra_value)
+        into = made._replace(bias=bias, extra_key=tokens[0], extra_value=tokens[1])
+        entries, heads = len(section.entries), len(section.heads)
+        share = problem.heads // problem.kv_heads
+        mine = replace(problem, batch=entries, heads=heads * share, kv_heads=heads)
+        attend_back(mine, Operands(*given), out, lse, pull, slope, scale, needs, into)
+        for sink, x in zip(made[3:], into[3:], strict=True):
+            if sink is not None and x is not None:
+                sink.copy_(x)
+    return Grads(*whole)
+
+
+def _sums(x: Tensor | None) -> Tensor | None:
+    if x is None:
+        return None
+    dtype = accumulating(x.dtype)
+    return x.zero_() if x.dtype == dtype else x.new_zeros(x.shape, dtype=dtype)
 
 
 class Saved(NamedTuple):

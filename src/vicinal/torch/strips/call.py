@@ -63,10 +63,9 @@ class Call:
     """One call on one part of its problem."""
 
     def __init__(self, part: Part, operands: Operands, scale: float) -> None:
-        self.query, self.key, self.value, bias, *self.extra = operands
+        self.query, self.key, self.value, self.bias, *self.extra = operands
         self.part, self.scale = part, scale
         self.like = Like(accumulating(self.query.dtype), self.query.device)
-        self.bias = None if bias is None else bias.to(self.like.dtype) * LOG2E
         self.mask: Additive | None = None
 
     def additive(self, work: Pass, batch: int, turned: bool = False) -> Additive:
@@ -83,7 +82,7 @@ class Call:
             heads,
             turned,
         ):
-            self.mask = Additive(self.part, box, self.bias, heads, self.like, turned)
+            self.mask = Additive(self.part, box, self.bias, heads, self.like, turned, LOG2E)
         return self.mask
 
     def extra_chunks(

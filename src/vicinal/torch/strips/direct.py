@@ -181,7 +181,7 @@ def _mask(part: Part, bias: Tensor | None, x: Tensor) -> Tensor:
     if bias is None:
         mask = part.remember(("mask", box, like), lambda: Additive(part, box, None, range(1), like))
     else:
-        mask = Additive(part, box, bias.to(x.dtype), range(part.kv_heads), like)
+        mask = Additive(part, box, bias, range(part.kv_heads), like)
     return mask.dense().unsqueeze(0)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..backends.base import Grads, Needs, Operands
 from ..composite import accumulating
+from ..sections import Section, ranges
 from . import fresh
 from .arena import Like
 from .call import columns_of
@@ -19,6 +20,26 @@ from .moves import Place
 from .plan import Part
 from .scores import Additive, Tally
 from .sums import sinks
+
+APART = 8 << 20
+"""Bytes of the sums of gradients of a bias and of additional tokens where dtypes are too narrow to add up in,
+but for one head."""
+
+
+def sections(operands: Operands, needs: Needs) -> list[Section]:
+    """Heads and batch entries of which those sums are made at a time."""
+    batch, kv_heads = operands.key.shape[0], operands.key.shape[-2]
+    bias, *tokens = (
+        x.numel() if need and x is not None and x.dtype != accumulating(x.dtype) else 0
+        for x, need in zip(operands[3:], needs[3:], strict=True)
+    )
+    # Of a head, and of a head of a batch entry.
+    bias, token, room = bias // kv_heads, sum(tokens) // (batch * kv_heads), APART // 4
+    found = []
+    for heads in ranges(kv_heads, room // max(bias + token, 1)):
+        entries = ranges(batch, (room // len(heads) - bias) // max(token, 1))
+        found += [Section(some, heads, batch, kv_heads) for some in entries]
+    return found
 
 
 def gradients(

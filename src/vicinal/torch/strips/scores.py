@@ -19,7 +19,7 @@ HIDDEN = -1e30
 class Additive:
     """Masks and biases of the tiles of a part, for `heads` key/value heads from `first` on.
 
-    `bias` is `[heads, *(2 * size - 1)]` in the dtype of the scores, or None. There is one table entry for
+    `bias` is `[heads, *(2 * size - 1)]`, to be multiplied by `scale`, or None. There is one table entry for
     each class of tiles (and head, with a bias); where a table would be large, entries are made when they
     are wanted. `turned` scores lie `[keys, rows]` in memory.
     """
@@ -32,6 +32,7 @@ class Additive:
         heads: range,
         like: Like,
         turned: bool = False,
+        scale: float = 1.0,
     ) -> None:
         self.part, self.box, self.device, self.turned = part, box, like.device, turned
         self.heads = heads if bias is not None else range(1)
@@ -39,10 +40,12 @@ class Additive:
         self.keys = prod(map(len, box))
         self.biased = bias is not None
         if bias is None:
-            mine = torch.zeros((part.share, *(1 for _ in part.sizes)), dtype=like.dtype, device=like.device)
-        else:
-            mine = bias[heads.start * part.share : heads.stop * part.share]
-        self.source = torch.nn.functional.pad(mine, (0, 1) * part.rank, value=HIDDEN)
+            bias = torch.zeros((part.share, *(1 for _ in part.sizes)), dtype=like.dtype, device=like.device)
+        mine = bias[self.heads.start * part.share : self.heads.stop * part.share]
+        # What is hidden follows the numbers of every axis.
+        shape = (len(mine), *(extent + 1 for extent in mine.shape[1:]))
+        self.source = torch.full(shape, HIDDEN, dtype=like.dtype, device=like.device)
+        self.source[(slice(None), *(slice(-1) for _ in part.sizes))].copy_(mine).mul_(scale)
         # Those of all pieces are kept.
         size = part.rows * prod(ring.width for ring in part.rings) * like.dtype.itemsize
         self.most = plan.TABLE // size

@@ -148,7 +148,6 @@ def _stages(problem: Problem, x: Tensor, total: Tensor | None = None) -> Iterato
 
 def dot(problem: Problem, x: Tensor, y: Tensor, bias: Tensor | None, scale: float, fill: float) -> Tensor:
     weights = fresh.empty((*x.shape[:-1], prod(problem.window)), x.dtype, x.device)
-    bias = None if bias is None else bias.to(accumulating(x.dtype))
     for stage in _stages(problem, x):
         part, work, batch, like = stage.part, stage.work, stage.batch, stage.like
         queries = gather(part, work, rows_of(part, x, batch), "query", like)
