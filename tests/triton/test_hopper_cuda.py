@@ -219,19 +219,26 @@ def test_any_scale(scale):
     check(problem((150,), 40, dim=32), scale=scale)
 
 
+def strided(dim):
+    """Operands of one shape: parts of one tensor, transposed, expanded, and at an odd address."""
+    shape = 2, 18, 20, 3, dim
+    draw = lambda *shape: torch.randn(*shape, device="cuda").bfloat16()  # noqa: E731
+    packed = draw(2, 18, 20, 3, 3, dim)
+    expanded = draw(1, *shape[1:]).expand(2, -1, -1, -1, -1)
+    shifted = draw(prod(shape) + 1)[1:].view(shape)
+    return (
+        Operands(*packed.unbind(3)),
+        Operands(*(draw(2, 3, 18, 20, dim).permute(0, 2, 3, 1, 4) for _ in range(3))),
+        Operands(packed[..., 0, :], expanded, expanded),
+        Operands(shifted, packed[..., 1, :], packed[..., 2, :]),
+    )
+
+
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_strided_operands(dilation):
     case = problem((18, 20), (5, 6), dilation=dilation, heads=3, batch=2)
-    packed = torch.randn(2, 18, 20, 3, 3, 64, device="cuda").bfloat16()
-    check(case, given=Operands(*packed.unbind(3)))
-    transposed = [
-        torch.randn(2, 3, 18, 20, 64, device="cuda").bfloat16().permute(0, 2, 3, 1, 4) for _ in range(3)
-    ]
-    check(case, given=Operands(*transposed))
-    expanded = torch.randn(1, 18, 20, 3, 64, device="cuda").bfloat16().expand(2, -1, -1, -1, -1)
-    check(case, given=Operands(packed[..., 0, :], expanded, expanded))
-    shifted = torch.randn(2 * 18 * 20 * 3 * 64 + 1, device="cuda").bfloat16()[1:].view(2, 18, 20, 3, 64)
-    check(case, given=Operands(shifted, packed[..., 1, :], packed[..., 2, :]))
+    for some in strided(64):
+        check(case, given=some)
 
 
 def test_outputs_at_any_address():
@@ -245,10 +252,9 @@ def test_outputs_at_any_address():
     assert all(torch.equal(*pair) for pair in zip(wanted[:3], found[:3], strict=True))
 
 
-def test_missing_gradients_are_zero():
-    case = problem((140,), 50, heads=4, kv_heads=2)
-    given = operands(case)
-    scale = case.dim**-0.5
+def check_missing(case):
+    """Gradients where nothing flows into one of the results."""
+    given, scale = operands(case), case.dim**-0.5
     out, lse = HOPPER.attend(case, given, scale)
     grad_out, grad_lse = cotangents(out, lse)
     for outs, lses in ((grad_out, None), (None, grad_lse)):
@@ -260,6 +266,10 @@ def test_missing_gradients_are_zero():
                 assert not grad.any()
             else:
                 compare(name, grad, getattr(answer, name), case.dtype)
+
+
+def test_missing_gradients_are_zero():
+    check_missing(problem((140,), 50, heads=4, kv_heads=2))
 
 
 @pytest.mark.parametrize("dims", [(128, 128), (64, 64), (32, 64), (64, 32), (32, 32)])

@@ -7,7 +7,6 @@ import threading
 from contextlib import nullcontext
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,7 +15,6 @@ from tests.triton import test_hopper_cuda as hopper
 from tests.triton.keeping import keeping, planned
 from tests.triton.test_hopper_cuda import array, cotangents, exact, operands, problem
 from vicinal.torch import na1d
-from vicinal.torch.backends.base import Operands
 from vicinal.torch.backends.hopper import HOPPER
 from vicinal.triton import hopper_plan
 
@@ -92,39 +90,15 @@ def test_any_scale(scale, turns):
 
 def test_strided_operands(turns):
     case = problem((18, 20), (5, 6), heads=3, batch=2, dim=128)
-    packed = torch.randn(2, 18, 20, 3, 3, 128, device="cuda").bfloat16()
-    transposed = [
-        torch.randn(2, 3, 18, 20, 128, device="cuda").bfloat16().permute(0, 2, 3, 1, 4) for _ in range(3)
-    ]
-    expanded = torch.randn(1, 18, 20, 3, 128, device="cuda").bfloat16().expand(2, -1, -1, -1, -1)
-    shifted = torch.randn(2 * 18 * 20 * 3 * 128 + 1, device="cuda").bfloat16()[1:].view(2, 18, 20, 3, 128)
-    many = (
-        Operands(*packed.unbind(3)),
-        Operands(*transposed),
-        Operands(packed[..., 0, :], expanded, expanded),
-        Operands(shifted, packed[..., 1, :], packed[..., 2, :]),
-    )
     with keeping(2):
-        for given in many:
+        for given in hopper.strided(case.dim):
             hopper.check(case, given=given)
     assert turns == [(3, 2)] * 4
 
 
 def test_missing_gradients_are_zero(turns):
-    case = problem((140,), 50, heads=4, kv_heads=2, dim=128)
-    given, scale = operands(case), case.dim**-0.5
-    out, lse = HOPPER.attend(case, given, scale)
-    grad_out, grad_lse = cotangents(out, lse)
-    for outs, lses in ((grad_out, None), (None, grad_lse)):
-        with keeping(1):
-            grads = HOPPER.attend_back(case, given, out, lse, outs, lses, scale, ALL)
-        zero = np.zeros(out.shape) if outs is None else array(outs)
-        answer = exact(case, given, scale, zero, None if lses is None else array(lses))
-        for name, grad in zip(("query", "key", "value"), grads, strict=False):
-            if np.abs(getattr(answer, name)).max() == 0:
-                assert not grad.any()
-            else:
-                hopper.compare(name, grad, getattr(answer, name), case.dtype)
+    with keeping(1):
+        hopper.check_missing(problem((140,), 50, heads=4, kv_heads=2, dim=128))
     assert turns == [(2, 2)] * 2
 
 

@@ -91,17 +91,14 @@ def _computing_anew(problem: Problem, scale: float, needs: tuple[bool, ...], has
     """What returns gradients that are needed, by way of slopes that each kernel computes."""
     wants_query, wants_key, wants_value, *_ = needs
     wants_keys = wants_key or wants_value
-    query_launch = query_gradient_launch(problem, wants_query, has_grad_lse)
+    summarize = _summarizing(problem, scale, wants_query, has_grad_lse)
     key_launches = key_gradient_launches(problem, wants_key, wants_value) if wants_keys else ()
-    rows = problem.batch * problem.heads * prod(problem.outputs)
     positive = abs(scale) or 1.0
 
     def differentiate(query, key, value, out, lse, grad_out, grad_lse) -> tuple[Tensor | None, ...]:
-        statistics = lse.new_empty((2, rows))
-        to_query = _blank(query) if wants_query else query
-        kept = (out, lse, lse if grad_lse is None else grad_lse, statistics)
-        query_launch((query, grad_out, key, value, to_query), kept, (scale, positive * LOG2E))
-        grads: list[Tensor | None] = [to_query if wants_query else None, *(None,) * 5]
+        to_query = _blank(query) if wants_query else None
+        statistics = summarize(query, key, value, out, lse, grad_out, grad_lse, to_query)
+        grads: list[Tensor | None] = [to_query, *(None,) * 5]
         if wants_keys:
             to_key, to_value = _blank(key), _blank(value)
             for launch in key_launches:
@@ -115,20 +112,17 @@ def _computing_anew(problem: Problem, scale: float, needs: tuple[bool, ...], has
 
 def _keeping_slopes(problem: Problem, scale: float, kept: kept_plans.Kept, has_grad_lse: bool):
     """What returns gradients of all operands, by way of slopes in memory, of some heads at a time."""
-    statistics_launch = query_gradient_launch(problem, False, has_grad_lse)
+    summarize = _summarizing(problem, scale, False, has_grad_lse)
     group = problem.heads // problem.kv_heads
     heads = problem.batch * problem.kv_heads
     some = -(-heads // kept.turns)
     key_launch, query_launch = kept_launches(problem, kept, some * group)
     key_tiles, query_tiles = key_launch.programs // heads, query_launch.programs // heads
-    rows = heads * group * prod(problem.outputs)
     room = (1, some * group * kept.blocks * plans.ROWS, 1, 1, 1, plans.ROWS)
     positive = abs(scale) or 1.0
 
     def differentiate(query, key, value, out, lse, grad_out, grad_lse) -> tuple[Tensor | None, ...]:
-        statistics = lse.new_empty((2, rows))
-        given = (out, lse, lse if grad_lse is None else grad_lse, statistics)
-        statistics_launch((query, grad_out, key, value, query), given, (scale, positive * LOG2E))
+        statistics = summarize(query, key, value, out, lse, grad_out, grad_lse, None)
         to_query, to_key, to_value = _blank(query), _blank(key), _blank(value)
         tensors = (key, value, query, grad_out, to_key, to_value)
 
@@ -145,6 +139,21 @@ def _keeping_slopes(problem: Problem, scale: float, kept: kept_plans.Kept, has_g
         return to_query, to_key, to_value, None, None, None
 
     return differentiate
+
+
+def _summarizing(problem: Problem, scale: float, wants_query: bool, has_grad_lse: bool):
+    """What returns the statistics of rows that gradients of keys read, and writes the gradient of queries."""
+    launch = query_gradient_launch(problem, wants_query, has_grad_lse)
+    rows = problem.batch * problem.heads * prod(problem.outputs)
+    numbers = scale, (abs(scale) or 1.0) * LOG2E
+
+    def summarize(query, key, value, out, lse, grad_out, grad_lse, to_query: Tensor | None) -> Tensor:
+        statistics = lse.new_empty((2, rows))
+        tensors = (query, grad_out, key, value, query if to_query is None else to_query)
+        launch(tensors, (out, lse, lse if grad_lse is None else grad_lse, statistics), numbers)
+        return statistics
+
+    return summarize
 
 
 def _with_positive_scale(query: Tensor, scale: float) -> tuple[Tensor, float]:
