@@ -1,5 +1,6 @@
 """What `blocked` takes of memory besides its results, and that nothing depends on what was in it."""
 
+import gc
 import subprocess
 import sys
 from dataclasses import replace
@@ -241,6 +242,25 @@ def test_scratch_of_one_call_after_another_is_bounded(scaled):
     assert most() <= 64 << 20
     scaled("HELD")
     assert most() > 64 << 20
+
+
+@pytest.mark.parametrize("limit", [1 << 16, 1 << 30])
+def test_what_is_kept_of_many_shapes_is_bounded(monkeypatch, limit):
+    """A process may see any number of them."""
+    monkeypatch.setattr(arena, "EVERYONE", limit)
+    plan.parts.cache_clear()
+    gc.collect()
+    arena.Recent.forget_all()
+    most, last = 0, None
+    for length in range(20, 36):
+        problem = Problem((Axis(length, 5), Axis(20, 5)), 1, 2, 2, 4, 4)
+        last = run(problem, make(problem)[1])
+        held = [one().bytes for one in arena.Recent.everyone.values()]
+        assert sum(held) == arena.Recent.total
+        most = max(most, arena.Recent.total)
+    # What takes them over it is kept.
+    assert (most < 2 << 16) == (limit == 1 << 16)
+    assert equal(flat(*last[:3]), flat(*run(problem, make(problem)[1])[:3]))
 
 
 @pytest.mark.parametrize("problem", SLABS, ids=str)

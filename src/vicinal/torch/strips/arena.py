@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Callable, Hashable
 from math import prod
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ MADE = 1024
 """Things made of views that a thread keeps at most."""
 RECENT = 8 << 20
 """Bytes of what was worked out for the passes of a part that are kept."""
+EVERYONE = 64 << 20
+"""Bytes of the same for all parts of a process."""
 
 T = TypeVar("T")
 
@@ -75,9 +78,19 @@ def keep(key: Hashable, device: torch.device, make: Callable[[], T]) -> T:
 class Recent:
     """What was made last, for any thread."""
 
+    total: ClassVar[int] = 0
+    # Neither a set of weak references nor a lock: one may change while it is read, the other stay closed in
+    # a forked process.
+    everyone: ClassVar[dict[int, "ref[Recent]"]] = {}
+
     def __init__(self) -> None:
         self.made: dict[Hashable, Any] = {}
         self.bytes = 0
+        self.everyone[id(self)] = ref(self)
+
+    def __del__(self) -> None:
+        self.everyone.pop(id(self), None)
+        self.forget()
 
     def recall(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, made again once much else was made."""
@@ -87,10 +100,27 @@ class Recent:
             with torch.inference_mode(False):
                 found = make()
             if self.bytes > RECENT:
-                self.made, self.bytes = {}, 0
+                self.forget()
+            if Recent.total > EVERYONE:
+                self.forget_all()
             self.made[key] = found
-            self.bytes += _weight(found)
+            weight = _weight(found)
+            self.bytes += weight
+            Recent.total += weight
         return found
+
+    def forget(self) -> None:
+        Recent.total -= self.bytes
+        self.made, self.bytes = {}, 0
+
+    @classmethod
+    def forget_all(cls) -> None:
+        for one in list(cls.everyone.values()):
+            found = one()
+            if found is not None:
+                found.forget()
+        # Threads may have counted at a time.
+        cls.total = 0
 
 
 def _weight(x: Any) -> int:
