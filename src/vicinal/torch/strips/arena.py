@@ -101,16 +101,17 @@ class Recent:
                 found = make()
             if self.bytes > RECENT:
                 self.forget()
-            if Recent.total > EVERYONE:
+            if self.total > EVERYONE:
                 self.forget_all()
             self.made[key] = found
             weight = _weight(found)
             self.bytes += weight
-            Recent.total += weight
+            type(self).total += weight
         return found
 
     def forget(self) -> None:
-        Recent.total -= self.bytes
+        # At exit a module's names may be gone.
+        type(self).total -= self.bytes
         self.made, self.bytes = {}, 0
 
     @classmethod
