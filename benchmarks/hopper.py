@@ -3,12 +3,15 @@
     python benchmarks/hopper.py [--out results.json] [--only b1,b16] [--quick] [--flex]
                                 [--between | --float8]
 
-Every row is checked on sampled queries and keys in float64 before it is timed. `ratio` is the time of dense
-cuDNN attention, scaled by the visible share of its products, over the measured time: 1.0 is its speed. `kept`
-is the useful products a second of a row with an option over those of the row without it. `--between` times,
-in microseconds of graph replays, windows between small and large, and close to the whole axis, with `hopper`,
-with `triton` and with dense attention, without a mask and, forward, with one; `--float8` the forward with
-queries and keys in float8 and in bfloat16. `--flex` adds compiled FlexAttention to rows without an option.
+Every row is checked on sampled queries and keys in float64 before it is timed: in a few calls, and alone
+for 0.4 seconds on end, after which a device is at the clock that its power limit leaves a kernel. `ratio`
+is the time of dense cuDNN attention, scaled by the visible share of its products, over that of a few calls:
+1.0 is its speed; calls of dense attention are so long that they are sustained by themselves.
+`sustained_ratio` is the same of the sustained time, `tflops` the useful products a second then, and `kept`
+those of a row with an option over those of the row without it. `--between` times, in microseconds of graph
+replays, windows between small and large, and close to the whole axis, with `hopper`, with `triton` and with
+dense attention, without a mask and, forward, with one; `--float8` the forward with queries and keys in
+float8 and in bfloat16. `--flex` adds compiled FlexAttention to rows without an option.
 Rows are printed, and `--out` is written, as they are done.
 """
 
@@ -18,7 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from pathlib import Path
 
@@ -99,17 +102,30 @@ def plain(name: str) -> str:
     return name.removesuffix(" dilation 2") if option.startswith("K=") else shape
 
 
-def milliseconds(call, repeats: int) -> float:
-    """Median time between device events."""
-    for _ in range(2):
+def elapsed(call, calls: int) -> list[float]:
+    """Milliseconds between device events."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
+    events[0].record()
+    for event in events[1:]:
         call()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    for start, stop in events:
-        start.record()
-        call()
-        stop.record()
+        event.record()
     torch.cuda.synchronize()
-    return sorted(start.elapsed_time(stop) for start, stop in events)[repeats // 2]
+    return [start.elapsed_time(stop) for start, stop in pairwise(events)]
+
+
+def milliseconds(call, repeats: int) -> float:
+    """Median time after two calls."""
+    return sorted(elapsed(call, 2 + repeats)[2:])[repeats // 2]
+
+
+def sustained(call, seconds: float = 0.4) -> float:
+    """Median time in the later half of so many seconds, in milliseconds."""
+    times: list[float] = []
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds or len(times) < 10:
+        times += elapsed(call, 5)
+    later = sorted(times[len(times) // 2 :])
+    return later[len(later) // 2]
 
 
 def host_microseconds(call, calls: int = 60) -> float:
@@ -222,8 +238,9 @@ def measure(name: str, case: Problem, quick: bool, wants_flex: bool) -> dict:
         "query": milliseconds(lambda: back((True,) + (False,) * 5), 5),
     }
     row = {"name": name, "problem": str(case), "error": error, **times}
-    row["forward_tflops"] = case.flops / times["forward"] / 1e9
-    row["backward_tflops"] = 2.5 * case.flops / times["backward"] / 1e9
+    for part, call, products in (("forward", forward, 1.0), ("backward", lambda: back(NEEDS), 2.5)):
+        row[f"{part}_sustained"] = sustained(call)
+        row[f"{part}_tflops"] = products * case.flops / row[f"{part}_sustained"] / 1e9
     row["host_forward_us"] = host_microseconds(forward)
     if not quick:
         tokens = prod(case.lengths)
@@ -231,8 +248,9 @@ def measure(name: str, case: Problem, quick: bool, wants_flex: bool) -> dict:
         dim = max(64, 1 << (case.dim - 1).bit_length()) if case.dim != 256 else 128
         baseline = dense(tokens, 24, dim)
         scaled = case.heads * case.dim / (24 * dim) * share
-        row["forward_ratio"] = baseline[0] * scaled / times["forward"]
-        row["backward_ratio"] = baseline[1] * scaled / times["backward"]
+        for part, time_of_all in zip(("forward", "backward"), baseline, strict=True):
+            row[f"{part}_ratio"] = time_of_all * scaled / times[part]
+            row[f"{part}_sustained_ratio"] = time_of_all * scaled / row[f"{part}_sustained"]
     if wants_flex:
         del grads
         found = flex_times(case, (*given[:3], grad_out), out)

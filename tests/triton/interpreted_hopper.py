@@ -111,6 +111,9 @@ KEPT = {
     "causal in part": (problem(Axis(30, 9, 3, 1, True), Axis(21, 20), dim=128, dtype="float16"), 1),
     "flat between": (problem(Axis(16, 5), Axis(1, 1), Axis(20, 9), batch=2, dim=104, value_dim=96), 2),
     "three parts of five": (problem(Axis(70, 40), heads=5, dim=128), 2),
+    "wide": (problem(Axis(150, 65), heads=2, dim=256, value_dim=96), 1),
+    "wide volume": (problem(Axis(5, 3), Axis(9, 5, 2), Axis(10, 7), dim=256, value_dim=128), 1),
+    "wide plane, two batches": (problem(Axis(17, 13), Axis(18, 16), dim=200, value_dim=96, batch=2), 1),
 }
 
 

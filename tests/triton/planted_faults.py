@@ -230,14 +230,14 @@ FAULTS = (
     # Slopes that are kept.
     (
         hopper_query_sum,
-        "            sums = warpgroup_mma_wait(each * len(cuts), deps=adding)\n",
+        "            sums = hp.landed(adding, each * len(cuts))\n",
         "            sums = adding\n",
         r"race on (keys.buffers|kept)\[\d+\]: a write at .* (fill|fetch).* unordered with .* add",
         KEPT,
     ),
     (
         hopper_query_sum,
-        "        sums = warpgroup_mma_wait(0, deps=sums)\n",
+        "        sums = hp.landed(sums, 0)\n",
         "",
         "takes the product of .* add .* may be under way",
         KEPT,

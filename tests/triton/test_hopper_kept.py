@@ -44,13 +44,22 @@ def memory(case, found):
     """Bytes of the slopes that are there at a time."""
     heads, group = case.batch * case.kv_heads, case.heads // case.kv_heads
     each = -(-heads // found.turns) * group * found.blocks * hopper_kept_plan.BLOCK
-    return min(found.turns, 2) * each
+    return found.rooms * each
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *product(LARGE, ({}, {"dtype": "float16"}, {"batch": 3}, {"dim": 96, "value_dim": 96})),
+        *product(
+            LARGE,
+            (
+                {},
+                {"dtype": "float16"},
+                {"batch": 3},
+                {"dim": 96, "value_dim": 96},
+                {"dim": 256, "value_dim": 256, "heads": 12, "kv_heads": 12},
+            ),
+        ),
         ("a1", {"kv_heads": 8}),
         ("a256", {"kv_heads": 12, "batch": 2}),
     ],
@@ -67,7 +76,15 @@ def test_keeps_slopes_of_large_problems(workspace, name, options):
     # No more turns than memory asks for: with one fewer it would not suffice.
     if found.turns > 1:
         fewer = found._replace(turns=found.turns - 1)
-        assert 2 * memory(case, fewer) / min(fewer.turns, 2) > own
+        assert memory(case, fewer) > own
+
+
+@pytest.mark.parametrize(("dim", "rooms"), [(128, None), (256, 1), (200, 1)])
+def test_wide_heads_keep_slopes_of_a_volume_and_of_one_head(workspace, dim, rooms):
+    axes = (Axis(30, 18), Axis(48, 24), Axis(80, 24))
+    case = replace(LARGE["a1"], axes=axes, dim=dim, value_dim=256, heads=12, kv_heads=12)
+    found = hopper_kept_plan.kept(case)
+    assert (found and (found.rooms, found.turns)) == (rooms and (rooms, 12))
 
 
 AXES = {
@@ -111,9 +128,18 @@ def test_keeps_no_slopes_where_one_bound_says_so(workspace, monkeypatch, options
     assert hopper_kept_plan.kept(case) is not None
 
 
-@pytest.mark.parametrize("dims", [(136, 96), (96, 136), (256, 256)])
-def test_keeps_no_slopes_where_keys_and_values_have_a_kernel_each(workspace, dims):
+@pytest.mark.parametrize("dims", [(136, 96), (96, 136), (192, 192), (128, 256)])
+def test_keeps_no_slopes_where_boxes_are_narrower_than_blocks(workspace, dims):
     assert planned(replace(LARGE["a1"], dim=dims[0], value_dim=dims[1]), 1) is None
+
+
+@pytest.mark.parametrize("dims", [(256, 256), (200, 96), (256, 128)])
+def test_only_keys_leave_slopes_where_values_have_a_kernel_of_their_own(workspace, dims):
+    found = planned(replace(LARGE["a1"], dim=dims[0], value_dim=dims[1]), 1)
+    assert found.keys.spec.keeps
+    assert (found.keys.spec.wants_key, found.keys.spec.wants_value) == (True, False)
+    # A sum takes all registers: each of two warpgroups adds to one box of queries.
+    assert (found.queries.spec.together, found.queries.spec.each) == (2, 1)
 
 
 def test_keeps_no_slopes_for_lack_of_one_more_byte(workspace, monkeypatch):
@@ -124,6 +150,11 @@ def test_keeps_no_slopes_for_lack_of_one_more_byte(workspace, monkeypatch):
         monkeypatch.setattr(hopper_kept_plan, "_room", lambda _, room=room: room)
         assert hopper_kept_plan.kept(case).turns == turns
     monkeypatch.setattr(hopper_kept_plan, "_room", lambda _: one - 1)
+    assert hopper_kept_plan.kept(case) is None
+    # Slopes of a wide head gain in half of that.
+    case = replace(case, dim=256, value_dim=256)
+    assert hopper_kept_plan.kept(case)[-2:] == (24, 1)
+    monkeypatch.setattr(hopper_kept_plan, "_room", lambda _: one // 2 - 1)
     assert hopper_kept_plan.kept(case) is None
 
 

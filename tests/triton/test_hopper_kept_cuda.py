@@ -36,11 +36,16 @@ CASES = (
     (problem((24, 41), (8, 11), stride=(3, 5), causal=(True, False), dtype="float16", dim=128, batch=3), 2),
     (problem((61, 77), (23, 30), causal=(False, True), dim=96, value_dim=128, kv_heads=1), 1),
     (problem((16, 1, 20), (5, 1, 9), batch=2, dim=104, value_dim=96), 1),
+    (problem((1500,), 700, heads=3, dim=256), 2),
+    (problem((31, 37), (13, 16), heads=4, kv_heads=2, dim=256, value_dim=128), 1),
+    (problem((9, 12, 14), (3, 5, 7), causal=(True, False, False), dim=256), 1),
+    (problem((24, 41), (8, 11), stride=(3, 5), causal=(True, False), dim=208, value_dim=256, batch=3), 2),
 )
 TURNS = (
     CASES[5][0],
     problem((140,), 50, heads=5, batch=2, dim=128),
     problem((20, 42), (9, 25), heads=4, dim=96),
+    problem((20, 42), (9, 25), heads=4, dim=256),
 )
 
 
@@ -79,6 +84,12 @@ def test_matches_the_oracle(case, heads, turns):
         hopper.check(case)
     count = -(-case.batch * case.kv_heads // heads)
     assert turns == [(count, min(count, 2))]
+
+
+def test_one_room(turns):
+    with keeping(1, rooms=1):
+        hopper.check(CASES[-1][0])
+    assert turns == [(6, 1)]
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.1, 0.5])
@@ -144,6 +155,7 @@ def test_repeats_and_turns_of_any_number_are_bitwise_equal(case, turns):
         problem((1000,), 150, heads=36, dim=128),
         problem((70, 75), 21, heads=28, kv_heads=14, causal=(True, False), dim=128),
         problem((70, 75), 21, heads=20, stride=3, dim=96),
+        problem((70, 75), 21, heads=10, dim=256),
     ],
     ids=str,
 )

@@ -117,6 +117,7 @@ def _keeping_slopes(problem: Problem, scale: float, kept: kept_plans.Kept, has_g
     heads = problem.batch * problem.kv_heads
     some = -(-heads // kept.turns)
     key_launch, query_launch = kept_launches(problem, kept, some * group)
+    value_launches = () if kept.keys.spec.wants_value else key_gradient_launches(problem, False, True)
     key_tiles, query_tiles = key_launch.programs // heads, query_launch.programs // heads
     room = (1, some * group * kept.blocks * plans.ROWS, 1, 1, 1, plans.ROWS)
     positive = abs(scale) or 1.0
@@ -125,6 +126,8 @@ def _keeping_slopes(problem: Problem, scale: float, kept: kept_plans.Kept, has_g
         statistics = summarize(query, key, value, out, lse, grad_out, grad_lse, None)
         to_query, to_key, to_value = _blank(query), _blank(key), _blank(value)
         tensors = (key, value, query, grad_out, to_key, to_value)
+        for launch in value_launches:
+            launch(tensors, (statistics,), (positive, positive * LOG2E))
 
         def part(first: int, slopes: Tensor) -> None:
             stop = min(first + some, heads)
@@ -133,7 +136,7 @@ def _keeping_slopes(problem: Problem, scale: float, kept: kept_plans.Kept, has_g
             tiles = (first * query_tiles, stop * query_tiles, first * group)
             query_launch((key, slopes, to_query), (), (scale, *tiles))
 
-        rooms = [query.new_empty(room) for _ in range(min(kept.turns, 2))]
+        rooms = [query.new_empty(room) for _ in range(kept.rooms)]
         # While the last tiles of one part are computed, the first of the next are.
         taking_turns([partial(part, first) for first in range(0, heads, some)], rooms)
         return to_query, to_key, to_value, None, None, None
@@ -242,7 +245,7 @@ def _key_gradient_maps(spec: Spec, problem: Problem) -> tuple[Map, ...]:
 
 @lru_cache(256)
 def kept_launches(problem: Problem, kept: kept_plans.Kept, walks: int) -> tuple[Launch, Launch]:
-    """Gradients of keys and values, which leave slopes of `walks` heads, and of queries from those."""
+    """Gradients of keys, or of values too, which leave slopes of `walks` heads, and of queries from those."""
     query, out, key, _, numbers = _extents(problem)
     rows, width = walks * kept.blocks * plans.ROWS, plans.ROWS
     slopes = Map((1, rows, 1, 1, 1, width), (width, 1, 1), width)

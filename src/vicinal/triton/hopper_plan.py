@@ -83,14 +83,17 @@ def query_gradient(problem: Problem, wants_query: bool, has_grad_lse: bool) -> P
     return Plan(replace(spec, wants_query=wants_query, has_grad_lse=has_grad_lse), programs)
 
 
-def key_gradients(problem: Problem, wants_key: bool, wants_value: bool) -> list[Plan]:
-    """Gradients of keys and values: a kernel for both, or one each where registers hold only one sum."""
+def key_gradients(problem: Problem, wants_key: bool, wants_value: bool, kept: bool = False) -> list[Plan]:
+    """Gradients of keys and values: a kernel for both, or one each where registers hold only one sum.
+
+    The first, of keys, leaves slopes where they are `kept`.
+    """
     both = wants_key and wants_value
     if both and padded(problem.dim) + padded(problem.value_dim) > 256:
         wanted = ((True, False), (False, True))
     else:
         wanted = ((wants_key, wants_value),)
-    return [key_boxes(three_axes(problem), *flags) for flags in wanted]
+    return [key_boxes(three_axes(problem), *flags, kept and flags[0]) for flags in wanted]
 
 
 def _held(spec: Spec) -> tuple[bool, bool]:

@@ -7,7 +7,7 @@ keys is read once for all of them. Where a box of queries meets no key of it, ze
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from . import hopper_copies as hc
 from . import hopper_kept as hk
@@ -87,9 +87,9 @@ def _add(
                 slopes = hk.transposed(kept, stage * SPEC.together + warpgroup * each + row)
                 adding += hp.add(slopes, box, _part(sums, row, cuts), cuts)
             # Products of the box before are done.
-            sums = warpgroup_mma_wait(each * len(cuts), deps=adding)
+            sums = hp.landed(adding, each * len(cuts))
             mbarrier.arrive(keys.empty.index((i - 1) % SPEC.stages), count=1, pred=i > base)
-        sums = warpgroup_mma_wait(0, deps=sums)
+        sums = hp.landed(sums, 0)
         base += boxes
         mbarrier.arrive(keys.empty.index((base - 1) % SPEC.stages), count=1)
         for row in gl.static_range(each):
