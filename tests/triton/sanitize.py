@@ -86,6 +86,7 @@ PROBLEMS = {
         problem(Axis(384, 128, 128), dim=128, value_dim=96, batch=2, kv_heads=1),
         problem(Axis(330, 200, 1, 1, True), heads=3, dim=96, dtype="bfloat16"),
         problem(Axis(17, 9), Axis(42, 33, 4), dim=104, value_dim=128, dtype="bfloat16"),
+        problem(Axis(19, 8), Axis(18, 9), dim=256),
     ),
 }
 # Families of one backend that have other names.
