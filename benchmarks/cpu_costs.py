@@ -19,6 +19,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -152,17 +153,31 @@ def resident(name: str) -> int:
 
 
 def threads(rounds: int) -> dict:
-    found = {}
-    for mode, cases in THREADED.items():
-        for case, dtype in product(cases, ("float32", "bfloat16")):
-            row = gain(case, mode == "training", getattr(torch, dtype), rounds)
-            found[f"{case} {mode} {dtype}"] = row
-            print(case, mode, dtype, row, flush=True)
+    calls = {
+        f"{case} {mode} {dtype}": step(case, mode == "training", getattr(torch, dtype))
+        for mode, cases in THREADED.items()
+        for case, dtype in product(cases, ("float32", "bfloat16"))
+    }
+    times = {name: {"one": [], "two": []} for name in calls}
+    # What disturbs a machine for some seconds meets one round of some problems, not all of one.
+    for _ in range(rounds):
+        for name, call in calls.items():
+            for count, row in enumerate(times[name].values(), 1):
+                torch.set_num_threads(count)
+                call()
+                before = time.perf_counter_ns()
+                call()
+                row.append((time.perf_counter_ns() - before) / 1e6)
     torch.set_num_threads(1)
+    found = {}
+    for name, rows in times.items():
+        one, two = map(min, rows.values())
+        found[name] = {"one": round(one, 2), "two": round(two, 2), "gain": round(one / two, 2)}
+        print(name, found[name], flush=True)
     return found
 
 
-def gain(case: str, gradients: bool, dtype: torch.dtype, rounds: int) -> dict[str, float]:
+def step(case: str, gradients: bool, dtype: torch.dtype) -> Callable[[], None]:
     lengths, size, stride, dilation, batch, heads, dim = CASES[case]
     *inputs, grad = (x.to(dtype) for x in drawn(lengths, batch, heads, dim, 4))
     leaves = [x.requires_grad_(gradients) for x in inputs]
@@ -172,16 +187,7 @@ def gain(case: str, gradients: bool, dtype: torch.dtype, rounds: int) -> dict[st
         if gradients:
             torch.autograd.grad(out, leaves, grad)
 
-    times = {"one": [], "two": []}
-    for _ in range(rounds):
-        for count, row in enumerate(times.values(), 1):
-            torch.set_num_threads(count)
-            call()
-            before = time.perf_counter_ns()
-            call()
-            row.append((time.perf_counter_ns() - before) / 1e6)
-    one, two = map(min, times.values())
-    return {"one": round(one, 2), "two": round(two, 2), "gain": round(one / two, 2)}
+    return call
 
 
 PARTS = {"growth": growth, "split": split, "memory": memory, "threads": threads}
