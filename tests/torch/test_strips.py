@@ -16,7 +16,7 @@ from tests.torch.problems import array, problems, window
 from tests.torch.test_blocked import BITWISE, FIELDS, check, equal, flat, make, run
 from vicinal import Axis, Problem, catalog, tiling
 from vicinal.torch.backends.blocked import BLOCKED
-from vicinal.torch.strips import forward, fresh, plan, ring, rows
+from vicinal.torch.strips import arena, forward, fresh, plan, ring, rows
 from vicinal.torch.strips.residues import residues
 from vicinal.torch.strips.scores import Additive
 
@@ -301,3 +301,24 @@ def test_small_tensors_that_are_large_together_come_as_zeros():
         x = fresh.empty((size,), torch.float32, torch.device("cpu")).fill_(5)
         assert not fresh.drop(x)
         assert fresh.drop(x, 3) != bool(x.any())
+
+
+@pytest.mark.parametrize("dim", [5, 16])
+@pytest.mark.parametrize(
+    "problem", [Problem((Axis(1100, 9),), 2, 3, 3), Problem((Axis(1500, 21, 1, 2),), 1, 4, 2)], ids=str
+)
+def test_keys_that_are_copied_chunk_by_chunk_change_no_bit(monkeypatch, problem, dim):
+    """Of chunks of unequal sizes, in the first call and the next."""
+    problem = replace(problem, dim=dim, value_dim=dim)
+    _, operands = make(problem)
+    (part, *_) = plan.parts(problem)
+    monkeypatch.setattr(plan, "CHUNK", 2 * 4 * part.rows * part.rings[0].width)
+    legs, leg = [], plan.Part.leg
+    monkeypatch.setattr(plan.Part, "leg", lambda *given: legs.append(leg(*given)) or legs[-1])
+    arena.clear()
+    found = [BLOCKED.attend(problem, operands, 0.4) for _ in range(2)]
+    assert len({one.boxes for one in legs}) > 1
+    assert dim == 16 or any(one.before for one in legs)
+    monkeypatch.setattr(forward, "_is_near", lambda *_: False)
+    arena.clear()
+    assert all(equal(one, BLOCKED.attend(problem, operands, 0.4)) for one in found)

@@ -34,7 +34,7 @@ class _Arena(threading.local):
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self.held = 0
-        self.views: dict[tuple[str, torch.dtype, tuple[int, ...]], Tensor] = {}
+        self.views: dict[tuple[str, torch.dtype, tuple[int, ...], int], Tensor] = {}
         self.made: dict[Hashable, Any] = {}
 
 
@@ -48,16 +48,16 @@ class Like(NamedTuple):
     device: torch.device
 
 
-def take(name: str, shape: tuple[int, ...], like: Like) -> Tensor:
-    """An uninitialised tensor, valid until the same thread takes `name` again. Only the CPU keeps memory
-    here."""
+def take(name: str, shape: tuple[int, ...], like: Like, first: int = 0) -> Tensor:
+    """An uninitialised tensor, valid until the same thread takes `name` again. It lies in its cache lines as
+    if it came after the `first` numbers of a longer one. Only the CPU keeps memory here."""
     dtype, device = like
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
-    key = (name, dtype, shape)
+    key = (name, dtype, shape, first % VECTOR)
     view = _arena.views.get(key)
     if view is None:
-        view = _arena.views[key] = _view(name, shape, dtype)
+        view = _arena.views[key] = _view(*key)
     return view
 
 
@@ -185,8 +185,9 @@ def held() -> int:
     return _arena.held
 
 
-def _view(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    size = prod(shape)
+def _view(name: str, dtype: torch.dtype, shape: tuple[int, ...], start: int) -> Tensor:
+    # Room for any start: a tensor that is no larger finds the same buffer.
+    size, stop = prod(shape) + VECTOR, start + prod(shape)
     buffer = _arena.buffers.get((name, dtype))
     if buffer is None or buffer.numel() < size:
         for key in [key for key in _arena.views if key[:2] == (name, dtype)]:
@@ -197,4 +198,4 @@ def _view(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         with torch.inference_mode(False):
             buffer = _arena.buffers[name, dtype] = torch.empty(size, dtype=dtype, device="cpu")
     with torch.inference_mode(False):
-        return buffer[:size].view(shape)
+        return buffer[start:stop].view(shape)

@@ -1,5 +1,6 @@
 """Fused attention on strips, forward."""
 
+from collections.abc import Iterable
 from math import isfinite, isnan
 from typing import NamedTuple
 
@@ -11,10 +12,11 @@ from ..backends.base import Operands, Ready
 from ..composite import accumulating
 from . import direct, fresh, narrow, plan
 from .arena import Like, keep, sheet, trim
+from .bundle import Bundle
 from .call import LOG2E, Call, chunk, columns_of, rows_of
-from .layout import Strips, chunks, cut
-from .moves import Place
-from .plan import Pass, parts
+from .layout import Chunk, Strips, chunks, cut, strips
+from .moves import Place, one_of
+from .plan import Part, Pass, parts
 from .products import fewest, multiply, turns
 from .scores import Additive
 from .tiles import gather, scatter, tiles
@@ -23,6 +25,7 @@ TOTALS = 2.0**-32, 2.0**64
 """Row totals between which weights need no maximum taken off their scores: float32 holds them, their products
 with values are seen to be finite, and what underflows is no part of a sum."""
 
+BOTH = "key", "value"
 WARM = 1 << 18, 20 << 20
 """Bytes of queries from and up to which reading all operands once brings them nearer: fewer are near, more do
 not stay."""
@@ -171,9 +174,18 @@ def run_pass(call: Call, batch: int, slab: int, results: tuple[Tensor, Tensor]) 
     scatter(part, work, state.total.mul_(1 / LOG2E), "total", rows_of(part, results[1], batch))
 
 
+class _Leg(NamedTuple):
+    """Some tiles of one volume of a pass over one axis, whose keys and values are copied just before they are
+    used."""
+
+    work: Pass
+    volume: int
+
+
 class _Chunk(NamedTuple):
     """Tiles whose scores are held at a time."""
 
+    leg: _Leg | None
     kinds: Tensor
     query: Tensor
     key: Tensor
@@ -184,23 +196,44 @@ class _Chunk(NamedTuple):
 
 
 def _chunks(
-    call: Call, work: Pass, mask: Additive, queries: Tensor, keys: Strips, values: Strips, state: _State
+    call: Call, work: Pass, mask: Additive, queries: Tensor, state: _State, copied: list[Strips]
 ) -> list[_Chunk]:
-    part, like, span = call.part, call.like, keys.runs[0].shape[1]
-    widths = (len(mask.heads), mask.turned, queries.shape[-1], values.rows.shape[-1])
+    part, like, dims = call.part, call.like, (call.key.shape[-1], call.value.shape[-1])
+    step = chunk(part.rows, work.keys, like)
 
     def make() -> list[_Chunk]:
         kinds, found = mask.kinds(work), []
-        for some in chunks(work, chunk(part.rows, span, like), fewest(like.device)):
-            key, value = keys.boxes(some).mT, values.boxes(some)
+        # A buffer that grows is another one: the largest chunk takes it first.
+        for some in sorted(chunks(work, step, fewest(like.device)), key=_size, reverse=True):
+            leg, boxes = None, [x.boxes(some) for x in copied]
+            if not copied:
+                leg = _Leg(part.leg(work, some.inside, some.slot, dims), some.run)
+                boxes = [strips(part, leg.work, *x, like).runs[0] for x in zip(dims, BOTH, strict=True)]
+            key, value = boxes
             mine = _State(*(x[some.all] for x in (state.out, state.top, state.total)))
-            size = (len(value), part.rows, span)
+            size = (len(value), part.rows, work.keys)
             held = sheet("scores", size, like, mask.turned, some.all.start)
-            found.append(_Chunk(kinds[some.all], queries[some.all], key, value, mine, *held))
-        return found
+            found.append(_Chunk(leg, kinds[some.all], queries[some.all], key.mT, value, mine, *held))
+        return sorted(found, key=lambda chunk: chunk.state.out.storage_offset())
 
-    key = ("chunks", work, widths, like, torch.get_num_threads(), plan.CHUNK)
+    key = ("chunks", work, len(mask.heads), mask.turned, dims, like, torch.get_num_threads(), plan.CHUNK)
     return keep(key, like.device, make)
+
+
+def _size(some: Chunk) -> int:
+    return some.inside.stop - some.inside.start
+
+
+def _is_near(part: Part, work: Pass, like: Like) -> bool:
+    """Whether keys and values are copied chunk by chunk: of one axis, where strips are computed one by one
+    and boxes overlap little."""
+    if part.rank > 1 or len(part.pieces) > 1 or work.runs < work.strips or like.device.type != "cpu":
+        return False
+    return not isinstance(part, Bundle) and work.keys <= work.pitch * (chunk(part.rows, work.keys, like) + 1)
+
+
+def _cut(part: Part, work: Pass, columns: Iterable[Place], like: Like) -> list[Strips]:
+    return [cut(part, work, x, name, like) for x, name in zip(columns, BOTH, strict=True)]
 
 
 def _piece(
@@ -214,12 +247,14 @@ def _piece(
 ) -> bool:
     """Take the keys of a piece; False, with nothing of use in `state`, where `bare` scores do not do."""
     part, like = call.part, call.like
-    keys, values = (cut(part, work, x, name, like) for x, name in zip(columns, ("key", "value"), strict=True))
     # Maxima over keys that do not lie together take long.
     mask = call.additive(work, batch, bare and turns(part.rows, like.device))
     scale = call.scale * LOG2E
-    found = _chunks(call, work, mask, queries, keys, values, state)
+    copied = [] if _is_near(part, work, like) else _cut(part, work, columns, like)
+    found = _chunks(call, work, mask, queries, state, copied)
     for number, some in enumerate(found):
+        if some.leg is not None:
+            _cut(part, some.leg.work, (one_of(x, some.leg.volume, part.rank + 2) for x in columns), like)
         mask.fill(some.scores, some.kinds)
         multiply(some.scores, some.query, some.key, scale)
         if not work.opens:

@@ -67,7 +67,8 @@ def strips(part: Part, work: Pass, dim: int, name: str, like: Like) -> Strips:
 
 def _strips(part: Part, work: Pass, dim: int, name: str, like: Like) -> Strips:
     row = work.width * dim
-    slots = take(name, (_body(work) + _tail(work), work.width, dim), like)
+    size = (_body(work) + _tail(work), work.width, dim)
+    slots = take(name, size, like, work.before * row)
     shape = (work.runs, work.boxes // work.runs, work.keys, dim)
     boxes = slots.as_strided(shape, (work.length * row, work.pitch * row, dim, 1))
     return Strips(slots, boxes.unbind(), slots.view(-1, dim))

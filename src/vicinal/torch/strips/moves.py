@@ -28,6 +28,15 @@ def placed(x: Tensor, where: Geometry | None = None) -> Place:
     return Place(x, size, strides, offset) if where is None else Place(x, *where[:2], where[2] + offset)
 
 
+def one_of(place: Place, number: int, axes: int) -> Place:
+    """The one that has a number among those of the leading `axes`."""
+    offset, shape = place.offset, place.shape
+    for size, stride in zip(shape[axes - 1 :: -1], place.strides[axes - 1 :: -1], strict=True):
+        number, at = divmod(number, size)
+        offset += at * stride
+    return Place(place.tensor, ((1,) * axes) + shape[axes:], place.strides, offset)
+
+
 class Step(NamedTuple):
     """`copy_`, `add_` or `zero_` applied to a view of one tensor with a view of another; tensors go by
     number."""

@@ -2,10 +2,10 @@
 bounded."""
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import product
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ... import tiling
 from ...problem import Problem
-from .arena import Recent
+from .arena import VECTOR, Recent
 from .costs import saved, work_cost
 from .passes import ROWS, SCORES, Band, Batch, Box, Load, Planner, Slab, Window, load, numbers
 from .residues import Residue, residues
@@ -48,6 +48,7 @@ class Pass:
     length: int
     places: int
     runs: int
+    before: int = 0
 
     @cached_property
     def boxes(self) -> int:
@@ -161,6 +162,18 @@ class Part:
         if strips == 1 or self._apart(strips, tiles, places - tiles, prod(map(len, box))):
             return Pass(slab, box, band, volumes, strips, pitch, length, tiles, strips)
         return Pass(slab, box, band, volumes, strips, pitch, places * pitch, places, 1)
+
+    def leg(self, work: Pass, some: slice, slot: int, dims: tuple[int, int]) -> Pass:
+        """Some tiles of one volume of a pass over one axis, whose first slot has a number among those of the
+        pass."""
+        # All that counts is where in a cache line a slot lies: a BLAS rounds otherwise elsewhere.
+        before = slot % (VECTOR // gcd(VECTOR, *dims))
+        return self.recent.recall(
+            ("leg", work, some.start, some.stop, before), lambda: self._leg(work, some, before)
+        )
+
+    def _leg(self, work: Pass, some: slice, before: int) -> Pass:
+        return replace(self._measure(1, (work.slab[0][some],), work.box, work.band), before=before)
 
     def _apart(self, strips: int, tiles: int, junk: int, keys: int) -> bool:
         """Whether more calls cost less than boxes without a tile."""
