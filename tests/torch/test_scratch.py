@@ -16,6 +16,7 @@ from tests.torch.problems import problems
 from tests.torch.test_blocked import ALL, check, cotangents, equal, flat, make, run, walk
 from tests.torch.test_strips import LINUX
 from vicinal import Axis, Problem, catalog
+from vicinal.torch import qk
 from vicinal.torch.backends.blocked import BLOCKED
 from vicinal.torch.strips import arena, call, gradients, passes, plan, rows, sums
 from vicinal.torch.strips.scores import Additive
@@ -77,6 +78,16 @@ def test_second_derivatives_keep_weights_of_few_heads(dtype):
     """All of 16 heads would take ten times 42 MiB."""
     most, results = peak((64, 64), 13, 16, 64, 0, dtype, True)
     assert most - results <= 130 << 10
+
+
+@pytest.mark.parametrize("size", [5, 15])
+def test_gradients_of_qk_copy_what_has_shorter_rows(size):
+    query, key = (torch.randn(1, 40, 40, 2, 32, requires_grad=True) for _ in range(2))
+    weights = qk(query, key, size, backend="blocked")
+    slope = torch.randn_like(weights)
+    # What the operators take themselves is not seen here.
+    most, _ = beside_results(lambda: torch.autograd.grad(weights, (query, key), slope))
+    assert most == min(slope.nbytes, query.nbytes + key.nbytes)
 
 
 SLABS = (

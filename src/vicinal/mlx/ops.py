@@ -308,9 +308,14 @@ def _dot(call: Call) -> Callable[..., Any]:
         return backend.dot(problem, x, y, call.scale, call.fill)
 
     def back(primals, cotangents, outputs):
-        (x, y), scaled = primals, cotangents[0] * call.scale
-        key = _mix_back(plain, y.shape[1:-2], y.shape[-2])(scaled, x)
-        return _mix(plain)(scaled, y), key
+        (x, y), weights = primals, cotangents[0]
+        # Whichever has shorter rows.
+        if weights.shape[-1] > x.shape[-1]:
+            x, y = x * call.scale, y * call.scale
+        else:
+            weights = weights * call.scale
+        key = _mix_back(plain, y.shape[1:-2], y.shape[-2])(weights, x)
+        return _mix(plain)(weights, y), key
 
     def forward(primals, moves):
         (x, y), (move_x, move_y) = primals, moves

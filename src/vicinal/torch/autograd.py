@@ -263,9 +263,9 @@ class Dot(Formula):
         x, y, bias = ctx.saved_tensors
         _, *needs = ctx.needs_input_grad[:4]
         lengths, kv_heads = y.shape[1:-2], y.shape[-2]
-        scaled = grad if ctx.scale == 1 else grad * ctx.scale
-        to_x = call("mix", (scaled, y), *ctx.window, *ctx.run) if needs[0] else None
-        to_y = call("mix_back", (scaled, x), lengths, kv_heads, *ctx.window, *ctx.run) if needs[1] else None
+        weights, x, y = _scaled(grad, x, y, ctx.scale)
+        to_x = call("mix", (weights, y), *ctx.window, *ctx.run) if needs[0] else None
+        to_y = call("mix_back", (weights, x), lengths, kv_heads, *ctx.window, *ctx.run) if needs[1] else None
         to_bias = ops.tally(grad, lengths, *ctx.window).to(bias.dtype) if needs[2] else None
         return to_x, to_y, to_bias
 
@@ -273,6 +273,15 @@ class Dot(Formula):
         x, y, bias = ctx.saved_tensors
         dot = lambda a, b, c: ops.dot(a, b, c, *ctx.window, ctx.scale, 0.0, *ctx.run)  # noqa: E731
         return dot(zeros(move_x, x), y, zeros(move_bias, bias)) + dot(x, zeros(move_y, y), None)
+
+
+def _scaled(weights: Tensor, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, or what they multiply where its rows are shorter, times `scale`."""
+    if scale == 1:
+        return weights, x, y
+    if weights.shape[-1] > x.shape[-1]:
+        return weights, x * scale, y * scale
+    return weights * scale, x, y
 
 
 class Mix(Formula):
