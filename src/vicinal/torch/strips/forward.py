@@ -17,7 +17,7 @@ from .call import LOG2E, Call, chunk, columns_of, rows_of
 from .layout import Chunk, Strips, chunks, cut, strips
 from .moves import Place, one_of
 from .plan import Part, Pass, parts
-from .products import fewest, multiply, turns
+from .products import facing, fewest, multiply, turns
 from .scores import Additive
 from .tiles import gather, scatter, tiles
 
@@ -80,10 +80,10 @@ def _blank(operands: Operands) -> tuple[Tensor, Tensor]:
 def _extremes(x: Tensor, blank: float) -> tuple[float, float]:
     """Least and greatest number, with `blank` for what is none: that reaches its own readers whatever others
     do."""
-    low, high = x.aminmax()
+    low, high = map(float, x.aminmax())
     if isnan(low):
-        low, high = x.nan_to_num(blank, torch.inf, -torch.inf).aminmax()
-    return float(low), float(high)
+        low, high = map(float, x.nan_to_num(blank, torch.inf, -torch.inf).aminmax())
+    return low, high
 
 
 def _warm(operands: Operands) -> None:
@@ -187,8 +187,7 @@ class _Chunk(NamedTuple):
 
     leg: _Leg | None
     kinds: Tensor
-    query: Tensor
-    key: Tensor
+    product: tuple[Tensor, Tensor, Tensor]
     value: Tensor
     state: _State
     scores: Tensor
@@ -199,10 +198,9 @@ def _chunks(
     call: Call, work: Pass, mask: Additive, queries: Tensor, state: _State, copied: list[Strips]
 ) -> list[_Chunk]:
     part, like, dims = call.part, call.like, (call.key.shape[-1], call.value.shape[-1])
-    step = chunk(part.rows, work.keys, like)
 
     def make() -> list[_Chunk]:
-        kinds, found = mask.kinds(work), []
+        kinds, found, step = mask.kinds(work), [], chunk(part.rows, work.keys, like)
         # A buffer that grows is another one: the largest chunk takes it first.
         for some in sorted(chunks(work, step, fewest(like.device)), key=_size, reverse=True):
             leg, boxes = None, [x.boxes(some) for x in copied]
@@ -213,7 +211,8 @@ def _chunks(
             mine = _State(*(x[some.all] for x in (state.out, state.top, state.total)))
             size = (len(value), part.rows, work.keys)
             held = sheet("scores", size, like, mask.turned, some.all.start)
-            found.append(_Chunk(leg, kinds[some.all], queries[some.all], key.mT, value, mine, *held))
+            product = facing(held[0], queries[some.all], key.mT)
+            found.append(_Chunk(leg, kinds[some.all], product, value, mine, *held))
         return sorted(found, key=lambda chunk: chunk.state.out.storage_offset())
 
     key = ("chunks", work, len(mask.heads), mask.turned, dims, like, torch.get_num_threads(), plan.CHUNK)
@@ -256,7 +255,7 @@ def _piece(
         if some.leg is not None:
             _cut(part, some.leg.work, (one_of(x, some.leg.volume, part.rank + 2) for x in columns), like)
         mask.fill(some.scores, some.kinds)
-        multiply(some.scores, some.query, some.key, scale)
+        multiply(*some.product, scale)
         if not work.opens:
             some.state.absorb(some.scores, some.whole, some.value)
             continue

@@ -24,8 +24,10 @@ class Place(NamedTuple):
 
 def placed(x: Tensor, where: Geometry | None = None) -> Place:
     """All of a tensor, or what is at `where` in it."""
-    size, strides, offset = geometry(x)
-    return Place(x, size, strides, offset) if where is None else Place(x, *where[:2], where[2] + offset)
+    if where is None:
+        return Place(x, *geometry(x))
+    size, strides, offset = where
+    return Place(x, size, strides, offset + int(x.storage_offset()))
 
 
 def one_of(place: Place, number: int, axes: int) -> Place:
@@ -86,7 +88,7 @@ def record(steps: Iterable[Step]) -> tuple[Move, ...]:
 
 def view(x: Tensor, where: Geometry) -> Tensor:
     size, strides, offset = where
-    return x.as_strided(size, strides, offset + x.storage_offset())
+    return x.as_strided(size, strides, offset + int(x.storage_offset()))
 
 
 class Held(NamedTuple):
@@ -110,13 +112,17 @@ def hold(moves: tuple[Move, ...], mine: Tensor) -> list[Held]:
 
 
 def play(held: list[Held], other: Place) -> None:
+    tensor, start = other.tensor, other.offset
     for mine, where, out in held:
         if where is None:
             mine.zero_()
-        elif out:
-            _inside(other, where).copy_(mine)
+            continue
+        size, strides, offset = where
+        theirs = tensor.as_strided(size, strides, start + offset)
+        if out:
+            theirs.copy_(mine)
         else:
-            mine.copy_(_inside(other, where))
+            mine.copy_(theirs)
 
 
 def run(moves: tuple[Move, ...], *places: Place) -> None:

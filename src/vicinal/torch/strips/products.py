@@ -21,12 +21,15 @@ def turns(rows: int, device: torch.device) -> bool:
     return device.type == "cpu" and rows % 16 == 0
 
 
+def facing(out: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A product and its factors as they lie: a result that lies turned is the product of turned matrices."""
+    return (out.mT, right.mT, left.mT) if out.stride(-1) > 1 else (out, left, right)
+
+
 def multiply(out: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0, beta: float = 1.0) -> None:
     """`out = beta * out + alpha * left @ right`. Fewer matrices than threads are computed one after another,
     each by all threads."""
-    if out.stride(-1) > 1:
-        # A result that lies turned is the product of turned matrices.
-        out, left, right = out.mT, right.mT, left.mT
+    out, left, right = facing(out, left, right)
     least = fewest(out.device)
     if len(out) >= least:
         out.baddbmm_(left, right, alpha=alpha, beta=beta)
