@@ -222,7 +222,10 @@ def test_any_scale(scale):
 def strided(dim):
     """Operands of one shape: parts of one tensor, transposed, expanded, and at an odd address."""
     shape = 2, 18, 20, 3, dim
-    draw = lambda *shape: torch.randn(*shape, device="cuda").bfloat16()  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(*shape, device="cuda").bfloat16()
+
     packed = draw(2, 18, 20, 3, 3, dim)
     expanded = draw(1, *shape[1:]).expand(2, -1, -1, -1, -1)
     shifted = draw(prod(shape) + 1)[1:].view(shape)
