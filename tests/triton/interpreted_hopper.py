@@ -95,6 +95,7 @@ CASES = {
     # What three warpgroups share.
     "narrow": problem(Axis(400, 300), dtype="float16", value_dim=32),
     "narrow plane": problem(Axis(24, 13, 1, 1, True), Axis(24, 17), heads=2, kv_heads=1),
+    "narrow, no masks": problem(Axis(48, 32, 16), Axis(48, 32, 16)),
     "narrow groups": problem(Axis(48, 19, 1, 2), Axis(24, 17), dim=32),
     "float8": problem(Axis(150, 70), key_dtype="float8_e4m3fn", gradients=False),
 }

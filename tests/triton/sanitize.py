@@ -77,6 +77,7 @@ PROBLEMS = {
         problem(Axis(19, 8), Axis(18, 9), dim=256),
         problem(Axis(150, 70), dim=64, key_dtype="float8_e4m3fn", gradients=False),
         problem(Axis(1601, 1550), heads=1, dim=64),
+        problem(Axis(48, 32, 16), Axis(48, 32, 16), heads=1, dim=64),
         problem(Axis(50, 40), Axis(49, 41, 5), dim=24, value_dim=40, dtype="bfloat16"),
         problem(Axis(17, 9), Axis(19, 8), dim=96),
         problem(Axis(150, 70), dim=160, value_dim=80, dtype="bfloat16"),

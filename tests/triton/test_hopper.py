@@ -154,6 +154,15 @@ def test_both_sums_of_narrow_heads_lag_behind_scores():
     assert not hopper_plan.key_gradients(short, True, True)[0].spec.lags
 
 
+@pytest.mark.parametrize(("stride", "masks"), [(1, True), (16, False)])
+def test_narrow_heads_wait_once_a_box_where_it_has_a_mask(stride, masks):
+    case = Problem((Axis(256, 80, stride=stride),) * 2, dim=64, value_dim=64, dtype="float16")
+    (plan,) = hopper_plan.key_gradients(case, True, True)
+    assert plan.spec.lags
+    assert plan.spec.masks == plan.spec.at_once == masks
+    assert (plan.spec.later == 0) == masks
+
+
 @pytest.mark.parametrize(("length", "size"), [(16, 15), (32, 31), (64, 61)])
 def test_windows_close_to_the_whole_axis_cost_no_more_pairs_than_dense_attention(length, size):
     case = hopper_plan.three_axes(Problem((Axis(length, size),) * 2, dim=64, dtype="float16"))

@@ -68,6 +68,7 @@ NARROW = (
     problem((23, 47), (13, 29), dim=32, value_dim=64, heads=4, kv_heads=2),
     problem((48, 24), (19, 17), dilation=(2, 1), dim=32),
     problem((6, 12, 16), (5, 9, 5), output_stride=(1, 2, 1)),
+    problem((64, 48), (48, 32), stride=16),
 )
 DILATED = (
     problem((260,), 50, dilation=4),

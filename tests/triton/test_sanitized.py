@@ -55,7 +55,8 @@ def tiles(p):
     key_specs = [spec for spec, _ in hopper_plan.key_gradients(p, True, True)]
     yield f"key gradient: {len(key_specs)} kernels"
     yield f"key gradient: {'parts' if len(key_specs[0].cuts) > 1 else 'whole'}"
-    yield f"key gradient: sums {'beside scores' if key_specs[0].lags else 'of a box in it'}"
+    masks = " and masks" if key_specs[0].at_once else ""
+    yield f"key gradient: sums {'beside scores' + masks if key_specs[0].lags else 'of a box in it'}"
     yield f"key gradient: {'next tile early' if key_specs[0].depth > 1 else 'tile by tile'}"
     for name, held in (("keys", key_specs[0].held), ("values", key_specs[0].value_held)):
         yield f"key gradient: {name} {'in registers' if held else 'in shared memory'}"
@@ -106,7 +107,7 @@ FORMS = {
         | each(GRADIENTS, "next tile early", "tile by tile")
         | each(GRADIENTS[1:], "1 kernels", "2 kernels", "keys in registers", "keys in shared memory")
         | each(GRADIENTS[1:], "values in registers", "values in shared memory")
-        | each(GRADIENTS[1:], "sums beside scores", "sums of a box in it"),
+        | each(GRADIENTS[1:], "sums beside scores", "sums beside scores and masks", "sums of a box in it"),
     ),
     "kept slopes": (
         keeps,

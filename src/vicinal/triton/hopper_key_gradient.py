@@ -83,6 +83,17 @@ def _pass(queries, grad_outs, i, SPEC: gl.constexpr):
 
 
 @gluon.jit
+def _next(queries, stage, phase, more, HERE: gl.constexpr, SPEC: gl.constexpr):
+    """The next stage, once it is full if there is `more`; where it is not waited for `HERE`, this one."""
+    if HERE:
+        stage += 1
+        phase = gl.where(stage == SPEC.stages, phase ^ 1, phase)
+        stage = gl.where(stage == SPEC.stages, 0, stage)
+        mbarrier.wait(queries.full.index(stage), phase, pred=more)
+    return stage, phase
+
+
+@gluon.jit
 def _walk(
     warpgroup: gl.constexpr, keys, values, slot, sum_key, sum_value, queries, grad_outs, notes, borders,
     viewers, slopes, scale2, start, tile, opening, closing, SPEC: gl.constexpr,
@@ -117,14 +128,19 @@ def _walk(
         block = lane + hn.number(borders.index(stage), hn.BLOCK) if SPEC.keeps else lane
         lse2 = notes.index(stage).slice(0, SPEC.width).load(note_layout)
         scores = hp.landed(flying, SPEC.later)[0]
+        if SPEC.at_once:
+            delta = notes.index(stage).slice(SPEC.width, SPEC.width).load(note_layout)
         weights = gl.exp2(scores * scale2 - lse2[None, :])
         weights = hn.hide(weights, axes, warpgroup, borders.index(stage), viewers, start, tile, i, SPEC)
         if SPEC.wants_value and not SPEC.lags:
             # No weight is left for later than this.
             adding_value = hb.add_weights(weights, grad_outs, stage, sum_value, SPEC)
         pulled, sum_key, sum_value = hb.landed(pulling, adding_key, adding_value, sum_value, SPEC)
-        if SPEC.wants_key:
-            delta = notes.index(stage).slice(SPEC.width, SPEC.width).load(note_layout)
+        now = stage
+        # Between weights and slopes that takes less time than behind them.
+        stage, phase = _next(queries, stage, phase, i + 1 < closing, SPEC.at_once, SPEC)
+        if SPEC.wants_key and not SPEC.at_once:
+            delta = notes.index(now).slice(SPEC.width, SPEC.width).load(note_layout)
         # An arrival has a barrier before what follows it: here a product runs beside it.
         if SPEC.apart:
             mbarrier.arrive(grad_outs.empty.index(i % SPEC.value_stages), count=1)
@@ -133,11 +149,8 @@ def _walk(
         gl.thread_barrier()
         if SPEC.wants_key:
             left = hb.remainder(weights, pulled, delta, keys.dtype, slopes, block, SPEC)
-        before = stage
-        stage += 1
-        phase = gl.where(stage == SPEC.stages, phase ^ 1, phase)
-        stage = gl.where(stage == SPEC.stages, 0, stage)
-        mbarrier.wait(queries.full.index(stage), phase, pred=i + 1 < closing)
+        before = now
+        stage, phase = _next(queries, stage, phase, i + 1 < closing, not SPEC.at_once, SPEC)
         if SPEC.wants_value and not SPEC.lags:
             sum_value = hp.landed(adding_value, 0)
     if opening < closing:

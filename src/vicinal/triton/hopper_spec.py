@@ -113,9 +113,18 @@ class Spec:
         return 0 < self.value_stages < self.stages
 
     @property
+    def at_once(self) -> bool:
+        """Whether gradients that lag wait for all products of a box before its weights.
+
+        Masks come from shared memory, which answers late while products read it. Two boxes are held while the
+        next is waited for.
+        """
+        return self.lags and self.masks and self.stages > 2
+
+    @property
     def later(self) -> int:
         """Products that gradients of keys and values start after a box's scores, and wait for later."""
-        if not self.wants_key:
+        if self.at_once or not self.wants_key:
             return 0
         sums = 0 if self.apart else len(self.cuts) + self.lags * len(self.value_cuts)
         return sums + len(self.value_cuts)
