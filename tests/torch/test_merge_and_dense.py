@@ -41,9 +41,11 @@ def test_attention(dtype, is_causal, queries, keys, heads, kv_heads, dim, value_
     name = str(dtype).removeprefix("torch.")
     assert [x.dtype for x in (got[0], *grads)] == [dtype] * 4
     budget.check("out", problems.array(got[0]), problems.array(want[0]), name, rounded_weights=True)
-    budget.check(
-        "lse", problems.array(got[1]), problems.array(want[1]), "float64" if name == "float64" else "float32"
-    )
+    # PyTorch's own kernel approximates so the exponentials of 16-bit operands that fill a vector.
+    powers = 2.0**-14 if dtype.itemsize == 2 else 0.0
+    precision = "float64" if name == "float64" else "float32"
+    lse, exact_lse = map(problems.array, (got[1], want[1]))
+    budget.check("lse", lse, exact_lse, precision, powers=powers)
     for label, grad, true in zip(("query", "key", "value"), grads, exact, strict=True):
         budget.check(label, problems.array(grad), problems.array(true), name, rounded_weights=True)
 
