@@ -87,8 +87,8 @@ FAULTS = (
     ),
     (
         hopper_query_gradient,
-        "keys = hc.ring(key, SPEC.stages, SPEC.warpgroups) if",
-        "keys = hc.ring(key, SPEC.stages, SPEC.warpgroups - 1) if",
+        "keys = hc.ring(key, SPEC.stages, SPEC.warpgroups, 2)",
+        "keys = hc.ring(key, SPEC.stages, SPEC.warpgroups - 1, 2)",
         "race on keys.buffers|arrives 1 times at keys.empty|of keys.(full|empty)",
     ),
     (

@@ -41,10 +41,10 @@ def _pass(keys, values, i, SPEC: gl.constexpr):
     """Leaves a box to the other warpgroups."""
     stage = i % SPEC.stages
     mbarrier.wait(keys.full.index(stage), (i // SPEC.stages) & 1)
-    place = i % SPEC.value_stages
-    mbarrier.wait(values.full.index(place), (i // SPEC.value_stages) & 1)
     mbarrier.arrive(keys.empty.index(stage), count=1)
     if SPEC.apart:
+        place = i % SPEC.value_stages
+        mbarrier.wait(values.full.index(place), (i // SPEC.value_stages) & 1)
         mbarrier.arrive(values.empty.index(place), count=1)
 
 
@@ -197,18 +197,18 @@ def _walk(
     for i in range(begin, end):
         mbarrier.wait(keys.full.index(stage), phase)
         query = held if SPEC.held else hp.anew(queries, warpgroup, i, cuts)
-        place, turn = stage, phase
+        place = stage
         if SPEC.apart:
             # Beside a wide sum registers do not hold the slopes and two products of a box.
             adding = hp.add(slope, hp.matrix(keys.buffers, before), grad, cuts)
             flying = hp.multiply(query, hp.matrix(keys.buffers, stage), empty, cuts)
             grad = hp.landed(adding, 1)
             mbarrier.arrive(keys.empty.index(before), count=1, pred=i > begin)
-            place, turn = i % SPEC.value_stages, (i // SPEC.value_stages) & 1
+            place = i % SPEC.value_stages
+            mbarrier.wait(values.full.index(place), (i // SPEC.value_stages) & 1)
         else:
             flying = hp.multiply(query, hp.matrix(keys.buffers, stage), empty, cuts)
             adding = hp.add(slope, hp.matrix(keys.buffers, before), grad, cuts)
-        mbarrier.wait(values.full.index(place), turn)
         grad_out = kept if roomy else hp.anew(grad_outs.buffers, slot, i, value_cuts)
         pulling = hp.multiply(grad_out, hp.matrix(values.buffers, place), empty, value_cuts)
         scores = hp.landed(flying, len(value_cuts) if SPEC.apart else len(cuts) + len(value_cuts))[0]
@@ -250,14 +250,15 @@ def _run(
     grad_outs = hc.ring(grad_out, SPEC.warpgroups * SPEC.depth, 1)
     # Triton lays barriers that no partition uses over buffers of others.
     queries = hc.ring(query, SPEC.warpgroups, 1) if SPEC.wants_query else ()
-    keys = hc.ring(key, SPEC.stages, SPEC.warpgroups) if SPEC.wants_query else ()
-    values = ()
+    keys, values = (), ()
     if SPEC.wants_query:
         if SPEC.apart:
+            keys = hc.ring(key, SPEC.stages, SPEC.warpgroups)
             values = hc.ring(value, SPEC.value_stages, SPEC.warpgroups)
         else:
-            # Keys and values of a stage are empty together: a warpgroup's threads meet before each arrival.
-            values = hc.Ring(hc.buffers(value, SPEC.stages), hc.barriers(SPEC.stages, 1), keys.empty)
+            # Keys and values of a stage are full and empty together.
+            keys = hc.ring(key, SPEC.stages, SPEC.warpgroups, 2)
+            values = hc.Ring(hc.buffers(value, SPEC.stages), keys.full, keys.empty)
     tickets = hs.tickets(SPEC.warpgroups + 1) if SPEC.persistent else ()
     # A tuple with a name of its own would turn its constexprs into tensors.
     if SPEC.warpgroups == 2:
