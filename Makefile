@@ -18,7 +18,7 @@ CLIENTS := $(VENV)-clients
 # One test at a time: no core waits for another that has several left.
 RUN_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --maxschedchunk 1
 
-.PHONY: demo test test-offline test-tritons test-newest check lint types docs coverage test-all checker test-clients test-metal mac-selftest gpu-check gpu-sanitize gpu-bench wheel clean
+.PHONY: demo test test-offline record-offline test-tritons test-newest check lint types docs coverage test-all checker test-clients test-metal mac-selftest gpu-check gpu-sanitize gpu-bench wheel clean
 
 demo: $(READY)
 	$(BIN)/vicinal demo
@@ -27,9 +27,13 @@ test: $(READY)
 	$(RUN_TESTS) -m "not ($(SKIP))"
 
 # GPU kernels compiled for GPUs that need not be here: registers, shared memory, matrix instructions. `make test`
-# compiles all for sm_90, but for gradients of some operands, and a sample for others; this compiles the rest.
+# compiles all for sm_90, and for others a sample and what is not recorded; this compiles all for others.
 test-offline: $(READY)
 	$(RUN_TESTS) -m offline tests/triton
+
+# The same, and records it.
+record-offline: $(READY)
+	$(PY) -m tests.triton.recorded
 
 # The portable kernels with the oldest release of Triton, one between, and every one with the newest: downloads a
 # gigabyte.

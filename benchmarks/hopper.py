@@ -8,7 +8,8 @@ for 0.4 seconds on end, after which a device is at the clock that its power limi
 is the time of dense cuDNN attention, scaled by the visible share of its products, over that of a few calls:
 1.0 is its speed; calls of dense attention are so long that they are sustained by themselves.
 `sustained_ratio` is the same of the sustained time, `tflops` the useful products a second then, and `kept`
-those of a row with an option over those of the row without it. `--between` times, in microseconds of graph
+those of a row with an option over those of the row without it, which is timed again in turns with it: as a
+device gets hotter, its clock falls during a run. `--between` times, in microseconds of graph
 replays, windows between small and large, and close to the whole axis, with `hopper`, with `triton` and with
 dense attention, without a mask and, forward, with one; `--float8` the forward with queries and keys in
 float8 and in bfloat16. `--flex` adds compiled FlexAttention to rows without an option.
@@ -28,6 +29,7 @@ from pathlib import Path
 import torch
 import triton
 from run import Graph, flex_times
+from sampled import worst
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -128,6 +130,13 @@ def sustained(call, seconds: float = 0.4) -> float:
     return later[len(later) // 2]
 
 
+def in_turns(calls) -> list[float]:
+    """Mean sustained times of calls, one after the other and then the other way round, in milliseconds."""
+    there = [sustained(call) for call in calls]
+    back = [sustained(call) for call in reversed(calls)]
+    return [(one + other) / 2 for one, other in zip(there, reversed(back), strict=True)]
+
+
 def host_microseconds(call, calls: int = 60) -> float:
     """Median time of a call on the host while the device is busy."""
     call()
@@ -170,78 +179,47 @@ def copy_bandwidth() -> float:
     return 2 * x.nbytes / milliseconds(lambda: y.copy_(x), 10) / 1e9
 
 
-def indices(per_axis, lengths) -> torch.Tensor:
-    """Flat indices of a product of ranges."""
-    flat = [sum(i * prod(lengths[a + 1 :]) for a, i in enumerate(at)) for at in product(*per_axis)]
-    return torch.tensor(flat, device="cuda")
+class Calls:
+    """Forward and backward of a problem, on random operands."""
 
+    def __init__(self, case: Problem):
+        size, dtype = (case.batch, *case.lengths), getattr(torch, case.dtype)
+        heads = (case.heads, case.kv_heads, case.kv_heads, case.heads)
+        *given, self.grad_out = (
+            torch.randn(*size, count, case.dim, device="cuda", dtype=dtype) for count in heads
+        )
+        self.case, self.given, self.scale = case, Operands(*given), case.dim**-0.5
+        self.out, self.lse = self.forward()
 
-def unflat(flat: int, lengths) -> list[int]:
-    at = []
-    for length in reversed(lengths):
-        at.insert(0, flat % length)
-        flat //= length
-    return at
+    def forward(self):
+        return HOPPER.attend(self.case, self.given, self.scale)
 
-
-def worst(case: Problem, given: Operands, out, lse, grad_out, grads: Operands) -> float:
-    """Largest relative error of sampled rows of outputs and gradients."""
-    scale, group, errors = case.dim**-0.5, case.heads // case.kv_heads, []
-    flat = lambda x: x.flatten(1, case.rank)[0].double()  # noqa: E731
-    q, k, v, o, do, dq, dk, dv = map(flat, (*given[:3], out, grad_out, *grads[:3]))
-    lse = lse.flatten(1, case.rank)[0].double()
-    delta = (o * do).sum(-1)
-
-    def off(tensor, at, row):
-        # Rows near zero, as the gradient of a query that sees one key, are held against a usual row.
-        usual = tensor.norm() / (tensor.numel() / row.numel()) ** 0.5
-        errors.append(((tensor[at] - row).norm() / torch.maximum(row.norm(), usual)).item())
-
-    tokens = prod(case.lengths)
-    for token in [0, tokens - 1, *torch.randint(tokens, (6,)).tolist()]:
-        head = token % case.heads
-        at = unflat(token, case.lengths)
-        seen = indices([axis.keys(i) for axis, i in zip(case.axes, at, strict=True)], case.lengths)
-        keys, values = k[seen, head // group], v[seen, head // group]
-        scores = keys @ q[token, head] * scale
-        weights = scores.softmax(0)
-        off(o, (token, head), weights @ values)
-        errors.append((lse[token, head] - scores.logsumexp(0)).abs().item())
-        slopes = weights * (values @ do[token, head] - delta[token, head])
-        off(dq, (token, head), scale * slopes @ keys)
-        seen = indices([axis.queries(i) for axis, i in zip(case.axes, at, strict=True)], case.lengths)
-        kv_head, sums = head // group, [0.0, 0.0]
-        for member in range(kv_head * group, (kv_head + 1) * group):
-            weights = (q[seen, member] @ k[token, kv_head] * scale - lse[seen, member]).exp()
-            slopes = weights * (do[seen, member] @ v[token, kv_head] - delta[seen, member])
-            sums = [sums[0] + scale * slopes @ q[seen, member], sums[1] + weights @ do[seen, member]]
-        off(dk, (token, kv_head), sums[0])
-        off(dv, (token, kv_head), sums[1])
-    return max(errors)
+    def backward(self, needs=NEEDS):
+        return HOPPER.attend_back(
+            self.case, self.given, self.out, self.lse, self.grad_out, None, self.scale, needs
+        )
 
 
 def measure(name: str, case: Problem, quick: bool, wants_flex: bool) -> dict:
-    dtype = getattr(torch, case.dtype)
-    random = lambda heads: torch.randn(case.batch, *case.lengths, heads, case.dim, device="cuda", dtype=dtype)  # noqa: E731
-    given = Operands(random(case.heads), random(case.kv_heads), random(case.kv_heads))
-    grad_out, scale = random(case.heads), case.dim**-0.5
-    out, lse = HOPPER.attend(case, given, scale)
-    grads = HOPPER.attend_back(case, given, out, lse, grad_out, None, scale, NEEDS)
-    error = worst(case, given, out, lse, grad_out, grads)
+    calls = Calls(case)
+    error = worst(case, calls.given, calls.out, calls.lse, calls.grad_out, calls.backward())
     if not error < 1e-2:
         return {"name": name, "problem": str(case), "error": error, "failed": True}
-    forward = lambda: HOPPER.attend(case, given, scale)  # noqa: E731
-    back = lambda needs: HOPPER.attend_back(case, given, out, lse, grad_out, None, scale, needs)  # noqa: E731
     times = {
-        "forward": milliseconds(forward, 7),
-        "backward": milliseconds(lambda: back(NEEDS), 5),
-        "query": milliseconds(lambda: back((True,) + (False,) * 5), 5),
+        "forward": milliseconds(calls.forward, 7),
+        "backward": milliseconds(calls.backward, 5),
+        "query": milliseconds(lambda: calls.backward((True,) + (False,) * 5), 5),
     }
     row = {"name": name, "problem": str(case), "error": error, **times}
-    for part, call, products in (("forward", forward, 1.0), ("backward", lambda: back(NEEDS), 2.5)):
-        row[f"{part}_sustained"] = sustained(call)
-        row[f"{part}_tflops"] = products * case.flops / row[f"{part}_sustained"] / 1e9
-    row["host_forward_us"] = host_microseconds(forward)
+    # Of a row without an option once more: it says how far the other ratios can be trusted.
+    without = Calls(ROWS[plain(name)])
+    for part, products in (("forward", 1.0), ("backward", 2.5)):
+        apart, taken = in_turns((getattr(without, part), getattr(calls, part)))
+        row[f"{part}_sustained"] = taken
+        row[f"{part}_tflops"] = products * case.flops / taken / 1e9
+        row[f"{part}_kept"] = case.flops / taken / (without.case.flops / apart)
+    del without
+    row["host_forward_us"] = host_microseconds(calls.forward)
     if not quick:
         tokens = prod(case.lengths)
         share = case.pairs / tokens**2
@@ -252,8 +230,7 @@ def measure(name: str, case: Problem, quick: bool, wants_flex: bool) -> dict:
             row[f"{part}_ratio"] = time_of_all * scaled / times[part]
             row[f"{part}_sustained_ratio"] = time_of_all * scaled / row[f"{part}_sustained"]
     if wants_flex:
-        del grads
-        found = flex_times(case, (*given[:3], grad_out), out)
+        found = flex_times(case, (*calls.given[:3], calls.grad_out), calls.out)
         row |= {key: x if key == "flex_failure" else x / 1e3 for key, x in found.items()}
     return row
 
@@ -271,8 +248,7 @@ def visible(case: Problem) -> torch.Tensor:
 
 def compare(name: str, case: Problem) -> dict:
     """Times of this backend, whatever it refuses, of `triton`'s, and of dense attention."""
-    make = lambda: torch.randn(case.batch, *case.lengths, case.heads, case.dim, device="cuda").bfloat16()  # noqa: E731
-    given, grad, scale = Operands(make(), make(), make()), make(), case.dim**-0.5
+    given, grad, scale = (calls := Calls(case)).given, calls.grad_out, calls.scale
     row = {"name": name, "problem": str(case), "slowdown": crossover.slowdown(case)}
     row["refusal"] = HOPPER.refusal(case)
     found = {}
@@ -304,15 +280,13 @@ def float8(name: str, case: Problem) -> dict:
     `error` is against the same rounded operands in bfloat16, `rounding` against operands before rounding.
     """
     narrow = replace(case, key_dtype="float8_e4m3fn", gradients=False)
-    random = lambda heads: torch.randn(  # noqa: E731
-        case.batch, *case.lengths, heads, case.dim, device="cuda", dtype=torch.bfloat16
-    )
-    given, scale = Operands(random(case.heads), random(case.kv_heads), random(case.kv_heads)), case.dim**-0.5
+    wide = Calls(case)
+    given, scale = wide.given, wide.scale
     rounded = Operands(*(x.to(torch.float8_e4m3fn) for x in given[:2]), given.value)
     widened = Operands(*(x.to(torch.bfloat16) for x in rounded[:2]), given.value)
     calls = {
         "float8": lambda: HOPPER.attend(narrow, rounded, scale)[0],
-        "bfloat16": lambda: HOPPER.attend(case, given, scale)[0],
+        "bfloat16": lambda: wide.forward()[0],
     }
     off = lambda x, y: ((x - y).norm() / y.norm()).item()  # noqa: E731
     out = calls["float8"]()
@@ -366,14 +340,9 @@ def main() -> None:
 def large(wanted: list[str], quick: bool, flex: bool) -> Iterator[dict]:
     """Rows of large windows, each beside the row without its option."""
     print("row                  fwd ms  TF/s ratio | bwd ms  TF/s ratio (  dq   dkv) | host us    error")
-    found = {}
     for name in wanted:
-        found[name] = row = measure(name, ROWS[name], quick, flex and " " not in name)
+        row = measure(name, ROWS[name], quick, flex and " " not in name)
         torch.cuda.empty_cache()
-        without = found.get(plain(name), row)
-        for measured in ("forward_tflops", "backward_tflops"):
-            if measured in row and measured in without:
-                row[measured.replace("tflops", "kept")] = row[measured] / without[measured]
         yield row
         if row.get("failed"):
             print(f"{name:20} WRONG: relative error {row['error']:.3g}", flush=True)

@@ -1,13 +1,16 @@
 """Compile the portable kernels for a GPU that need not be here; prints what each uses as a JSON line.
 
-python -m tests.triton.offline cuda:90 short
+python -m tests.triton.offline cuda:90 short [part of a name ...] [--digests] [--recorded]
+
+With digests of what kernels are compiled from, if these are asked for. What is recorded of a kernel is
+printed in place of compiling the same source again.
 """
 
+import argparse
 import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -21,6 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from tests.triton import recorded
 from vicinal import Axis, Problem
 from vicinal.problem import Documents
 from vicinal.triton import documents, launches, plan, ring_launches
@@ -205,21 +209,39 @@ def output(*command):
     return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
-def main(target, kind, *names):
-    backend, arch = target.split(":")
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    options.add_argument("target")
+    options.add_argument("kind", choices=("short", "float32"))
+    options.add_argument("names", nargs="*")
+    options.add_argument("--digests", action="store_true")
+    options.add_argument("--recorded", action="store_true")
+    wanted = options.parse_args()
+    backend, arch = wanted.target.split(":")
     found = GPUTarget(backend, int(arch) if backend == "cuda" else arch, 32 if backend == "cuda" else 64)
     driver.set_active(AbsentDevice(found))
     os.environ |= {"TRITON_ALWAYS_COMPILE": "1", "TRITON_DUMP_PTXAS_LOG": "1"}
-    for name, p in problems(kind):
+    known = {row["digest"]: row for row in recorded.rows()} if wanted.recorded else {}
+    source = recorded.Source(known)
+    if wanted.digests or wanted.recorded:
+        triton.knobs.runtime.add_stages_inspection_hook = source
+    for name, p in problems(wanted.kind):
         for kernel, launch, dtypes in kernels(p, FAR if name.startswith("far") else 1):
-            if names and not any(wanted in f"{name}/{kernel}" for wanted in names):
+            whole = f"{name}/{kernel}"
+            if wanted.names and not any(part in whole for part in wanted.names):
                 continue
             tensors = [None if dtype is None else torch.empty(16, dtype=dtype) for dtype in dtypes]
-            with redirect_stdout(StringIO()) as log:
-                compiled = launch.warmup(*tensors)
-            measured = measure(compiled, found, log.getvalue())
-            print(json.dumps({"name": f"{name}/{kernel}", **measured}), flush=True)
+            try:
+                with redirect_stdout(StringIO()) as log:
+                    compiled = launch.warmup(*tensors)
+            except recorded.Recorded as stopped:
+                digest = stopped.args[0]
+                measured = {key: known[digest][key] for key in recorded.MEASURES}
+            else:
+                digest = source.digests.get(compiled.metadata.hash)
+                measured = measure(compiled, found, log.getvalue())
+            print(json.dumps({"name": whole, "digest": digest, **measured}), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+RECORDED = "3.6.0"
+needs_recorded = pytest.mark.skipif(
+    find_spec("triton") is None or version("triton") != RECORDED, reason=f"recorded with Triton {RECORDED}"
+)
 # Shared memory of a program, in bytes; boxes are the same for sm_80 and sm_89, so the smaller one counts.
 SHARED = {
     "cuda:80": 101376,
@@ -32,9 +37,10 @@ SPILLS = {
 }
 # These have no products.
 PLAIN = ("delta_of", "tally")
-# Every run of the suite compiles all kernels for one GPU, and for others a sample: every option, wide heads,
-# rings.
+# Every run of the suite compiles all kernels for one GPU. For others it compiles those that are not recorded,
+# and a sample of every option, wide heads and rings.
 ALL = "cuda:90"
+OTHERS = tuple(target for target in SHARED if target != ALL)
 SAMPLE = (
     "options-bfloat16-64/",
     "single-bfloat16-128/",
@@ -43,29 +49,54 @@ SAMPLE = (
 )
 
 
-MARKED = [pytest.param(x, marks=pytest.mark.slow if x == ALL else pytest.mark.offline) for x in SHARED]
-
-
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("kind", ["short", "float32"])
-@pytest.mark.parametrize("target", MARKED)
+@pytest.mark.parametrize("target", SHARED)
 def test_kernels_fit(target, kind):
-    names = checked(target, kind)
+    flags = () if target == ALL else ("--recorded",)
+    all_fit(target, kind, checked(target, kind, flags=flags))
+
+
+@pytest.mark.offline
+@needs_recorded
+@pytest.mark.parametrize("kind", ["short", "float32"])
+@pytest.mark.parametrize("target", OTHERS)
+def test_kernels_fit_and_are_recorded(target, kind):
+    found = checked(target, kind, flags=("--digests",))
+    all_fit(target, kind, found)
+    assert_recorded(target, found)
+
+
+@pytest.mark.slow
+@needs_recorded
+@pytest.mark.parametrize("target", OTHERS)
+def test_a_sample_of_kernels_is_what_is_recorded(target):
+    found = checked(target, "short", SAMPLE, flags=("--digests",))
+    assert len(found) > 15
+    assert_recorded(target, found)
+
+
+def all_fit(target, kind, found):
+    names = [kernel["name"] for kernel in found]
     assert len(names) > 80
     has_rings = kind == "short" and target.startswith("cuda")
     assert sum("/ring." in name for name in names) == (44 if has_rings else 0)
 
 
-@pytest.mark.slow
-@needs_triton
-@pytest.mark.parametrize("target", [target for target in SHARED if target != ALL])
-def test_a_sample_of_kernels_fits(target):
-    assert len(checked(target, "short", SAMPLE)) > 15
+def assert_recorded(target, found):
+    """After a kernel is changed, `make record-offline` writes what it uses."""
+    from tests.triton import recorded
+
+    rows = {row["name"]: row for row in recorded.rows() if row["target"] == target}
+    for kernel in found:
+        measured = kernel | {"target": target}
+        assert rows.get(kernel["name"]) == {key: measured[key] for key in recorded.COLUMNS}
 
 
-def checked(target, kind, names=(), spills=True):
-    """Names of the kernels compiled, each within what a GPU has; `spills` is about Triton 3.6."""
-    command = [sys.executable, "-m", "tests.triton.offline", target, kind, *names]
+def checked(target, kind, names=(), spills=True, flags=()):
+    """What kernels use that were compiled, each within what a GPU has; `spills` is about Triton 3.6."""
+    command = [sys.executable, "-m", "tests.triton.offline", target, kind, *names, *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     measured = [json.loads(line) for line in done.stdout.splitlines()]
@@ -79,4 +110,4 @@ def checked(target, kind, names=(), spills=True):
         # Exact float32 products run outside the matrix units.
         if (kind == "short" or "tf32" in name) and not name.endswith(PLAIN):
             assert kernel["matrix"] > 0, kernel
-    return [kernel["name"] for kernel in measured]
+    return measured
