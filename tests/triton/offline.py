@@ -222,14 +222,15 @@ def main():
     driver.set_active(AbsentDevice(found))
     os.environ |= {"TRITON_ALWAYS_COMPILE": "1", "TRITON_DUMP_PTXAS_LOG": "1"}
     known = {row["digest"]: row for row in recorded.rows()} if wanted.recorded else {}
-    source = recorded.Source(known)
+    sources = recorded.Sources(known)
     if wanted.digests or wanted.recorded:
-        triton.knobs.runtime.add_stages_inspection_hook = source
+        triton.knobs.runtime.add_stages_inspection_hook = sources
     for name, p in problems(wanted.kind):
         for kernel, launch, dtypes in kernels(p, FAR if name.startswith("far") else 1):
             whole = f"{name}/{kernel}"
             if wanted.names and not any(part in whole for part in wanted.names):
                 continue
+            sources.options = launch.options
             tensors = [None if dtype is None else torch.empty(16, dtype=dtype) for dtype in dtypes]
             try:
                 with redirect_stdout(StringIO()) as log:
@@ -238,7 +239,7 @@ def main():
                 digest = stopped.args[0]
                 measured = {key: known[digest][key] for key in recorded.MEASURES}
             else:
-                digest = source.digests.get(compiled.metadata.hash)
+                digest = sources.digest(compiled.metadata.hash) if sources.found else ""
                 measured = measure(compiled, found, log.getvalue())
             print(json.dumps({"name": whole, "digest": digest, **measured}), flush=True)
 

@@ -4,13 +4,15 @@ python -m tests.triton.recorded
 
 compiles every portable kernel for every GPU but sm_90, and writes the record.
 
-A kernel is known by a digest of the version of Triton, of its options, GPU among them, and of its source as
-Triton's intermediate language, without places in files: comments and moved lines do not change it.
+A kernel is known by a digest of the version of Triton, of what its launch asks for, and of its source as
+Triton's intermediate language, without places in files, which comments change, and without the GPU's name:
+it is the same for all NVIDIA GPUs.
 """
 
 import csv
 import hashlib
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -26,29 +28,32 @@ class Recorded(Exception):
     """A kernel that need not be compiled; the argument is its digest."""
 
 
-class Source:
+class Sources:
     """A hook of Triton's that reads what kernels are compiled from, and stops where that is `known`.
 
-    `digests` are found by Triton's own hashes, which hold paths.
+    `options` are those of the launch whose kernel comes next. Sources are found by Triton's own hashes, which
+    hold paths: a kernel that was compiled before does not come again.
     """
 
     def __init__(self, known):
-        self.known, self.digests = known, {}
+        self.known, self.options, self.found = known, {}, {}
 
     def __call__(self, backend, stages, options, language, capability):
         first, lower = next(iter(stages.items()))
 
         def read(module, metadata):
-            # Libraries are Triton's own, wherever they are installed.
-            chosen = sorted((key, x) for key, x in vars(options).items() if key != "extern_libs")
-            text = f"{triton.__version__} {chosen} {module.str_nodebug()}"
-            digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-            self.digests[metadata["hash"]] = digest
+            self.found[metadata["hash"]] = re.sub(r'"cuda:\d+"', "", module.str_nodebug())
+            digest = self.digest(metadata["hash"])
             if digest in self.known:
                 raise Recorded(digest)
             return lower(module, metadata)
 
         stages[first] = read
+
+    def digest(self, key):
+        """Of the launch whose kernel has this hash."""
+        text = f"{triton.__version__} {sorted(self.options.items())} {self.found[key]}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def rows():
