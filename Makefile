@@ -27,7 +27,7 @@ test: $(READY)
 	$(RUN_TESTS) -m "not ($(SKIP))"
 
 # GPU kernels compiled for GPUs that need not be here: registers, shared memory, matrix instructions. `make test`
-# compiles all for sm_90, and for others a sample and what is not recorded; this compiles all for others.
+# compiles all for sm_90, and portable ones for others if they are in a sample or not recorded; this, all of them.
 test-offline: $(READY)
 	$(RUN_TESTS) -m offline tests/triton
 

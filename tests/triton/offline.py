@@ -221,7 +221,8 @@ def main():
     found = GPUTarget(backend, int(arch) if backend == "cuda" else arch, 32 if backend == "cuda" else 64)
     driver.set_active(AbsentDevice(found))
     os.environ |= {"TRITON_ALWAYS_COMPILE": "1", "TRITON_DUMP_PTXAS_LOG": "1"}
-    known = {row["digest"]: row for row in recorded.rows()} if wanted.recorded else {}
+    rows = recorded.rows() if wanted.recorded else ()
+    known = {row["digest"]: row for row in rows if row["target"] == wanted.target}
     sources = recorded.Sources(known)
     if wanted.digests or wanted.recorded:
         triton.knobs.runtime.add_stages_inspection_hook = sources

@@ -203,7 +203,7 @@ def test_compiles_to_what_hopper_is_fast_at(case, tmp_path):
         assert case.key_dtype is None or "QGMMA" in code, compiled.name
 
 
-@pytest.mark.offline
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case.gradients], ids=str)
 def test_gradients_of_some_operands_compile_as_well(case, tmp_path):
     codes = [checked(compiled, tmp_path, spills(case)) for compiled in kernels(case, whole=False)]
@@ -232,7 +232,7 @@ def test_kept_slopes_compile_to_what_hopper_is_fast_at(case, tmp_path):
     assert len(re.findall(r" STG\.E", keys)) == 2 * 4 + 1
 
 
-@pytest.mark.offline
+@pytest.mark.slow
 @pytest.mark.parametrize("compile_", [kernels, kept_kernels])
 def test_three_quarters_of_a_head_dim_take_three_quarters_of_the_products(compile_, tmp_path):
     case = problem((256, 256), 80)
